@@ -1,0 +1,1 @@
+"""The adapters, one file each; the folder imports itself."""

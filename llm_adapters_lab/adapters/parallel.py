@@ -1,0 +1,48 @@
+"""Parallel bottleneck: a small network beside a sublayer, added to its output.
+
+    y' = y + s f(x W_down) W_up
+
+with x: (..., d_in) the sublayer's input, y: (..., d_out) the output of its exit projection, W_down: (b, d_in) and W_up:
+(d_out, b) stored as (out, in). `at: mlp` and `attn` make one branch for the whole sublayer, as in the paper's formula;
+a single projection (`up,down`) gets a branch of its own, as in the original code. W_up starts at zero, so training
+starts at the base.
+
+Parameters: b (d_in + d_out) for each site, plus b + d_out with biases, plus 1 with a learned scale.
+
+Source: He et al. 2022, arXiv:2110.04366; Hu et al. 2023, arXiv:2304.01933, section 2
+(their H_o ← H_o + f(H_i W_down) W_up / our x = H_i, y = H_o).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from llm_adapters_lab.adapter import Adapter, register
+from llm_adapters_lab.anatomy import Site
+from llm_adapters_lab.bottleneck import Bottleneck, BottleneckConfig
+
+
+class ParallelConfig(BottleneckConfig):
+    """Config of the parallel bottleneck."""
+
+    type: Literal["parallel"] = "parallel"
+
+
+@register("parallel", config=ParallelConfig, at="mlp", source="arXiv:2110.04366")
+class Parallel(Adapter):
+    """Bottleneck that reads a sublayer's input and changes its output."""
+
+    level = "sublayer"
+
+    def __init__(self, config: ParallelConfig, site: Site, base: nn.Module) -> None:
+        """Make a bottleneck d_in -> b -> d_out."""
+        super().__init__(config, site, base)
+        self.bottleneck = Bottleneck(config, site.d_in, site.d_out)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Return y + s f(x W_down) W_up."""
+        changed: torch.Tensor = y + self.bottleneck(x)
+        return changed

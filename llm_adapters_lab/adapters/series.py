@@ -1,0 +1,47 @@
+"""Series bottleneck: a small network after a sublayer, added to what it reads.
+
+    h' = h + s f(h W_down) W_up
+
+with h: (..., d), W_down: (b, d) and W_up: (d, b) stored as (out, in). `at: mlp` reads the output of the MLP's exit
+projection before the residual, `attn` that of attention, `mlp.in` the input of the MLP (the original code's
+"post-attention" position), `attn+mlp` both. W_up starts at zero, so training starts at the base.
+
+Parameters: 2 b d for each site, plus b + d with biases, plus 1 with a learned scale.
+
+Source: Houlsby et al. 2019, arXiv:1902.00751; placement as in Hu et al. 2023, arXiv:2304.01933, section 2
+(their H_o ← H_o + f(H_o W_down) W_up / our h).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from llm_adapters_lab.adapter import Adapter, register
+from llm_adapters_lab.anatomy import Site
+from llm_adapters_lab.bottleneck import Bottleneck, BottleneckConfig
+
+
+class SeriesConfig(BottleneckConfig):
+    """Config of the series bottleneck."""
+
+    type: Literal["series"] = "series"
+
+
+@register("series", config=SeriesConfig, at="mlp", source="arXiv:1902.00751")
+class Series(Adapter):
+    """Bottleneck that reads and changes the same place."""
+
+    level = "sublayer"
+
+    def __init__(self, config: SeriesConfig, site: Site, base: nn.Module) -> None:
+        """Make a bottleneck d_out -> b -> d_out."""
+        super().__init__(config, site, base)
+        self.bottleneck = Bottleneck(config, site.d_out, site.d_out)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Return y + s f(y W_down) W_up."""
+        changed: torch.Tensor = y + self.bottleneck(y)
+        return changed

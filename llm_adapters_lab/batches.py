@@ -1,0 +1,103 @@
+"""From rows to tensors: tokenise, mask, order, pad."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from llm_adapters_lab import prompts
+from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.tasks import Example
+
+IGNORED = -100
+"""Label of a token that the loss does not count (the value that torch's cross-entropy ignores)."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One tokenised row: token ids and, of the same length, the labels."""
+
+    id: str
+    ids: tuple[int, ...]
+    labels: tuple[int, ...]
+
+    @property
+    def counted(self) -> int:
+        """Number of labels the loss counts; the first token is never predicted."""
+        return sum(label != IGNORED for label in self.labels[1:])
+
+
+def prompt_ids(tokenizer: Any, text: str) -> list[int]:
+    """Return the token ids of a prompt, as they are in training and in scoring."""
+    ids: list[int] = tokenizer(text)["input_ids"]
+    # Some tokenizers close every text; a prompt goes on.
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+
+
+def encode(
+    tokenizer: Any, examples: Sequence[Example], template: str, max_tokens: int, loss_on: Literal["answer", "all"]
+) -> tuple[list[Sample], int]:
+    """Tokenise rows for training: prompt, answer, end token.
+
+    Args:
+        tokenizer: of the base.
+        examples: the rows.
+        template: prompt form.
+        max_tokens: rows longer than this are left out, because a cut row would lose its answer.
+        loss_on: count the loss on the answer with its end token, or on everything.
+
+    Returns:
+        The samples, and the number of rows left out.
+
+    Raises:
+        BadSpec: no row is short enough.
+    """
+    samples = []
+    for example in examples:
+        head = prompt_ids(tokenizer, prompts.prompt(example, template))
+        tail = tokenizer(prompts.target(example, template), add_special_tokens=False)["input_ids"]
+        tail = [*tail, tokenizer.eos_token_id]
+        ids = (*head, *tail)
+        if len(ids) <= max_tokens:
+            labels = ids if loss_on == "all" else (*[IGNORED] * len(head), *tail)
+            samples.append(Sample(example.id, ids, tuple(labels)))
+    if not samples:
+        raise BadSpec(f"All {len(examples)} training rows are longer than data.max_tokens = {max_tokens}. Raise it.")
+    return samples, len(examples) - len(samples)
+
+
+def order(count: int, batch: int, steps: int, seed: int) -> Iterator[list[int]]:
+    """Yield the row numbers of each step: one seeded permutation per epoch, chained, so every batch is full.
+
+    The order depends on the seed alone, not on the number of processes.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    waiting: list[int] = []
+    for _ in range(steps):
+        while len(waiting) < batch:
+            waiting += torch.randperm(count, generator=generator).tolist()
+        yield waiting[:batch]
+        waiting = waiting[batch:]
+
+
+def pad(rows: Sequence[Sequence[int]], value: int, side: Literal["left", "right"]) -> torch.Tensor:
+    """Return rows of different lengths as one (rows, longest) tensor."""
+    longest = max(map(len, rows))
+    filled = [
+        [*row, *[value] * (longest - len(row))] if side == "right" else [*[value] * (longest - len(row)), *row]
+        for row in rows
+    ]
+    return torch.tensor(filled, dtype=torch.long)
+
+
+def collate(samples: Sequence[Sample], pad_id: int, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
+    """Return a training batch, padded on the right: input_ids, attention_mask and labels, each (rows, longest)."""
+    batch = {
+        "input_ids": pad([s.ids for s in samples], pad_id, "right"),
+        "attention_mask": pad([[1] * len(s.ids) for s in samples], 0, "right"),
+        "labels": pad([s.labels for s in samples], IGNORED, "right"),
+    }
+    return {name: tensor.to(device) for name, tensor in batch.items()}

@@ -1,0 +1,104 @@
+"""What happens in a run, as plain values: written to events.jsonl and shown by every front end."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Event:
+    """What all events share."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the event as plain data, with its class name under "event"."""
+        return {"event": type(self).__name__, **dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True)
+class Started(Event):
+    """The run has loaded everything and begins."""
+
+    id: str
+    steps: int
+    trainable_parameters: int
+    base_parameters: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Step(Event):
+    """One update. Loss in nats per label token; tokens are label and prompt tokens seen so far; times in seconds."""
+
+    step: int
+    steps: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    tokens: int
+    seconds: float
+    tokens_per_second: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class Validated(Event):
+    """The loss on the held-out rows after a step; `best` says whether it is the lowest so far."""
+
+    step: int
+    loss: float
+    best: bool
+
+
+@dataclass(frozen=True)
+class Norms(Event):
+    """How far training has moved the adapter: Frobenius norm of (tensors now - tensors at the start) at each site.
+
+    A model-wide adapter has one entry per tensor, named `model/<tensor>`.
+    """
+
+    step: int
+    norms: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Scoring(Event):
+    """So many rows of a task have been answered."""
+
+    task: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Scored(Event):
+    """A task is scored; `score` holds what the summary will."""
+
+    task: str
+    score: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Finished(Event):
+    """The run is complete."""
+
+    id: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Stopped(Event):
+    """Somebody asked the run to stop; it can be started again."""
+
+    id: str
+    stage: str
+
+
+@dataclass(frozen=True)
+class Failed(Event):
+    """The run could not go on."""
+
+    id: str
+    stage: str
+    error: str

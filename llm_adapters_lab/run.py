@@ -1,0 +1,243 @@
+"""run(spec): the one entry point. A click, a notebook, papermill and the command line all call it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from llm_adapters_lab import evaluate as scoring
+from llm_adapters_lab import models, placement
+from llm_adapters_lab import train as training
+from llm_adapters_lab.adapter import ModelAdapter, get_adapter
+from llm_adapters_lab.anatomy import Anatomy
+from llm_adapters_lab.batches import encode
+from llm_adapters_lab.environment import environment, peak_memory
+from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.events import Event, Failed, Finished, Scored, Scoring, Started, Step, Stopped
+from llm_adapters_lab.inject import Injection, inject
+from llm_adapters_lab.record import Run, append_line
+from llm_adapters_lab.spec import RunSpec
+from llm_adapters_lab.tasks import Example, get_task
+
+Listener = Callable[[Event], None]
+
+
+class _Stop(Exception):
+    """The stop event was set."""
+
+
+def run(
+    spec: RunSpec,
+    *,
+    root: str | Path = "runs",
+    fresh: bool = False,
+    stop: threading.Event | None = None,
+    on_event: Listener | None = None,
+) -> Run:
+    """Do a run, or return its record if it has been done.
+
+    Everything that can be known to be wrong is found before any weight loads and before a folder is made.
+
+    Args:
+        spec: what to do.
+        root: folder of all runs.
+        fresh: do it again even if there is a finished record.
+        stop: set it from another thread to stop after the current step or batch of prompts.
+        on_event: called with every event, in addition to the log.
+
+    Returns:
+        The record. After a stop it is unfinished, and the same call starts it again.
+
+    Raises:
+        LabError: the spec, the model, the data or the training is at fault.
+    """
+    record = Run(Path(root) / spec.id)
+    if record.done and not fresh:
+        return record
+    rows = _rows(spec)
+    _preflight(spec)
+    began = time.perf_counter()
+    base = models.load(spec.base, spec.dtype, trust_remote_code=spec.trust_remote_code)
+    if base.tokenizer is None:
+        raise BadSpec(f"{spec.base} is random and has no tokenizer: it can be inspected, not run. Use base: nano.")
+    record.folder.mkdir(parents=True, exist_ok=True)
+    for name in ("summary.json", "events.jsonl", "predictions.jsonl"):
+        (record.folder / name).unlink(missing_ok=True)
+    record.write("spec.json", spec.model_dump(mode="json"))
+    stage = "loading"
+
+    def tell(event: Event) -> None:
+        record.append(event)
+        if on_event:
+            on_event(event)
+        if stop is not None and stop.is_set():
+            raise _Stop
+
+    try:
+        torch.manual_seed(spec.seed)
+        injection = inject(base.model, spec.adapter) if spec.adapter else None
+        stage, trained = "training", None
+        if injection is not None:
+            trained = _train(spec, base, injection, rows["train"], tell)
+            save_adapter(injection, spec.base, record.folder / "adapter")
+        else:
+            base.model.to(training.make_accelerator(spec.train.precision).device)
+            tell(_started(spec, base, None, 0))
+        stage = "scoring"
+        scores = {name: _score(spec, base, name, rows[name], record, tell) for name in spec.eval.tasks}
+        record.write("summary.json", _summary(spec, base, injection, scores, trained))
+        record.append(finished := Finished(spec.id, time.perf_counter() - began))
+        if on_event:
+            on_event(finished)
+    except _Stop:
+        record.append(Stopped(spec.id, stage))
+        if on_event:
+            on_event(Stopped(spec.id, stage))
+    except (Exception, KeyboardInterrupt) as error:
+        record.append(Failed(spec.id, stage, f"{type(error).__name__}: {error}"))
+        raise
+    return record
+
+
+def restore(record: Run) -> tuple[models.Base, Injection | None]:
+    """Load the base of a run with its trained adapter.
+
+    Raises:
+        BadSpec: the run has an adapter that was not trained to the end.
+    """
+    spec = record.spec
+    base = models.load(spec.base, spec.dtype, trust_remote_code=spec.trust_remote_code)
+    if spec.adapter is None:
+        return base, None
+    file = record.folder / "adapter" / "adapter.safetensors"
+    if not file.is_file():
+        raise BadSpec(f"The run {record.id} has no trained adapter ({record.summary['status']}). Run its spec again.")
+    injection = inject(base.model, spec.adapter)
+    injection.load_state_dict(load_file(file))
+    return base, injection
+
+
+def save_adapter(injection: Injection, base: str, folder: Path) -> None:
+    """Write adapter.safetensors (the tensors of `Injection.state_dict`) and adapter.json (what they belong to)."""
+    folder.mkdir(exist_ok=True)
+    save_file(injection.state_dict(), folder / "adapter.safetensors")
+    meta = {"base": base, "config": injection.config.model_dump(mode="json"), "lab": version("llm-adapters-lab")}
+    Run(folder).write("adapter.json", meta)
+
+
+def _rows(spec: RunSpec) -> dict[str, list[Example]]:
+    """Read all rows the run needs: the training rows under "train", the test rows under the name of each task."""
+    rows: dict[str, list[Example]] = {}
+    for name in spec.eval.tasks:
+        root = spec.eval.root or spec.data.root
+        rows[name] = get_task(name).load("test", Path(root) if root else None)[: spec.eval.rows]
+    if spec.adapter:
+        root = spec.data.root
+        found = get_task(spec.data.task).load("train", Path(root) if root else None)
+        shuffled = torch.randperm(len(found), generator=torch.Generator().manual_seed(spec.seed)).tolist()
+        wanted = (spec.data.rows or len(found)) + spec.data.validation
+        rows["train"] = [found[i] for i in shuffled[:wanted]]
+        if len(rows["train"]) <= spec.data.validation:
+            raise BadSpec(f"data.validation = {spec.data.validation} leaves none of {len(found)} rows to train on.")
+    return rows
+
+
+def _preflight(spec: RunSpec) -> None:
+    """Check model and placement on a model without weights."""
+    skeleton = models.skeleton(spec.base, trust_remote_code=spec.trust_remote_code)
+    if spec.adapter:
+        anatomy, entry = Anatomy.of(skeleton), get_adapter(spec.adapter.type)
+        if not issubclass(entry.cls, ModelAdapter):
+            placement.sites(anatomy, spec.adapter.at or entry.at, entry.cls.level)
+
+
+def _started(spec: RunSpec, base: models.Base, injection: Injection | None, steps: int) -> Started:
+    trainable = injection.count() if injection else 0
+    total = sum(p.numel() for p in base.model.parameters())
+    return Started(spec.id, steps, trainable, total - trainable, str(base.model.device))
+
+
+def _train(
+    spec: RunSpec, base: models.Base, injection: Injection, rows: list[Example], tell: Listener
+) -> dict[str, Any]:
+    template = spec.data.template or get_task(spec.data.task).template
+    samples, too_long = encode(base.tokenizer, rows, template, spec.data.max_tokens, spec.data.loss_on)
+    held_out, learnt = samples[: spec.data.validation], samples[spec.data.validation :]
+    if not learnt:
+        raise BadSpec(f"After {too_long} rows too long for data.max_tokens, validation leaves none to train on.")
+    accelerator = training.make_accelerator(spec.train.precision)
+    base.model.to(accelerator.device)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    tell(_started(spec, base, injection, training.step_count(spec.train, len(learnt))))
+    steps: list[Step] = []
+    pad_id = base.tokenizer.pad_token_id
+    for event in training.train(
+        base.model, injection, learnt, spec.train, accelerator, validation=held_out, seed=spec.seed, pad_id=pad_id
+    ):
+        steps += [event] if isinstance(event, Step) else []
+        tell(event)
+    last = steps[-1]
+    return {
+        "steps": last.step,
+        "tokens": last.tokens,
+        "seconds": last.seconds,
+        "tokens_per_second": last.tokens_per_second,
+        "loss_first": steps[0].loss,
+        "loss_last": last.loss,
+        "peak_memory_bytes": peak_memory(),
+        "rows": len(learnt),
+        "rows_too_long": too_long,
+    }
+
+
+def _score(
+    spec: RunSpec, base: models.Base, name: str, rows: list[Example], record: Run, tell: Listener
+) -> dict[str, Any]:
+    task, plan = get_task(name), spec.eval
+    predictions: list[dict[str, Any]] = []
+    for prediction in scoring.evaluate(
+        base.model,
+        base.tokenizer,
+        task,
+        rows,
+        template=spec.data.template,
+        batch=plan.batch,
+        max_new_tokens=plan.max_new_tokens,
+        rule=plan.extraction,
+    ):
+        predictions.append(prediction)
+        append_line(record.folder / "predictions.jsonl", prediction)
+        if len(predictions) % plan.batch == 0 or len(predictions) == len(rows):
+            tell(Scoring(name, len(predictions), len(rows)))
+    result = scoring.score(task, predictions, rows, plan.extraction)
+    tell(Scored(name, result))
+    return result
+
+
+def _summary(
+    spec: RunSpec,
+    base: models.Base,
+    injection: Injection | None,
+    scores: dict[str, Any],
+    trained: dict[str, Any] | None,
+) -> dict[str, Any]:
+    started = _started(spec, base, injection, 0)
+    return {
+        "id": spec.id,
+        "status": "finished",
+        "adapter": spec.adapter.model_dump(mode="json") if spec.adapter else None,
+        "base": spec.base,
+        "trainable_parameters": started.trainable_parameters,
+        "base_parameters": started.base_parameters,
+        "scores": scores,
+        "train": trained,
+        "environment": environment(started.device),
+    }

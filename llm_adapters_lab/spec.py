@@ -1,0 +1,246 @@
+"""RunSpec: everything that decides a run, in one validated object.
+
+Its canonical JSON is hashed into the run id, so one spec is one run wherever it is started. Descriptions and bounds
+of the fields serve the command line's help, the JSON schema and the panels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+
+from llm_adapters_lab.adapter import AdapterConfig, get_adapter
+from llm_adapters_lab.errors import BadSpec, choices
+from llm_adapters_lab.models import Dtype
+from llm_adapters_lab.prompts import get_template
+from llm_adapters_lab.tasks import Rule, get_task
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Part(BaseModel):
+    """A part of a spec: unknown keys are refused, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSpec(Part):
+    """What the adapter learns from."""
+
+    task: str = Field(default="mini-math", description="task whose train split is learnt; see the command `tasks`")
+    root: str | None = Field(
+        default=None, description="folder with the benchmark files; default: LAB_DATA, else the web"
+    )
+    rows: int | None = Field(default=None, ge=1, description="use only the first so many rows after shuffling")
+    validation: int = Field(default=0, ge=0, description="rows held out to choose the best checkpoint")
+    template: str | None = Field(default=None, description="prompt template; default: that of the task")
+    max_tokens: int = Field(default=256, ge=8, le=131072, description="longest prompt with answer, in tokens")
+    loss_on: Literal["answer", "all"] = Field(default="answer", description="which tokens the loss counts")
+
+    @field_validator("task")
+    @classmethod
+    def _task(cls, name: str) -> str:
+        task = get_task(name)
+        if "train" not in task.splits:
+            raise BadSpec(f"The task {name!r} has no train split; it can only be scored on.")
+        return name
+
+    @field_validator("template")
+    @classmethod
+    def _template(cls, name: str | None) -> str | None:
+        if name is not None:
+            get_template(name)
+        return name
+
+
+class TrainSpec(Part):
+    """How it is trained. A step is one update of the adapter."""
+
+    learning_rate: float = Field(default=3e-4, gt=0, le=10, description="peak learning rate")
+    batch: int = Field(default=16, ge=1, le=65536, description="sequences per step, over all processes")
+    micro_batch: int | None = Field(default=None, ge=1, description="sequences at a time; the rest is accumulated")
+    epochs: float = Field(default=3.0, gt=0, le=1000, description="passes over the training rows")
+    max_steps: int | None = Field(default=None, ge=1, description="stop after so many steps, if sooner")
+    warmup: int = Field(default=0, ge=0, description="steps over which the learning rate rises from 0")
+    schedule: Literal["linear", "cosine", "constant"] = Field(default="linear", description="after the warm-up")
+    weight_decay: float = Field(default=0.0, ge=0, le=1, description="decoupled weight decay of AdamW")
+    clip: float = Field(default=1.0, ge=0, description="largest gradient norm; 0 does not clip")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto", description="of the computation; auto: bf16 on a GPU that has it, else fp32"
+    )
+    gradient_checkpointing: bool = Field(default=False, description="recompute activations to save memory")
+    evaluate_every: int = Field(default=0, ge=0, description="steps between validations; 0: at the end only")
+
+    @model_validator(mode="after")
+    def _divides(self) -> TrainSpec:
+        if self.micro_batch and self.batch % self.micro_batch:
+            raise BadSpec(f"batch {self.batch} is not a multiple of micro_batch {self.micro_batch}.")
+        return self
+
+
+class EvalSpec(Part):
+    """What it is scored on, after training."""
+
+    tasks: tuple[str, ...] = Field(default=(), description="tasks whose test split is scored; empty: none")
+    rows: int | None = Field(default=None, ge=1, description="score only the first so many rows of each task")
+    batch: int = Field(default=32, ge=1, le=65536, description="prompts generated at a time")
+    max_new_tokens: int | None = Field(default=None, ge=1, description="longest answer; default: that of the task")
+    extraction: Rule = Field(default="lab", description="how answers are read: lab, or the original code's rule")
+    root: str | None = Field(default=None, description="folder with the benchmark files; default: data.root")
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _tasks(cls, names: Any) -> Any:
+        names = tuple(n.strip() for n in names.split(",") if n.strip()) if isinstance(names, str) else tuple(names)
+        for name in names:
+            task = get_task(str(name))
+            if "test" not in task.splits:
+                raise BadSpec(f"The task {name!r} has no test split; it can only be trained on.")
+        if len(set(names)) != len(names):
+            raise BadSpec(f"eval.tasks names a task twice: {', '.join(names)}.")
+        return names
+
+
+class RunSpec(Part):
+    """One run: a base model, perhaps an adapter, data, training and scoring."""
+
+    base: str = Field(
+        default="nano", min_length=1, description="nano, smollm2-135m, a hub id, folder, GGUF or tiny:family"
+    )
+    adapter: SerializeAsAny[AdapterConfig] | None = Field(
+        default=None, description="the adapter; null scores the bare base"
+    )
+    data: DataSpec = Field(default_factory=DataSpec, description="what it learns from")
+    train: TrainSpec = Field(default_factory=TrainSpec, description="how it is trained")
+    eval: EvalSpec = Field(default_factory=EvalSpec, description="what it is scored on")
+    dtype: Dtype = Field(default="auto", description="of the base's weights")
+    trust_remote_code: bool = Field(default=False, description="run model code from the hub repository")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="of adapter, row order, dropout and subsets")
+
+    @field_validator("adapter", mode="before")
+    @classmethod
+    def _adapter(cls, value: Any) -> Any:
+        if value is None or isinstance(value, AdapterConfig):
+            return value
+        if isinstance(value, str):
+            value = {"type": value}
+        if not isinstance(value, dict) or "type" not in value:
+            raise BadSpec(f"adapter needs a type, e.g. {{type: lora, rank: 8}}; given was {value!r}.")
+        return parse(get_adapter(str(value["type"])).config, value, "adapter.")
+
+    @model_validator(mode="after")
+    def _placed(self) -> RunSpec:
+        # The usual placement is written out, so that naming it or not is the same run.
+        if self.adapter is not None and not self.adapter.at and (at := get_adapter(self.adapter.type).at):
+            object.__setattr__(self, "adapter", self.adapter.model_copy(update={"at": at}))
+        return self
+
+    def canonical(self) -> str:
+        """Return the JSON that the id is made of.
+
+        What cannot change a result is left out: for a bare base, how it would have been trained.
+        """
+        fields = self.model_dump(mode="json")
+        if self.adapter is None:
+            fields = {key: fields[key] for key in ("base", "adapter", "eval", "dtype", "trust_remote_code")}
+            fields["template"] = self.data.template
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"))
+
+    @property
+    def id(self) -> str:
+        """The run id: base, adapter and the first 10 digits of the SHA-256 of `canonical`."""
+        digest = hashlib.sha256(self.canonical().encode()).hexdigest()[:10]
+        base = re.sub(r"[^a-z0-9]+", "-", Path(self.base).name.lower()).strip("-")[:32] or "base"
+        return f"{base}-{self.adapter.type if self.adapter else 'base'}-{digest}"
+
+    @classmethod
+    def parse(cls, fields: dict[str, Any]) -> RunSpec:
+        """Make a spec from plain data.
+
+        Raises:
+            BadSpec: a key is unknown or a value not allowed; the message names key, value and nearest choices.
+        """
+        return parse(cls, fields)
+
+    @classmethod
+    def load(cls, path: str | Path, changes: dict[str, Any] | None = None) -> RunSpec:
+        """Read a spec from a YAML or JSON file.
+
+        Args:
+            path: of the file.
+            changes: dotted keys with new values, e.g. ``{"adapter.rank": 16}``.
+
+        Raises:
+            BadSpec: the file is missing, cannot be read, or holds no valid spec.
+        """
+        import yaml
+
+        try:
+            fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise BadSpec(f"There is no spec file {path}.") from None
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise BadSpec(f"The spec file {path} cannot be read: {error}") from None
+        if not isinstance(fields, dict):
+            raise BadSpec(f"The spec file {path} must hold keys and values, such as `base: nano`.")
+        return cls.parse(change(fields, changes or {}))
+
+
+def change(fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of nested `fields` with dotted keys replaced.
+
+    Raises:
+        BadSpec: a key leads through something that is not a group of keys.
+    """
+    result: dict[str, Any] = json.loads(json.dumps(fields))
+    for dotted, value in changes.items():
+        *groups, last = dotted.split(".")
+        place = result
+        for group in groups:
+            inner = place.get(group)
+            if isinstance(inner, str) and group == "adapter":
+                inner = {"type": inner}
+            if inner is None:
+                inner = {}
+            if not isinstance(inner, dict):
+                raise BadSpec(f"{dotted!r} cannot be set: {group!r} is {inner!r}, not a group of keys.")
+            place[group] = inner
+            place = inner
+        place[last] = value
+    return result
+
+
+def parse(model: type[M], fields: Any, prefix: str = "") -> M:
+    """Validate plain data into a pydantic model, with messages a person can act on.
+
+    Raises:
+        BadSpec: anything is wrong; all faults are listed.
+    """
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise BadSpec("\n".join(_explain(model, fault, prefix) for fault in error.errors())) from None
+
+
+def _explain(model: type[BaseModel], fault: Any, prefix: str) -> str:
+    place = [str(p) for p in fault["loc"]]
+    dotted = prefix + ".".join(place)
+    if "error" in (context := fault.get("ctx", {})) and isinstance(context["error"], BadSpec):
+        return str(context["error"])
+    if fault["type"] == "extra_forbidden":
+        return f"{dotted!r} is not a known key. {choices(place[-1], _keys(model, place[:-1]))}"
+    return f"{dotted} = {fault['input']!r}: {fault['msg'].removeprefix('Value error, ')}."
+
+
+def _keys(model: type[BaseModel], place: list[str]) -> list[str]:
+    for name in place:
+        field = model.model_fields.get(name)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return []
+        model = field.annotation
+    return list(model.model_fields)

@@ -1,0 +1,174 @@
+r"""Reading a short answer out of generated text.
+
+Every reader takes a rule. ``"original"`` repeats the rule of the LLM-Adapters evaluation scripts, with its faults, so
+that published numbers can be set beside ours. ``"lab"`` mends those faults:
+
+========  ================================================  =====================================================
+Answer    original                                          lab
+========  ================================================  =====================================================
+number    commas dropped, last match of ``-?\d+\.?\d*``     the number right after "the answer is", "answer:",
+                                                            "####" or "\boxed{" (the last of them), else the last
+                                                            number; knows 1,200, $5, 40%, 3/4, 2 1/2, and that
+                                                            the 3 of 5-3 is not negative
+letter    first capital A to E, even inside a word          after "answer is" / "answer:", else after "option",
+                                                            else in brackets, else alone at the end or start
+label     first match of a label, case-sensitive            after "answer is", else first whole label; lists such
+                                                            as answer1/answer2 do not count
+========  ================================================  =====================================================
+
+No function here raises on any text. Generated text is expected to be cut at a repeated header already
+(`llm_adapters_lab.prompts.cut_at_stop`).
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+from llm_adapters_lab.tasks import Rule
+
+TOLERANCE = 0.001
+"""Largest difference between two numbers that count as the same answer."""
+
+_ORIGINAL_NUMBER = re.compile(r"-?\d+\.?\d*")
+_ORIGINAL_LETTER = re.compile(r"A|B|C|D|E")
+
+_GAP = r"[\s:=*_$({\[\\\"'`]"
+_DASHES = str.maketrans("\N{MINUS SIGN}\N{EN DASH}", "--")
+_LATEX_FRACTION = re.compile(r"(?<!\d)\\[dt]?frac\{(\d+)\}\{(\d+)\}")
+_NUMBER = re.compile(
+    r"""(?<![\d^])                                # neither the tail of a number nor an exponent
+        (?P<sign>(?<![\w)\]}%.])-)?[$\u20ac\u00a3]?
+        (?:(?P<whole>\d{1,9})[ ](?=\d+/\d))?      # 2 1/2
+        (?P<top>\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|(?<![\w.])\.\d+)
+        (?:/(?P<bottom>0*[1-9]\d{0,8})(?!\.?\d|/))?""",
+    re.VERBOSE | re.ASCII,
+)
+_NUMBER_MARK = re.compile(
+    rf"(?:\banswer[*_]*(?:\s+is\b|\s*[:=])|\#\#\#\#|\\boxed){_GAP}*"
+    r"(?:(?:about|approximately|roughly|only|equal to)\s+)?",
+    re.IGNORECASE,
+)
+_SUM = re.compile(r"(?:[-+*/x\u00d7\u00f7().,\d $%^]*=)+\s*(?=[-$.\d])")
+
+# "A" before a lower-case word is the article, unless the word shows otherwise ("A is right", "A because").
+_CAPITAL = r"(?:[B-E]|A(?!\s+(?!(?:is|because|since)\b)[a-z]))(?![\w'\u2019/-])"
+_LETTER_RULES = tuple(
+    re.compile(pattern)
+    for pattern in (
+        rf"(?i:\banswer(?:\s+(?:choice|option))?(?:\s+is\b)?|\\boxed)(?:{_GAP}|\\text|(?i:\boption\b|\bchoice\b))+"
+        rf"({_CAPITAL}|(?<=\()[a-e](?=\)))",
+        rf"(?i:\b(?:option|choice)\b(?:\s+is\b)?){_GAP}+({_CAPITAL})",
+        r"\(([A-E])\)",
+        r"(?:\A|(?<=[\s(*$:]))([A-E])(?=[\s.)*$]*\Z)",
+        r"\A\W*([A-E])(?=[).])",
+    )
+)
+
+
+def shortest(value: float) -> str:
+    """Return `value` as text without needless digits: ``12`` for 12.0, ``0.5`` for 0.5."""
+    return str(int(value)) if value.is_integer() else repr(value)
+
+
+def number(text: str, rule: Rule = "lab") -> str | None:
+    """Read a number.
+
+    Args:
+        text: generated text, any length.
+        rule: see the table above.
+
+    Returns:
+        The number as text that ``float`` reads, fractions worked out; None where there is none.
+    """
+    if rule == "original":
+        matches = _ORIGINAL_NUMBER.findall(text.replace(",", ""))
+        return matches[-1] if matches else None
+    text = _LATEX_FRACTION.sub(r"\1/\2", text.translate(_DASHES))
+    marked = (_NUMBER.match(text, _after_sum(text, mark.end())) for mark in _NUMBER_MARK.finditer(text))
+    found = [m for m in marked if m] or list(_NUMBER.finditer(text))
+    return shortest(_value(found[-1])) if found else None
+
+
+def _after_sum(text: str, start: int) -> int:
+    """Return where the result of a sum such as ``3 + 4 = 7`` starts, or `start` where there is no sum."""
+    total = _SUM.match(text, start)
+    return total.end() if total else start
+
+
+def _value(match: re.Match[str]) -> float:
+    value = float(match["top"].replace(",", ""))
+    if match["bottom"]:
+        value = value / float(match["bottom"]) + float(match["whole"] or 0)
+    return -value if match["sign"] else value
+
+
+def letter(text: str, rule: Rule = "lab") -> str | None:
+    """Read a choice letter A to E.
+
+    Args:
+        text: generated text, any length.
+        rule: see the table above.
+
+    Returns:
+        One capital letter, or None where there is none.
+    """
+    if rule == "original":
+        first = _ORIGINAL_LETTER.search(text)
+        return first[0] if first else None
+    for pattern in _LETTER_RULES:
+        matches: list[str] = pattern.findall(text)
+        if matches:
+            return matches[-1].upper()
+    return None
+
+
+def label(text: str, labels: tuple[str, ...], rule: Rule = "lab") -> str | None:
+    """Read one of `labels`.
+
+    The lab rule prefers the first label said to be the answer, not the last: the model is trained to open with it, and
+    what follows is run-on text.
+
+    Args:
+        text: generated text, any length.
+        labels: the allowed answers; at least one.
+        rule: see the table above.
+
+    Returns:
+        The label as spelt in `labels`, or None where there is none.
+    """
+    if rule == "original":
+        first = re.search("|".join(map(re.escape, labels)), text)
+        return first[0] if first else None
+    listed, marked, alone = _label_patterns(labels)
+    text = listed.sub(" ", text)
+    found = marked.search(text) or alone.search(text)
+    return next((name for name in labels if name.lower() == found[1].lower()), None) if found else None
+
+
+@cache
+def _label_patterns(labels: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
+    """Return the patterns of a list of labels, of a label said to be the answer, and of any label."""
+    # A word may follow a digit directly ("answer1the"), as in text of a model that missed its end token.
+    ends = (re.escape(name) + (r"(?!\d)" if name[-1].isdigit() else r"(?!\w)") for name in labels)
+    one = rf"(?<!\w)(?<!not )(?:{'|'.join(ends)})"
+    return (
+        re.compile(rf"{one}(?:\s*,\s*{one}){{0,9}}(?:(?:\s*/\s*|,?\s+or\s+){one})+", re.IGNORECASE),
+        re.compile(rf"\b(?:answer|option|solution|ending)\s*(?:is|:)\W*({one})", re.IGNORECASE),
+        re.compile(rf"({one})", re.IGNORECASE),
+    )
+
+
+def same_number(a: str, b: str) -> bool:
+    """Say whether two numbers differ by at most 0.001, as the original scripts do.
+
+    Args:
+        a: a number as text.
+        b: a number as text.
+    """
+    return abs(float(a) - float(b)) <= TOLERANCE
+
+
+def same_text(a: str, b: str) -> bool:
+    """Say whether two answers are the same string."""
+    return a == b
