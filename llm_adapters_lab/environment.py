@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from llm_adapters_lab import __version__
+
 
 def peak_memory() -> int:
     """Return the largest memory so far in bytes: allocated on the GPU, else resident in this process."""
@@ -23,7 +25,7 @@ def peak_memory() -> int:
 
 def environment(device: str) -> dict[str, Any]:
     """Return what a reader needs to judge or repeat a run: versions, machine, threads, commit."""
-    packages = ("llm-adapters-lab", "torch", "transformers", "accelerate")
+    packages = ("torch", "transformers", "accelerate")
     try:
         here = Path(__file__).parent
         git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5)
@@ -32,6 +34,7 @@ def environment(device: str) -> dict[str, Any]:
         commit = None
     return {
         "python": platform.python_version(),
+        "llm_adapters_lab": __version__,
         **{name: version(name) for name in packages},
         "platform": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from llm_adapters_lab import placement, weights
-from llm_adapters_lab.adapter import Adapter, AdapterConfig, ModelAdapter, get_adapter
+from llm_adapters_lab.adapter import Adapter, AdapterConfig, ModelAdapter, all_adapters, get_adapter
 from llm_adapters_lab.anatomy import Anatomy, Site
 from llm_adapters_lab.chain import Chain, attach, attribute_of, detach
 from llm_adapters_lab.errors import BadSpec, CannotInject, CannotMerge, StateMismatch
@@ -108,7 +108,7 @@ class Injection:
                 if adapter.merged_weight is None:
                     raise CannotMerge(
                         f"{self.config.type!r} does more than a linear change of a weight, so it cannot be merged. "
-                        "Keep it as an adapter, or use a mergeable one such as 'lora'."
+                        f"Keep it as an adapter, or use one that merges: {', '.join(_mergeable())}."
                     )
                 if len(chain := self._chain(key)) > 1:
                     raise CannotMerge(f"{key} also carries {[n for n in chain if n != self.name]}; eject it first.")
@@ -167,6 +167,10 @@ def inject(model: nn.Module, config: AdapterConfig, *, at: str | None = None, na
                 injection.adapters[key] = entry.cls(config, site, injection._hosts[key])
     _hang(injection)
     return injection
+
+
+def _mergeable() -> list[str]:
+    return sorted(name for name, entry in all_adapters().items() if entry.cls.merged_weight is not None)
 
 
 def _hang(injection: Injection) -> None:

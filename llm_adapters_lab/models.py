@@ -85,11 +85,13 @@ def load(base: str, dtype: Dtype = "auto", *, trust_remote_code: bool = False) -
     if base.startswith("tiny:"):
         return Base(tiny(base).to(chosen).eval(), None, base)
     source, extra = _locate(base)
-    options = {"trust_remote_code": trust_remote_code, **extra}
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, **extra}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=chosen, use_safetensors=True, **options)
-    except (OSError, ValueError) as error:
+        if "gguf_file" not in extra:
+            options["use_safetensors"] = True  # pickled weights are never opened
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=chosen, **options)
+    except (OSError, ValueError, ImportError) as error:
         raise _unavailable(base, error) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -110,7 +112,7 @@ def skeleton(base: str, *, trust_remote_code: bool = False) -> nn.Module:
         source, extra = _locate(base)
         try:
             config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **extra)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, ImportError) as error:
             raise _unavailable(base, error) from error
     with torch.device("meta"):
         model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
@@ -166,7 +168,7 @@ def _locate(base: str) -> tuple[str, dict[str, str]]:
         return str(path), {}
     if base.startswith((".", "/", "~")) or base.count("/") > 1:
         raise ModelUnavailable(f"There is no model folder {base}.")
-    if "/" not in base and base not in ("gpt2", "distilgpt2"):
+    if "/" not in base:
         known = [*PACKAGED, *(f"tiny:{family}" for family in TINY)]
         raise ModelUnavailable(
             f"There is no model {base!r}. {choices(base, known)} A hub id has the form owner/name; "

@@ -111,6 +111,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(name).chmod(0o666 & ~mask)  # mkstemp keeps a file to its owner; a record is for colleagues too
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

@@ -5,26 +5,25 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from llm_adapters_lab import evaluate as scoring
-from llm_adapters_lab import models, placement
-from llm_adapters_lab import train as training
+from llm_adapters_lab import __version__, models, placement
 from llm_adapters_lab.adapter import ModelAdapter, get_adapter
 from llm_adapters_lab.anatomy import Anatomy
 from llm_adapters_lab.batches import encode
 from llm_adapters_lab.environment import environment, peak_memory
 from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.evaluate import evaluate, score
 from llm_adapters_lab.events import Event, Failed, Finished, Scored, Scoring, Started, Step, Stopped
 from llm_adapters_lab.inject import Injection, inject
 from llm_adapters_lab.record import Run, append_line
 from llm_adapters_lab.spec import RunSpec
 from llm_adapters_lab.tasks import Example, get_task
+from llm_adapters_lab.train import make_accelerator, step_count, train
 
 Listener = Callable[[Event], None]
 
@@ -88,7 +87,7 @@ def run(
             trained = _train(spec, base, injection, rows["train"], tell)
             save_adapter(injection, spec.base, record.folder / "adapter")
         else:
-            base.model.to(training.make_accelerator(spec.train.precision).device)
+            base.model.to(make_accelerator(spec.train.precision).device)
             tell(_started(spec, base, None, 0))
         stage = "scoring"
         scores = {name: _score(spec, base, name, rows[name], record, tell) for name in spec.eval.tasks}
@@ -128,7 +127,7 @@ def save_adapter(injection: Injection, base: str, folder: Path) -> None:
     """Write adapter.safetensors (the tensors of `Injection.state_dict`) and adapter.json (what they belong to)."""
     folder.mkdir(exist_ok=True)
     save_file(injection.state_dict(), folder / "adapter.safetensors")
-    meta = {"base": base, "config": injection.config.model_dump(mode="json"), "lab": version("llm-adapters-lab")}
+    meta = {"base": base, "config": injection.config.model_dump(mode="json"), "lab": __version__}
     Run(folder).write("adapter.json", meta)
 
 
@@ -172,14 +171,14 @@ def _train(
     held_out, learnt = samples[: spec.data.validation], samples[spec.data.validation :]
     if not learnt:
         raise BadSpec(f"After {too_long} rows too long for data.max_tokens, validation leaves none to train on.")
-    accelerator = training.make_accelerator(spec.train.precision)
+    accelerator = make_accelerator(spec.train.precision)
     base.model.to(accelerator.device)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    tell(_started(spec, base, injection, training.step_count(spec.train, len(learnt))))
+    tell(_started(spec, base, injection, step_count(spec.train, len(learnt))))
     steps: list[Step] = []
     pad_id = base.tokenizer.pad_token_id
-    for event in training.train(
+    for event in train(
         base.model, injection, learnt, spec.train, accelerator, validation=held_out, seed=spec.seed, pad_id=pad_id
     ):
         steps += [event] if isinstance(event, Step) else []
@@ -203,7 +202,7 @@ def _score(
 ) -> dict[str, Any]:
     task, plan = get_task(name), spec.eval
     predictions: list[dict[str, Any]] = []
-    for prediction in scoring.evaluate(
+    for prediction in evaluate(
         base.model,
         base.tokenizer,
         task,
@@ -217,7 +216,7 @@ def _score(
         append_line(record.folder / "predictions.jsonl", prediction)
         if len(predictions) % plan.batch == 0 or len(predictions) == len(rows):
             tell(Scoring(name, len(predictions), len(rows)))
-    result = scoring.score(task, predictions, rows, plan.extraction)
+    result = score(task, predictions, rows, plan.extraction)
     tell(Scored(name, result))
     return result
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -165,7 +166,7 @@ def _gradients(
     chunks = [samples[i : i + size] for i in range(0, len(samples), size)]
     total = torch.zeros((), device=accelerator.device)
     for number, chunk in enumerate(chunks, start=1):
-        with accelerator.no_sync(model) if number < len(chunks) else accelerator.autocast():
+        with accelerator.no_sync(model) if number < len(chunks) else nullcontext():
             loss = token_loss(model, collate(chunk, pad_id, accelerator.device)) / max(1, counted)
             # Data parallelism averages gradients over processes, and a mean over all labels is wanted.
             accelerator.backward(loss * accelerator.num_processes)

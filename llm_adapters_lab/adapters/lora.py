@@ -27,7 +27,7 @@ from llm_adapters_lab.anatomy import Site
 class LoRAConfig(AdapterConfig):
     """Config of LoRA."""
 
-    type: Literal["lora"] = "lora"
+    type: Literal["lora"] = Field(default="lora", description="name of the adapter")
     rank: int = Field(default=8, ge=1, le=4096, description="rank r of the update")
     alpha: float = Field(default=16.0, gt=0, description="the update is scaled by alpha / rank")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout on the input of A, training only")

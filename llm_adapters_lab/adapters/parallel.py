@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from llm_adapters_lab.adapter import Adapter, register
@@ -28,7 +29,7 @@ from llm_adapters_lab.bottleneck import Bottleneck, BottleneckConfig
 class ParallelConfig(BottleneckConfig):
     """Config of the parallel bottleneck."""
 
-    type: Literal["parallel"] = "parallel"
+    type: Literal["parallel"] = Field(default="parallel", description="name of the adapter")
 
 
 @register("parallel", config=ParallelConfig, at="mlp", source="arXiv:2110.04366")

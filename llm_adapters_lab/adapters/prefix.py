@@ -28,7 +28,7 @@ from llm_adapters_lab.errors import CannotInject
 class PrefixConfig(AdapterConfig):
     """Config of prefix tuning."""
 
-    type: Literal["prefix"] = "prefix"
+    type: Literal["prefix"] = Field(default="prefix", description="name of the adapter")
     virtual_tokens: int = Field(default=10, ge=1, le=4096, description="virtual tokens t in front of every layer")
     init_std: float = Field(default=0.02, gt=0, le=10, description="standard deviation of the first keys and values")
 
@@ -43,8 +43,11 @@ class Prefix(ModelAdapter):
         """Make P_K and P_V of every layer from the shape of the model's own cache."""
         super().__init__(config, anatomy, model)
         t, shapes = config.virtual_tokens, anatomy.cache_shapes(model)
-        self.keys = nn.ParameterList(torch.randn(heads, t, d_k) * config.init_std for heads, d_k, _ in shapes)
-        self.values = nn.ParameterList(torch.randn(heads, t, d_v) * config.init_std for heads, _, d_v in shapes)
+        self.virtual_tokens = t
+        self.layers = nn.ModuleList()
+        for heads, d_k, d_v in shapes:
+            start = {"key": torch.randn(heads, t, d_k), "value": torch.randn(heads, t, d_v)}
+            self.layers.append(nn.ParameterDict({name: config.init_std * draw for name, draw in start.items()}))
 
     def prepare(self, decoder: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Fill an empty cache with the prefix; give mask and positions room for it.
@@ -59,7 +62,7 @@ class Prefix(ModelAdapter):
             )
         inputs = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
         rows, tokens = inputs.shape[:2]
-        length = self.keys[0].shape[1]
+        length = self.virtual_tokens
         cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
         past = 0 if cache is None else cache.get_seq_length()
         seen = max(past - length, 0) if mask is None else mask.shape[1] - tokens
@@ -67,8 +70,8 @@ class Prefix(ModelAdapter):
             # Nothing real is cached: a first call, or generation without cache that hands back what it was given.
             cache = DynamicCache() if cache is None or past else cache
             dtype = next(p.dtype for p in decoder.parameters() if p.is_floating_point())
-            for index, pair in enumerate(zip(self.keys, self.values, strict=True)):
-                key, value = (p.to(inputs.device, dtype).expand(rows, -1, -1, -1) for p in pair)
+            for index, layer in enumerate(self.layers):
+                key, value = (p.to(inputs.device, dtype).expand(rows, -1, -1, -1) for p in layer.parameters())
                 cache.update(key, value, index)
         mask = torch.ones(rows, seen + tokens, dtype=torch.long, device=inputs.device) if mask is None else mask
         # Positions follow the mask, so that padding on the left moves no token.

@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from llm_adapters_lab.adapter import Adapter, register
@@ -27,7 +28,7 @@ from llm_adapters_lab.bottleneck import Bottleneck, BottleneckConfig
 class SeriesConfig(BottleneckConfig):
     """Config of the series bottleneck."""
 
-    type: Literal["series"] = "series"
+    type: Literal["series"] = Field(default="series", description="name of the adapter")
 
 
 @register("series", config=SeriesConfig, at="mlp", source="arXiv:1902.00751")

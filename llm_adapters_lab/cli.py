@@ -1,0 +1,196 @@
+"""The command line: start runs, look at them, compare them, and ask what there is.
+
+Commands import what they need when they run, so that `--help` does not wait for torch. Those that tell what the lab has
+to offer are in `catalogue`.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from llm_adapters_lab import catalogue, terminal
+from llm_adapters_lab.catalogue import Json
+from llm_adapters_lab.errors import BadSpec, LabError
+
+if TYPE_CHECKING:
+    from llm_adapters_lab.record import Run
+    from llm_adapters_lab.spec import RunSpec
+
+
+class _Group(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        """Turn the lab's own errors into a message and exit code 2."""
+        try:
+            return super().invoke(ctx)
+        except LabError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from None
+
+
+app = typer.Typer(
+    cls=_Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+Root = Annotated[Path, typer.Option("--root", help="Folder of all runs.")]
+RUN_HELP = "Run id, the beginning of one, a run folder, or a spec file."
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="llm_adapters_lab")
+
+
+@app.callback()
+def about() -> None:
+    """LLM Adapters Lab: choose an adapter, train it, look inside, compare."""
+
+
+@app.command("run")
+def run_command(
+    spec: Annotated[Path, typer.Argument(help="Spec file, YAML or JSON.")],
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. adapter.rank=16.")
+    ] = None,
+    root: Root = Path("runs"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run again even if the result is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Do a run, or read its result if it has been done."""
+    wanted = _load(spec, changes or [])
+    from transformers.utils import logging
+
+    from llm_adapters_lab.run import run
+
+    logging.disable_progress_bar()
+    with _stop_on_interrupt() as stop:
+        if as_json:
+            record = run(wanted, root=root, fresh=fresh, stop=stop)
+        else:
+            with terminal.Progress() as progress:
+                record = run(wanted, root=root, fresh=fresh, stop=stop, on_event=progress)
+            if not progress.events and record.done:
+                terminal.say("This run has been done before; --fresh does it again.")
+    if as_json:
+        terminal.print_json(record.summary)
+    else:
+        terminal.show_result(record)
+    if not record.done:
+        raise typer.Exit(130 if stop.is_set() else 1)
+
+
+@app.command("list")
+def list_command(root: Root = Path("runs"), as_json: Json = False) -> None:
+    """List the runs under a folder, oldest first."""
+    from llm_adapters_lab.record import runs
+
+    rows = [_brief(record) for record in runs(root)]
+    if as_json:
+        terminal.print_json(rows)
+    elif rows:
+        terminal.show_runs(rows)
+    else:
+        terminal.say(f"There are no runs under {root} yet.")
+
+
+@app.command()
+def show(run: Annotated[str, typer.Argument(help=RUN_HELP)], root: Root = Path("runs"), as_json: Json = False) -> None:
+    """Show what a run was asked to do and what came of it."""
+    record = _find(run, root)
+    if as_json:
+        spec = record.spec.model_dump(mode="json")
+        terminal.print_json({"id": record.id, "folder": str(record.folder), "spec": spec, "summary": record.summary})
+    else:
+        terminal.show_spec(record)
+        terminal.show_result(record)
+
+
+@app.command()
+def compare(
+    names: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help=RUN_HELP)],
+    root: Root = Path("runs"),
+    html: Annotated[Path | None, typer.Option(help="Also write a report with curves to this file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare runs in one table, and perhaps in an HTML report."""
+    from llm_adapters_lab.comparison import table
+
+    chosen = [_find(name, root) for name in names]
+    rows = table(chosen)
+    if html:
+        from llm_adapters_lab.report import report
+
+        html.parent.mkdir(parents=True, exist_ok=True)
+        report(chosen, html)
+    if as_json:
+        terminal.print_json(rows)
+        return
+    terminal.show_comparison(rows)
+    if html:
+        terminal.say(f"report: {html}")
+
+
+for _command in (catalogue.adapters, catalogue.models, catalogue.tasks, catalogue.anatomy):
+    app.command()(_command)
+
+
+def _load(path: Path, changes: list[str]) -> RunSpec:
+    import yaml
+
+    from llm_adapters_lab.spec import RunSpec
+
+    values = {}
+    for text in changes:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise BadSpec(f"--set {text!r} is not of the form key=value, e.g. adapter.rank=16.")
+        try:
+            values[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise BadSpec(f"--set {text!r}: the value cannot be read as YAML. Put it in quotes.") from None
+    return RunSpec.load(path, values)
+
+
+def _find(name: str, root: Path) -> Run:
+    from llm_adapters_lab.record import Run, find
+
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml", ".json"):
+        return find(_load(path, []).id, root)
+    return Run(path) if (path / "spec.json").is_file() else find(name, root)
+
+
+def _brief(record: Run) -> dict[str, Any]:
+    spec, summary = record.spec, record.summary
+    return {
+        "id": record.id,
+        "status": summary["status"],
+        "base": spec.base,
+        "adapter": spec.adapter.type if spec.adapter else None,
+        "at": spec.adapter.at if spec.adapter else None,
+        "trainable": summary.get("trainable_parameters"),
+        "accuracy": {task: score["accuracy"] for task, score in summary.get("scores", {}).items()},
+    }
+
+
+@contextmanager
+def _stop_on_interrupt() -> Iterator[threading.Event]:
+    """The first Ctrl-C ends the run after the current step, the second one at once."""
+    stop = threading.Event()
+
+    def interrupted(signum: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)

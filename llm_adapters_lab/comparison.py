@@ -1,0 +1,118 @@
+"""Comparison: several runs side by side as plain values, for the command line, figures, reports and panels.
+
+Every adapter type keeps one colour of the Okabe-Ito set everywhere; the bare base is grey.
+
+Source: Okabe and Ito 2008, "Color Universal Design": colours that colour-blind readers can tell apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llm_adapters_lab.adapter import all_adapters
+from llm_adapters_lab.record import Run
+
+BASE = "#7f868e"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+SCORE = ("accuracy", "low", "high", "correct", "total", "chance", "majority", "in_format")
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a run appears in every figure.
+
+    Attributes:
+        name: short and unique among the runs shown; not escaped.
+        colour: that of its adapter type.
+        turn: how many runs before it have the same colour; chooses dash, hatching and symbol.
+    """
+
+    name: str
+    colour: str
+    turn: int
+
+
+def colour(kind: str | None) -> str:
+    """Return the colour of an adapter type; grey for the bare base (None)."""
+    known = sorted(all_adapters())
+    return COLOURS[known.index(kind) % len(COLOURS)] if kind in known else BASE
+
+
+def looks(runs: Sequence[Run]) -> dict[str, Look]:
+    """Return the look of each run by id.
+
+    A run is called by its adapter type, or "base"; where that is not unique, by what sets it apart from the others.
+    """
+    fields = {run.id: _flat(run.spec.model_dump(mode="json")) for run in runs}
+    kinds = {name: values.get("adapter.type") for name, values in fields.items()}
+    result: dict[str, Look] = {}
+    for name, kind in kinds.items():
+        same = [fields[other] for other in fields if kinds[other] == kind]
+        keys = [k for k in fields[name] if any(other.get(k) != fields[name][k] for other in same)]
+        apart = ", ".join(f"{k.rpartition('.')[2].replace('_', ' ')} {fields[name][k]}" for k in keys[:3])
+        title = f"{kind or 'base'} ({apart})" if apart else kind or "base"
+        if title in {look.name for look in result.values()}:
+            title += f" {name[-10:]}"
+        turn = sum(look.colour == colour(kind) for look in result.values())
+        result[name] = Look(title, colour(kind), turn)
+    return result
+
+
+def mean_accuracy(run: Run, tasks: Sequence[str] | None = None) -> float | None:
+    """Return the unweighted mean accuracy (0..1) over tasks; None where one of them was not scored.
+
+    Args:
+        run: the run.
+        tasks: the tasks to count; default: all that this run was scored on.
+    """
+    scores = run.summary.get("scores", {})
+    names = list(scores) if tasks is None else tasks
+    if not names or any(name not in scores for name in names):
+        return None
+    return math.fsum(scores[name]["accuracy"] for name in names) / len(names)
+
+
+def task_names(runs: Sequence[Run]) -> list[str]:
+    """Return the tasks any of the runs was scored on, in order of appearance."""
+    return list(dict.fromkeys(task for run in runs for task in run.summary.get("scores", {})))
+
+
+def table(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return the results as plain rows, one for each run and dataset.
+
+    Args:
+        runs: finished or not; a run without scores gets one row whose `task` is None.
+
+    Returns:
+        Dicts with the keys run, name, adapter, base, status, trainable_parameters, share_of_base, steps, seconds,
+        tokens_per_second, task, accuracy, low, high, correct, total, chance, majority, in_format. Shares, accuracies
+        and their 95% interval are 0..1; a value that is not known is None.
+    """
+    rows: list[dict[str, Any]] = []
+    names = looks(runs)
+    for run in {run.id: run for run in runs}.values():
+        spec, summary = run.spec, run.summary
+        trained, size = summary.get("train") or {}, summary.get("trainable_parameters")
+        fixed = {
+            "run": run.id,
+            "name": names[run.id].name,
+            "adapter": spec.adapter.type if spec.adapter else None,
+            "base": spec.base,
+            "status": summary["status"],
+            "trainable_parameters": size,
+            "share_of_base": size / summary["base_parameters"] if size is not None else None,
+        } | {key: trained.get(key) for key in ("steps", "seconds", "tokens_per_second")}
+        scores = summary.get("scores") or {None: {}}
+        rows += [fixed | {"task": task} | {key: score.get(key) for key in SCORE} for task, score in scores.items()]
+    return rows
+
+
+def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in fields.items():
+        inner = _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        result.update(inner)
+    return result

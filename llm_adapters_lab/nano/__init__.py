@@ -1,0 +1,1 @@
+"""The packaged teaching model `nano` and the recipe it was made with."""

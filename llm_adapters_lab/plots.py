@@ -1,0 +1,247 @@
+"""Plots: runs in, plotly figures out. No state, and plotly is only imported when a figure is made.
+
+A run has the same colour in every figure; a second run of that colour differs by dash, hatching or symbol. Backgrounds
+are transparent, so that a figure fits light and dark pages.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import deque
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from llm_adapters_lab.comparison import looks, mean_accuracy, task_names
+from llm_adapters_lab.record import Run
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+INK, GRID, CLEAR = "#76808c", "rgba(128,136,144,0.28)", "rgba(0,0,0,0)"
+DASHES, HATCHES = ("solid", "dash", "dot", "dashdot"), ("", "/", ".", "x")
+SYMBOLS = ("circle", "diamond", "square", "triangle-up")
+POINTS = 800
+
+
+def loss_curve(*runs: Run) -> go.Figure:
+    """Show the loss of each step, and of the held-out rows where there are any.
+
+    From 40 steps on the single batches are drawn thin below their running mean. Learning rate, gradient norm and speed
+    are in the hover text. Unfinished runs are shown as far as they are.
+
+    Args:
+        runs: one or more; a bare base has no curve.
+
+    Returns:
+        A line plot, loss in nats per label token over update steps.
+    """
+    import plotly.graph_objects as go
+
+    figure, smooth, held_out, seen = go.Figure(), False, False, looks(runs)
+    for run in runs:
+        look, steps = seen[run.id], list(run.events("Step"))
+        if not steps:
+            continue
+        label, shared = escape(look.name), {"legendgroup": run.id, "showlegend": False}
+        chosen = [*range(0, len(steps) - 1, math.ceil(len(steps) / POINTS)), len(steps) - 1]
+        kept = [steps[i] for i in chosen]
+        at, losses = [s["step"] for s in kept], [s["loss"] for s in kept]
+        if len(steps) >= 40:
+            smooth = True
+            thin = {"color": look.colour, "width": 1}
+            figure.add_scatter(x=at, y=losses, mode="lines", line=thin, opacity=0.3, hoverinfo="skip", **shared)
+            losses = _smooth([s["loss"] for s in steps], chosen, half=len(steps) // 40)
+        figure.add_scatter(
+            **{"x": at, "y": losses, "mode": "lines", "name": label, "legendgroup": run.id},
+            line={"color": look.colour, "width": 2.2, "dash": DASHES[look.turn % 4]},
+            customdata=[[s["learning_rate"], s["gradient_norm"], s["tokens_per_second"]] for s in kept],
+            hovertemplate=f"<b>{label}</b>, step %{{x}}<br>loss %{{y:.3f}}<br>learning rate %{{customdata[0]:.2e}}"
+            "<br>gradient norm %{customdata[1]:.2f}<br>%{customdata[2]:,.0f} tokens/s<extra></extra>",
+        )
+        if validated := list(run.events("Validated")):
+            held_out = True
+            figure.add_scatter(
+                x=[v["step"] for v in validated],
+                y=[v["loss"] for v in validated],
+                mode="lines+markers",
+                line={"color": look.colour, "width": 1, "dash": "dot"},
+                marker={"size": 8, "symbol": f"{SYMBOLS[look.turn % 4]}-open", "line": {"width": 2}},
+                hovertemplate=f"<b>{label}</b>, step %{{x}}<br>held-out loss %{{y:.3f}}<extra></extra>",
+                **shared,
+            )
+    parts = ["thin: single batches, bold: running mean"] if smooth else ["line: loss of each batch"]
+    parts += ["markers: held-out rows"] if held_out else []
+    _style(figure, "Training loss", "; ".join(parts), "update step", "loss (nats per label token)")
+    figure.update_yaxes(rangemode="tozero")
+    return figure if figure.data else _say(figure, "no training steps")
+
+
+def norm_heatmap(run: Run) -> go.Figure:
+    """Show how far training has moved the adapter at each site: layers across, kinds of site up.
+
+    Args:
+        run: a run with at least one `Norms` event.
+
+    Returns:
+        A heat map of the Frobenius norms of the change since the start; empty cells are places without an adapter.
+    """
+    import plotly.graph_objects as go
+
+    figure, look = go.Figure(), looks([run])[run.id]
+    last = [*deque(run.events("Norms"), maxlen=1), {"step": 0, "norms": {}}][0]
+    cells = {_place(key): value for key, value in last["norms"].items()}
+    numbers = sorted({layer for layer, _ in cells if layer is not None})
+    layers = [*numbers, *([None] if any(layer is None for layer, _ in cells) else [])]
+    sites = list(dict.fromkeys(site for _, site in cells))[::-1]
+    title, words = (
+        f"How far training moved the adapter: {escape(look.name)}",
+        f"Frobenius norm of the change, step {last['step']}",
+    )
+    _style(figure, title, words, "layer", "", height=170 + 34 * max(len(sites), 2))
+    if not cells:
+        return _say(figure, "no adapter norms")
+    red, green, blue = (int(look.colour[i : i + 2], 16) for i in (1, 3, 5))
+    names = ["all" if layer is None else str(layer) for layer in layers]
+    figure.add_heatmap(
+        x=names,
+        y=[escape(site) for site in sites],
+        z=[[cells.get((layer, site)) for layer in layers] for site in sites],
+        **{"xgap": 2, "ygap": 2, "hoverongaps": False, "zmin": 0, "zmax": max(cells.values()) or 1},
+        colorscale=[[0, f"rgba({red},{green},{blue},0.06)"], [1, f"rgb({red},{green},{blue})"]],
+        colorbar={"thickness": 10, "outlinewidth": 0, "nticks": 4, "title": {"text": "norm", "font": {"size": 12}}},
+        hovertemplate="layer %{x}, %{y}<br>norm %{z:.4g}<extra></extra>",
+    )
+    for axis in (figure.layout.xaxis, figure.layout.yaxis):
+        axis.update(type="category", showgrid=False)
+    return figure
+
+
+def accuracy(*runs: Run) -> go.Figure:
+    """Show the accuracy of each run on each dataset, and the mean over datasets that all runs share.
+
+    Args:
+        runs: one or more scored runs.
+
+    Returns:
+        Grouped bars in percent with 95% Wilson intervals; lines mark guessing at random and always giving the most
+        common answer, where those are known.
+    """
+    import plotly.graph_objects as go
+
+    figure, tasks, scores = go.Figure(), task_names(runs), {run.id: run.summary.get("scores", {}) for run in runs}
+    means = {run.id: mean_accuracy(run, tasks) for run in runs} if len(tasks) > 1 else {}
+    for name, look in looks(runs).items():
+        rows = [(i, task, scores[name][task]) for i, task in enumerate(tasks) if task in scores[name]]
+        label, mean = escape(look.name), means.get(name)
+        hover = [
+            f"<b>{escape(task)}</b>, {label}<br>{100 * s['accuracy']:.1f}% ({s['correct']} of {s['total']})"
+            f"<br>95% interval {100 * s['low']:.1f} to {100 * s['high']:.1f}%"
+            f"<br>in the asked format {100 * s['in_format']:.0f}%<extra></extra>"
+            for _, task, s in rows
+        ]
+        up = [100 * (s["high"] - s["accuracy"]) for _, _, s in rows]
+        down = [100 * (s["accuracy"] - s["low"]) for _, _, s in rows]
+        bars: dict[str, Any] = {"offsetgroup": name, "legendgroup": name, "name": label}
+        bars["marker"] = {"color": look.colour, "pattern": {"shape": HATCHES[look.turn % 4]}}
+        error = {"array": up, "arrayminus": down, "thickness": 1.2, "width": 2, "color": INK}
+        heights = [100 * s["accuracy"] for _, _, s in rows]
+        figure.add_bar(x=[i for i, _, _ in rows], y=heights, error_y=error, hovertemplate=hover, **bars)
+        if mean is not None:
+            hover = [f"<b>mean of {len(tasks)} datasets</b>, {label}<br>{100 * mean:.1f}%<extra></extra>"]
+            figure.add_bar(x=[len(tasks) + 0.25], y=[100 * mean], hovertemplate=hover, showlegend=False, **bars)
+    for key, words, dash in (("chance", "random guess", "dot"), ("majority", "always the most common answer", "solid")):
+        levels = [next(s[task][key] for s in scores.values() if task in s) for task in tasks]
+        known = [(i, 100 * level) for i, level in enumerate(levels) if level is not None]
+        x = [x for i, _ in known for x in (i - 0.44, i + 0.44, None)]
+        y = [y for _, level in known for y in (level, level, None)]
+        line, hover_line = {"color": INK, "width": 1.8, "dash": dash}, f"{words}: %{{y:.1f}}%<extra></extra>"
+        figure.add_scatter(x=x, y=y, mode="lines", name=words, line=line, hovertemplate=hover_line, visible=bool(x))
+    places, names = [float(i) for i in range(len(tasks))], [escape(task) for task in tasks]
+    if any(mean is not None for mean in means.values()):
+        places, names = [*places, len(tasks) + 0.25], [*names, "<b>mean</b>"]
+        figure.add_vline(x=len(tasks) - 0.375, line={"color": GRID, "width": 1})
+    _style(figure, "Accuracy on each dataset", "whiskers: 95% interval", "", "accuracy (%)", 440)
+    figure.update_layout(barmode="group", bargap=0.18)
+    figure.update_xaxes(tickmode="array", tickvals=places, ticktext=names, showgrid=False)
+    figure.update_yaxes(range=[0, 100])
+    return figure if tasks else _say(figure, "nothing was scored")
+
+
+def parameters_against_accuracy(*runs: Run) -> go.Figure:
+    """Show what each adapter costs in trained parameters and what it gains.
+
+    Args:
+        runs: scored runs; bare bases train nothing and appear as lines.
+
+    Returns:
+        A scatter plot, trainable parameters (logarithmic) against the mean accuracy over all datasets.
+    """
+    import plotly.graph_objects as go
+
+    figure, tasks, seen, sizes = go.Figure(), task_names(runs), looks(runs), []
+    for run in runs:
+        look, mean, size = seen[run.id], mean_accuracy(run, tasks), run.summary.get("trainable_parameters")
+        if mean is None:
+            continue
+        label = escape(look.name)
+        if not size:
+            figure.add_hline(y=100 * mean, line={"color": look.colour, "dash": "dash"}, annotation_text=label)
+            continue
+        sizes.append(math.log10(size))
+        figure.add_scatter(
+            **{"x": [size], "y": [100 * mean], "mode": "markers+text", "name": label, "showlegend": False},
+            **{"text": [label], "textposition": "top center", "cliponaxis": False},
+            marker={"color": look.colour, "size": 13, "symbol": SYMBOLS[look.turn % 4]},
+            hovertemplate=f"<b>{label}</b><br>%{{x:,}} trainable parameters<br>accuracy %{{y:.1f}}%<extra></extra>",
+        )
+    words = f"mean over {len(tasks)} dataset{'s' * (len(tasks) != 1)}; dashed: base without adapter"
+    _style(figure, "What the parameters buy", words, "trainable parameters", "mean accuracy (%)")
+    if not sizes:
+        return _say(figure, "no scored adapter")
+    low, high = min(sizes) - 0.35, max(sizes) + 0.35
+    ticks = [m * 10**e for e in range(math.floor(low), math.ceil(high)) for m in (1, 2, 5)]
+    figure.update_xaxes(type="log", range=[low, high], tickvals=ticks, tickformat="~s")
+    figure.update_yaxes(range=[0, 100])
+    return figure
+
+
+def _style(figure: go.Figure, title: str, subtitle: str, x: str, y: str, height: int = 400) -> None:
+    small = {"text": subtitle, "font": {"size": 12, "color": INK}}
+    figure.update_layout(
+        template="none",
+        title={"text": title, "x": 0, "xref": "paper", "font": {"size": 16, "weight": 600}, "subtitle": small},
+        **{"height": height, "autosize": True},
+        margin={"l": 60, "r": 16, "t": 76, "b": 56},
+        font={"family": "system-ui, -apple-system, Segoe UI, sans-serif", "size": 13, "color": INK},
+        **{"paper_bgcolor": CLEAR, "plot_bgcolor": CLEAR},
+        legend={"orientation": "h", "y": -0.26, "yanchor": "top", "x": 0, "bgcolor": CLEAR},
+        hoverlabel={"align": "left"},
+        modebar={"bgcolor": CLEAR, "color": INK},
+    )
+    axis = {"gridcolor": GRID, "zeroline": False, "automargin": True, "linecolor": GRID}
+    figure.update_xaxes(title={"text": x, "font": {"size": 13}}, showgrid=False, showline=True, **axis)
+    figure.update_yaxes(title={"text": y, "font": {"size": 13}}, **axis)
+
+
+def _say(figure: go.Figure, words: str) -> go.Figure:
+    figure.add_annotation(text=words, x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False)
+    return figure
+
+
+def _smooth(values: Sequence[float], at: Sequence[int], half: int) -> list[float]:
+    # The window shrinks towards both ends, so that the curve neither lags nor leaves the first and last value.
+    spans = [(i, min(half, i, len(values) - 1 - i)) for i in at]
+    return [math.fsum(values[i - h : i + h + 1]) / (2 * h + 1) for i, h in spans]
+
+
+def _place(key: str) -> tuple[int | None, str]:
+    """Split a site key at its first number, the layer: "model.layers.3.mlp.up_proj" -> (3, "mlp.up_proj")."""
+    found = re.search(r"\d+", key)
+    if found is None:
+        return None, key
+    before = re.split(r"[./]", key[: found.start()])
+    return int(found[0]), key[found.end() :].lstrip("./") or f"whole {before[-1] or 'layer'}"

@@ -1,0 +1,193 @@
+"""What the command line draws: progress, tables and trees. Only `cli` uses it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from llm_adapters_lab.events import Event
+    from llm_adapters_lab.record import Run
+
+PARTS = {"training": 10, "scoring": 2}  # how often a stage reports where there is no terminal
+
+
+def console() -> Console:
+    """Return a console on stdout."""
+    # Made anew each time, so that it writes to today's stdout. A pipe has no width: do not cut its lines.
+    # Emoji off: ":llama:" is no picture.
+    made = Console(highlight=False, emoji=False)
+    return made if made.is_terminal else Console(highlight=False, emoji=False, width=160)
+
+
+def print_json(value: Any) -> None:
+    """Print plain data as JSON on one line."""
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def say(text: str) -> None:
+    """Print a line as it stands."""
+    console().print(text, markup=False, soft_wrap=True)
+
+
+class Progress:
+    """Shows the events of a run: bars on a terminal, a few lines per stage anywhere else."""
+
+    def __init__(self) -> None:
+        """Make a display; it appears inside `with`."""
+        self.events = 0
+        self.console = console()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        self.bars = Bars(*columns, console=self.console, disable=not self.console.is_terminal)
+        self.tasks: dict[str, TaskID] = {}
+        self.parts: dict[str, int] = {}
+
+    def __enter__(self) -> Progress:
+        """Start drawing."""
+        self.bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Stop drawing."""
+        self.bars.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        self.events += 1
+        fields = event.to_json()
+        kind = fields["event"]
+        if kind == "Started":
+            share = fields["trainable_parameters"] / max(1, fields["base_parameters"])
+            trains = f"{fields['trainable_parameters']:,} trainable parameters ({share:.2%} of the base)"
+            self._print(f"{fields['id']} on {fields['device']}: {trains}")
+        elif kind == "Step":
+            note = f"loss {fields['loss']:.3f}  {fields['tokens_per_second']:,.0f} tokens/s"
+            self._advance("training", fields["step"], fields["steps"], f"{note}  {clock(fields['seconds_left'])} left")
+        elif kind == "Validated":
+            best = ", the best so far" if fields["best"] else ""
+            self._print(f"validation loss {fields['loss']:.3f} after step {fields['step']}{best}")
+        elif kind == "Scoring":
+            self._advance(f"scoring {fields['task']}", fields["done"], fields["total"], "")
+
+    def _advance(self, stage: str, done: int, total: int, note: str) -> None:
+        if self.bars.disable:
+            part = done * PARTS[stage.partition(" ")[0]] // max(1, total)
+            if self.parts.get(stage) != part or done == total:
+                self._print(f"{stage} {done}/{total}  {note}".rstrip())
+            self.parts[stage] = part
+            return
+        if stage not in self.tasks:
+            self.tasks[stage] = self.bars.add_task(stage, total=total, note=note)
+        self.bars.update(self.tasks[stage], completed=done, total=total, note=note)
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
+
+
+def clock(seconds: float) -> str:
+    """Return a time in seconds as m:ss or h:mm:ss."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def show_rows(rows: Sequence[dict[str, Any]]) -> None:
+    """Print plain rows as a table; columns in the order in which the rows name them."""
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    for column in columns:
+        numbers = all(isinstance(row.get(column), int | float | None) for row in rows)
+        table.add_column(escape(column.replace("_", " ")), justify="right" if numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(cell(row.get(column))) for column in columns))
+    console().print(table)
+
+
+def cell(value: Any) -> str:
+    """Return a value as the text of a table cell."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def show_runs(rows: Iterable[dict[str, Any]]) -> None:
+    """Print a line per run, its accuracies in one cell."""
+    show_rows(
+        [
+            {**row, "accuracy": ", ".join(f"{t} {_percent(a)}" for t, a in row["accuracy"].items()) or None}
+            for row in rows
+        ]
+    )
+
+
+def show_comparison(rows: Sequence[dict[str, Any]]) -> None:
+    """Print the rows of `comparison.table` for reading: shares in per cent, the interval in one cell."""
+    show_rows(
+        [
+            {
+                "run": row["name"],
+                "trainable": row["trainable_parameters"],
+                "of base": None if row["share_of_base"] is None else f"{row['share_of_base']:.2%}",
+                "time": None if row["seconds"] is None else clock(row["seconds"]),
+                "task": row["task"] or row["status"],
+                **_score(row),
+            }
+            for row in rows
+        ]
+    )
+
+
+def _score(score: dict[str, Any]) -> dict[str, str | None]:
+    known = score["accuracy"] is not None
+    return {
+        "accuracy": _percent(score["accuracy"]),
+        "95 % interval": f"{_percent(score['low'])} to {_percent(score['high'])}" if known else None,
+        "correct": f"{score['correct']} of {score['total']}" if known else None,
+        "chance": _percent(score["chance"]),
+        "majority": _percent(score["majority"]),
+        "in format": _percent(score["in_format"]),
+    }
+
+
+def show_result(record: Run) -> None:
+    """Print the scores of a run with what they have to beat, and the folder of the run."""
+    summary = record.summary
+    if scores := summary.get("scores"):
+        show_rows([{"task": task, **_score(score)} for task, score in scores.items()])
+    if trained := summary.get("train"):
+        say(
+            f"trained {trained['steps']} steps in {clock(trained['seconds'])}, loss {trained['loss_first']:.3f} to "
+            f"{trained['loss_last']:.3f}, {trained['tokens_per_second']:,.0f} tokens/s"
+        )
+    if not record.done:
+        reason = f": {summary['error']}" if "error" in summary else ""
+        say(f"{summary['status']}{reason}. Running the same spec starts it again.")
+    say(f"run: {record.folder}")
+
+
+def show_spec(record: Run) -> None:
+    """Print the spec of a run as YAML."""
+    import yaml
+
+    say(f"# {record.id}\n" + yaml.safe_dump(record.spec.model_dump(mode="json"), sort_keys=False).rstrip())

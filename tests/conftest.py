@@ -1,0 +1,18 @@
+"""What all tests share."""
+
+import os
+
+# No test may reach for a network. The hub's library reads these once, when it is imported.
+os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+import pytest
+import torch
+
+# Tiny models are slower on several threads than on one.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_data_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a person has set up must not change what a test sees."""
+    monkeypatch.delenv("LAB_DATA", raising=False)

@@ -1,0 +1,131 @@
+"""The report: complete, offline, and deaf to markup in data."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+from records import HOSTILE, make_run
+
+from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.record import Run
+from llm_adapters_lab.report import el, report
+from llm_adapters_lab.spec import RunSpec
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: its elements, and the text outside scripts and styles."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.pre: list[str] = []
+        self.words: list[str] = []
+        self.inside = ""
+        self.feed(source)
+        self.text = "".join(self.words)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self.inside = tag
+        if tag in ("pre", "script"):
+            getattr(self, "pre" if tag == "pre" else "scripts").append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self.inside in ("script", "pre"):
+            (self.pre if self.inside == "pre" else self.scripts)[-1] += data
+        if self.inside not in ("script", "style"):
+            self.words.append(data)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Run]:
+    base = make_run(tmp_path, None, {"a": 0, HOSTILE: 2}, text=HOSTILE)
+    return [base, make_run(tmp_path, {"type": "lora"}, {"a": 13, HOSTILE: 5}, text=HOSTILE + "</pre></script>")]
+
+
+@pytest.fixture
+def page(runs: list[Run], tmp_path: Path) -> Page:
+    return Page(report(runs, tmp_path / "new" / "report.html").read_text(encoding="utf-8"))
+
+
+def test_the_file_is_small_and_holds_plotly_once(runs: list[Run], tmp_path: Path):
+    path = report(runs, tmp_path / "report.html")
+    assert path.stat().st_size < 6_000_000
+    assert path.read_text(encoding="utf-8").count("* plotly.js v") == 1
+
+
+def test_nothing_is_loaded_from_outside(page: Page):
+    for tag, attributes in page.elements:
+        assert not {"src", "href", "srcset", "action", "data", "poster"} & set(attributes), tag
+    policy = next(a["content"] for t, a in page.elements if t == "meta" and "content" in a)
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    style = re.search(r"script-src ([^;]*);", policy)
+    assert style is not None
+    assert "unsafe" not in style[1]
+
+
+def test_markup_in_data_stays_text(page: Page):
+    assert not [tag for tag, _ in page.elements if tag == "img"]
+    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+    code = [tag for tag, attributes in page.elements if tag == "script" and "type" not in attributes]
+    assert len(code) == 2
+    assert HOSTILE in page.text
+    assert HOSTILE + "</pre></script>" in page.pre
+
+
+def test_figures_are_stored_as_plain_json(page: Page):
+    stored = [script for script in page.scripts if script.startswith("{")]
+    assert not [script for script in stored if "<" in script]
+    figures = [json.loads(script) for script in stored]
+    titles = [figure["layout"]["title"]["text"] for figure in figures]
+    assert titles == [
+        "Accuracy on each dataset",
+        "What the parameters buy",
+        "Training loss",
+        "How far training moved the adapter: lora",
+    ]
+
+
+def test_results_read_without_scripts(page: Page):
+    for words in ("65.0%", "43.3–81.9", "90% in format", "1,000", "2.00%", "1.700 → 0.700", "finished"):
+        assert words in page.text
+    assert "Best on average over 2 datasets: lora, 45.0% correct with 1,000 trained parameters" in page.text
+    assert "The base alone reaches 5.0%." in page.text
+    assert "look at that share first" in page.text
+
+
+def test_the_recipe_in_it_gives_the_same_run(runs: list[Run], page: Page):
+    recipes = [yaml.safe_load(text) for text in page.pre if text.startswith("base:")]
+    assert [RunSpec.parse(fields).id for fields in recipes] == [run.id for run in runs]
+    assert "python -m llm_adapters_lab run spec.yaml" in page.pre
+
+
+def test_questions_on_which_runs_disagree_come_first(tmp_path: Path):
+    runs = [make_run(tmp_path, None, {"a": 2}), make_run(tmp_path, {"type": "lora"}, {"a": 20})]
+    text = Page(report(runs, tmp_path / "r.html").read_text(encoding="utf-8")).text
+    first = text[text.index("Right answer") :]
+    assert first.index("✗ wrong") < first.index("Right answer", 1)
+
+
+def test_unfinished_runs_and_repeated_runs_are_shown_once(tmp_path: Path):
+    run = make_run(tmp_path, {"type": "lora"}, {}, done=False)
+    page = Page(report([run, run], tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert "Nothing has been scored yet." in page.text
+    assert page.text.count(run.id) == 1
+    assert "unfinished" in page.text
+
+
+def test_no_runs_are_refused(tmp_path: Path):
+    with pytest.raises(BadSpec, match="at least one run"):
+        report([], tmp_path / "r.html")
+
+
+def test_text_and_attributes_are_escaped_in_one_place():
+    assert el("p", "<b>", el("i", '"'), title='"<') == '<p title="&quot;&lt;">&lt;b&gt;<i>&quot;</i></p>'

@@ -1,0 +1,1 @@
+"""Panels for JupyterLab. They come in a later version; this one has notebooks and the command line."""
