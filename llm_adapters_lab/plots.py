@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 INK, GRID, CLEAR = "#76808c", "rgba(128,136,144,0.28)", "rgba(0,0,0,0)"
 DASHES, HATCHES = ("solid", "dash", "dot", "dashdot"), ("", "/", ".", "x")
+BESIDE = ("middle left", "middle right", "bottom center", "top center")
 SYMBOLS = ("circle", "diamond", "square", "triangle-up")
 POINTS = 800
 
@@ -96,7 +97,7 @@ def norm_heatmap(run: Run) -> go.Figure:
     layers = [*numbers, *([None] if any(layer is None for layer, _ in cells) else [])]
     sites = list(dict.fromkeys(site for _, site in cells))[::-1]
     title, words = (
-        f"How far training moved the adapter: {escape(look.name)}",
+        f"Moved by training: {escape(look.name)}",
         f"Frobenius norm of the change, step {last['step']}",
     )
     _style(figure, title, words, "layer", "", height=170 + 34 * max(len(sites), 2))
@@ -192,7 +193,7 @@ def parameters_against_accuracy(*runs: Run) -> go.Figure:
         sizes.append(math.log10(size))
         figure.add_scatter(
             **{"x": [size], "y": [100 * mean], "mode": "markers+text", "name": label, "showlegend": False},
-            **{"text": [label], "textposition": "top center", "cliponaxis": False},
+            **{"text": [label], "textposition": BESIDE[len(sizes) % 4], "cliponaxis": False},
             marker={"color": look.colour, "size": 13, "symbol": SYMBOLS[look.turn % 4]},
             hovertemplate=f"<b>{label}</b><br>%{{x:,}} trainable parameters<br>accuracy %{{y:.1f}}%<extra></extra>",
         )

@@ -89,7 +89,7 @@ def test_figures_are_stored_as_plain_json(page: Page):
         "Accuracy on each dataset",
         "What the parameters buy",
         "Training loss",
-        "How far training moved the adapter: lora",
+        "Moved by training: lora",
     ]
 
 
