@@ -37,6 +37,12 @@ class AdapterConfig(BaseModel):
         return at
 
 
+class ModelAdapterConfig(AdapterConfig):
+    """Fields of every adapter of the model as a whole, which has no placement to choose."""
+
+    at: Literal[""] = Field(default="", description="empty: this adapter is not placed, it acts on the whole model")
+
+
 class Adapter(nn.Module):
     """A trainable change of what happens at one site.
 

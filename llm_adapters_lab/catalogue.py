@@ -124,7 +124,7 @@ def _type_name(annotation: Any) -> str:
     arguments = typing.get_args(annotation)
     if typing.get_origin(annotation) is typing.Literal:
         return " | ".join(map(str, arguments))
-    if isinstance(annotation, types.UnionType):
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
         return " | ".join("null" if a is type(None) else _type_name(a) for a in arguments)
     return annotation.__name__ if isinstance(annotation, type) and not arguments else str(annotation)
 

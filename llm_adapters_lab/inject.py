@@ -153,6 +153,8 @@ def inject(model: nn.Module, config: AdapterConfig, *, at: str | None = None, na
         raise BadSpec(f"The adapter name {name!r} must be a plain word: letters, digits and underscores.")
     entry = get_adapter(config.type)
     anatomy = Anatomy.of(model)
+    if at and issubclass(entry.cls, ModelAdapter):
+        raise BadSpec(f"{config.type!r} acts on the whole model and takes no placement; given was {at!r}.")
     at = at or config.at or entry.at
     injection = Injection(model, anatomy, config.model_copy(update={"at": at}), name)
     device = next(model.parameters()).device

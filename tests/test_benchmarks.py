@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -116,6 +119,24 @@ def test_no_root_fetches_the_original_file(write: Callable[..., Path], monkeypat
     monkeypatch.delenv("LAB_DATA", raising=False)
     monkeypatch.setattr(module, "RAW", str(write([GOOD])))
     assert len(get_task("gsm8k").load("test", None)) == 1
+
+
+def test_a_file_is_fetched_over_http(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The raw files are plain files on a web server; here one on this machine."""
+    monkeypatch.delenv("LAB_DATA", raising=False)
+    for switch in ("datasets.config.HF_DATASETS_OFFLINE", "datasets.config.HF_HUB_OFFLINE"):
+        monkeypatch.setattr(switch, False)
+    monkeypatch.setattr("datasets.config.DOWNLOADED_DATASETS_PATH", tmp_path / "cache")
+    folder = write([GOOD])
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(module, "RAW", f"http://127.0.0.1:{server.server_port}")
+        (example,) = get_task("gsm8k").load("test", None)
+        server.shutdown()
+    assert example.instruction == GOOD["instruction"]
 
 
 def test_an_unreachable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -290,6 +290,11 @@ def test_series_and_parallel_follow_the_formula() -> None:
     handle.remove()
 
 
+def test_an_adapter_of_the_whole_model_takes_no_placement() -> None:
+    with pytest.raises(BadSpec, match="takes no placement; given was 'q'"):
+        inject(models.tiny("tiny:llama"), config("prefix"), at="q")
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_compiled_models_are_refused() -> None:
     with pytest.raises(CannotInject, match="Inject first, compile last"):

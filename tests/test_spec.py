@@ -22,6 +22,7 @@ from llm_adapters_lab.spec import RunSpec, change
         ({"adapter": {"type": "lora", "rnk": 3}}, "'adapter.rnk' is not a known key. Did you mean 'rank'"),
         ({"adapter": {"type": "lora", "rank": 0}}, r"adapter\.rank = 0: .*greater than or equal to 1"),
         ({"adapter": {"type": "lora", "at": "qq"}}, "'qq', which is no role"),
+        ({"adapter": {"type": "prefix", "at": "q"}}, r"adapter\.at = 'q': Input should be ''"),
         ({"adapter": {"rank": 3}}, "adapter needs a type"),
         ({"adapter": 3}, "adapter needs a type"),
         ({"train": {"batch": 10, "micro_batch": 3}}, "not a multiple"),

@@ -20,12 +20,12 @@ from pydantic import Field
 from torch import nn
 from transformers import DynamicCache
 
-from llm_adapters_lab.adapter import AdapterConfig, ModelAdapter, register
+from llm_adapters_lab.adapter import ModelAdapter, ModelAdapterConfig, register
 from llm_adapters_lab.anatomy import Anatomy
 from llm_adapters_lab.errors import CannotInject
 
 
-class PrefixConfig(AdapterConfig):
+class PrefixConfig(ModelAdapterConfig):
     """Config of prefix tuning."""
 
     type: Literal["prefix"] = Field(default="prefix", description="name of the adapter")
