@@ -145,6 +145,8 @@ def _rows(spec: RunSpec) -> dict[str, list[Example]]:
         rows["train"] = [found[i] for i in shuffled[:wanted]]
         if len(rows["train"]) <= spec.data.validation:
             raise BadSpec(f"data.validation = {spec.data.validation} leaves none of {len(found)} rows to train on.")
+    if empty := [name for name, found in rows.items() if not found]:
+        raise BadSpec(f"No rows to score on for {', '.join(empty)}: the file is empty.")
     return rows
 
 

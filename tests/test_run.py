@@ -177,6 +177,14 @@ def test_a_malformed_row_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+def test_an_empty_test_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "boolq").mkdir()
+    (tmp_path / "boolq" / "test.json").write_text("[]")
+    with pytest.raises(LabError, match="boolq"):
+        run(small(adapter=None, eval={"tasks": ["boolq"], "root": str(tmp_path)}), root=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_failure_is_recorded_with_its_stage(tmp_path: Path) -> None:
     changes = {"adapter": {"type": "prefix"}, "train": {**SMALL["train"], "gradient_checkpointing": True}}
     with pytest.raises(LabError, match="gradient_checkpointing"):
