@@ -48,6 +48,15 @@ def parse(model: type[M], fields: Any, prefix: str = "") -> M:
         raise BadSpec("\n".join(_explain(model, fault, prefix) for fault in error.errors())) from None
 
 
+def faults(model: type[BaseModel], fields: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Return what `parse` would complain of, as (field, message) pairs; "" for what concerns no single field."""
+    try:
+        model.model_validate(fields)
+    except ValidationError as error:
+        return [(str((*fault["loc"], "")[0]), _explain(model, fault, prefix)) for fault in error.errors()]
+    return []
+
+
 def _explain(model: type[BaseModel], fault: Any, prefix: str) -> str:
     place = [str(p) for p in fault["loc"]]
     dotted = prefix + ".".join(place)

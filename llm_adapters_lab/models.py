@@ -98,6 +98,23 @@ def load(base: str, dtype: Dtype = "auto", *, trust_remote_code: bool = False) -
     return Base(model.eval(), tokenizer, base)
 
 
+def tokenizer(base: str, *, trust_remote_code: bool = False) -> Any:
+    """Return the tokenizer of a base, or None for a tiny random one; no weights are read.
+
+    Raises:
+        ModelUnavailable: nothing was found under that name.
+    """
+    from transformers import AutoTokenizer
+
+    if base.startswith("tiny:"):
+        return None
+    source, extra = _locate(base)
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **extra)
+    except (OSError, ValueError, ImportError) as error:
+        raise _unavailable(base, error) from error
+
+
 def skeleton(base: str, *, trust_remote_code: bool = False) -> nn.Module:
     """Return the model without weights, on the meta device: enough for anatomy, placements and counts.
 

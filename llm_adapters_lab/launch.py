@@ -1,0 +1,235 @@
+"""Launch: runs in a process of their own, which goes on when the page, notebook or kernel that began it is gone.
+
+The process is the command line's `run`, so it leaves the same record as `run(spec)`. What is known of it stands beside
+the records, in files of
+
+<root>/.processes/<id>.json         pid, host and start of the process; whether it was asked to stop
+                  <id>.spec.json    what it was asked to do
+                  <id>.log          what it has printed
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from llm_adapters_lab.adapter import get_adapter
+from llm_adapters_lab.errors import BadSpec, LabError
+from llm_adapters_lab.prepare import preflight
+from llm_adapters_lab.processes import exit_code, hold, lives, spawn
+from llm_adapters_lab.record import Run, find, write_atomically
+from llm_adapters_lab.spec import RunSpec
+from llm_adapters_lab.tail import Place, last_event, last_lines, news
+
+Name = Literal["finished", "running", "stopping", "stopped", "failed", "dead", "unfinished"]
+SILENT = 600.0
+"""Seconds without an event after which a process on another host, which cannot be asked, is taken for dead."""
+_ENDS: dict[str, Name] = {"Finished": "finished", "Stopped": "stopped", "Failed": "failed"}
+
+
+class State(NamedTuple):
+    """How a run stands.
+
+    Attributes:
+        name: "running" and "stopping" while its process works; "dead" when that is gone without a word; "unfinished"
+            when no process of it is known.
+        reason: the error, or why it is so; not escaped.
+    """
+
+    name: Name
+    reason: str = ""
+
+    @property
+    def works(self) -> bool:
+        """Whether its process is at work."""
+        return self.name in ("running", "stopping")
+
+
+def launch(spec: RunSpec, root: str | Path = "runs", fresh: bool = False) -> Run:
+    """Start a run in a process of its own and return at once; follow it with `follow` and `state`.
+
+    A run that is finished is not repeated, and one that works is not started a second time. One that was interrupted
+    while it was scored goes on there; one that was interrupted in training starts again.
+
+    Args:
+        spec: what to do.
+        root: folder of all runs.
+        fresh: do it again even if there is a finished record.
+
+    Raises:
+        LabError: the spec cannot be run; no process is started.
+    """
+    run = Run(Path(root).resolve() / spec.id)
+    if state(run).works or (run.done and not fresh):
+        return run
+    if spec.adapter and get_adapter(spec.adapter.type).cls.__module__ == "__main__":
+        raise BadSpec(
+            f"{spec.adapter.type} is defined in this notebook or script, where another process cannot find it. "
+            "Call run(spec) here, or put it into a package with an entry point."
+        )
+    preflight(spec)
+    beside(run, "json").parent.mkdir(parents=True, exist_ok=True)
+    with hold(beside(run, "lock")):
+        if not state(run).works:
+            _start(run, spec, fresh)
+    return run
+
+
+def state(run: Run) -> State:
+    """Say how a run stands; little is read, however long its log is."""
+    process = _process(run)
+    works = process is not None and _works(run, process)  # asked before the log is read, which then is complete
+    last = last_event(run) or {}
+    end = _ENDS.get(last.get("event", ""))
+    if process is None:
+        if run.done:
+            return State("finished")
+        return State(end, _why(last)) if end else State("unfinished", "No process of it is known here.")
+    begins = _log_stat(run) == process["log"]
+    if end and not begins:
+        # A second interrupt reaches the run as an error.
+        hurried = process["stop"] and last.get("error", "").startswith("KeyboardInterrupt")
+        return State("stopped" if hurried else end, _why(last))
+    if works:
+        if process["stop"]:
+            return State("stopping", "It ends after the step it is at.")
+        return State("running", "Libraries, rows and weights are being loaded." if begins or not last else "")
+    return State("finished") if run.done and not begins else _gone(run, process, begins)
+
+
+def stop(run: Run, now: bool = False) -> State:
+    """Ask the process of a run to stop after the step it is at; asking twice is asking once.
+
+    Args:
+        run: does nothing if it is not at work.
+        now: do not wait for the end of the step.
+
+    Raises:
+        LabError: the process is on another host.
+    """
+    found, process = state(run), _process(run)
+    if not found.works or process is None or (process["stop"] and not now):
+        return found
+    if process["host"] != platform.node():
+        raise LabError(f"The run {run.id} works on {process['host']}. Stop it there: kill -INT {process['pid']}")
+    _write(run, "json", process | {"stop": True})
+    # Nobody else can get this pid between the look in `state` and here, but the process may have ended.
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process["pid"], signal.SIGINT)
+    return state(run)
+
+
+def follow(run: Run, since: Place | None = None, every: float = 0.2) -> Iterator[dict[str, Any]]:
+    """Yield the events of a run as they come, until it no longer works.
+
+    Args:
+        run: what `launch` has returned; that of another process will do.
+        since: leave out what lies before; see `news`.
+        every: seconds between two looks.
+    """
+    place = since
+    while True:
+        works = state(run).works  # asked before the log is read, so that nothing said before the end is missed
+        process = _process(run)
+        if works and process and process["log"] and _log_stat(run) == process["log"]:
+            time.sleep(every)  # these are events of an earlier attempt
+            continue
+        found = news(run, place)
+        yield from found.events
+        place = found.place
+        if not found.more:
+            if not works:
+                return
+            time.sleep(every)
+
+
+def spec_of(name: str, root: str | Path = "runs") -> RunSpec:
+    """Return the spec of a run by its id or the beginning of one, also while its record has none yet.
+
+    Raises:
+        BadSpec: there is no such run.
+    """
+    path = beside(Run(Path(root).resolve() / name), "spec.json")
+    return RunSpec.load(path) if path.is_file() else find(name, root).spec
+
+
+def beside(run: Run, kind: str) -> Path:
+    """Return the place of what is known of a run's process: kind is "json", "spec.json" or "log"."""
+    return run.folder.parent / ".processes" / f"{run.id}.{kind}"
+
+
+def _start(run: Run, spec: RunSpec, fresh: bool) -> None:
+    """Start the process; the caller holds the lock."""
+    before = _process(run)
+    until = time.monotonic() + 60
+    while before and lives(before):  # it has ended its run, and now itself
+        if time.monotonic() > until:
+            raise LabError(f"The process {before['pid']} has ended the run {run.id} but not itself. Kill it first.")
+        time.sleep(0.05)
+    log, began = _log_stat(run), time.time()
+    _write(run, "spec.json", spec.model_dump(mode="json"))
+    # -P and the path: the child runs this very code, whatever lies in the folder it is started from.
+    command = [sys.executable, "-P", "-m", "llm_adapters_lab", "run", str(beside(run, "spec.json"))]
+    command += ["--root", str(run.folder.parent), "--json", *(["--fresh"] if fresh else [])]
+    home = Path(__file__).parents[1]
+    paths = ["" if home.name == "site-packages" else str(home), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
+    process = spawn(command, beside(run, "log"), environment)
+    _write(run, "json", process | {"stop": False, "log": log, "time": began})
+
+
+def _works(run: Run, process: dict[str, Any]) -> bool:
+    alive = lives(process)
+    if alive is None:
+        stat = _log_stat(run)
+        last: float = max(process["time"], stat[2] / 1e9 if stat else 0)
+        return time.time() - last < SILENT
+    return alive
+
+
+def _gone(run: Run, process: dict[str, Any], begins: bool) -> State:
+    """Say what became of a process that has ended without an event that tells why."""
+    if process["stop"]:
+        return State("stopped", "It was stopped before it had begun." if begins else "")
+    said = last_lines(beside(run, "log"))
+    errors = [i for i, line in enumerate(said) if line.startswith("error: ")]
+    if errors:
+        return State("failed", "\n".join(said[errors[-1] :]).removeprefix("error: "))
+    code = exit_code(process)
+    how = f" by signal {-code}" if code is not None and code < 0 else f" with code {code}" if code else ""
+    words = f"Its process {process['pid']} on {process['host']} ended{how} without a word"
+    words += ". It was killed, perhaps for lack of memory, or the machine was restarted." if not said else ". Its log:"
+    return State("dead", "\n".join([words, *said]))
+
+
+def _why(event: dict[str, Any]) -> str:
+    stage = f" while {event['stage']}" if event.get("stage") else ""
+    return f"{event['error']} ({event['stage']})" if "error" in event else f"Stopped{stage}." if stage else ""
+
+
+def _process(run: Run) -> dict[str, Any] | None:
+    try:
+        process: dict[str, Any] = json.loads(beside(run, "json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return process
+
+
+def _log_stat(run: Run) -> list[int] | None:
+    try:
+        stat = (run.folder / "events.jsonl").stat()
+    except FileNotFoundError:
+        return None
+    return [stat.st_ino, stat.st_size, stat.st_mtime_ns]
+
+
+def _write(run: Run, kind: str, value: Any) -> None:
+    write_atomically(beside(run, kind), (json.dumps(value, indent=2) + "\n").encode())

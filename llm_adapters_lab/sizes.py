@@ -1,0 +1,82 @@
+"""How large a run's model is, before any weight is loaded: parameters of base and adapter, and the memory they need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from torch import nn
+
+from llm_adapters_lab import models
+from llm_adapters_lab.adapter import AdapterConfig
+from llm_adapters_lab.anatomy import Anatomy
+from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.inject import inject
+
+STATES = 4
+"""Tensors of an adapter's size while it is trained: itself, its gradient and the two moments of AdamW."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Sizes of a model with an adapter.
+
+    Attributes:
+        base: parameters of the base, shared ones once.
+        trainable: parameters of the adapter.
+        weights: bytes of the base's weights.
+        training: bytes of the adapter, its gradients and the optimiser's moments.
+    """
+
+    base: int
+    trainable: int
+    weights: int
+    training: int
+
+    @property
+    def share(self) -> float:
+        """Trainable parameters as a share of the base's."""
+        return self.trainable / max(1, self.base)
+
+
+@lru_cache(maxsize=8)
+def outline(base: str, trust_remote_code: bool = False) -> tuple[nn.Module, Anatomy]:
+    """Return a model without weights and its anatomy; the last few are kept.
+
+    Raises:
+        ModelUnavailable: the configuration was not found.
+        UnknownAnatomy: the model is not a decoder whose parts can be told apart.
+    """
+    model = models.skeleton(base, trust_remote_code=trust_remote_code)
+    return model, Anatomy.of(model)
+
+
+def size(
+    base: str, adapter: AdapterConfig | None, dtype: models.Dtype = "auto", *, trust_remote_code: bool = False
+) -> Size:
+    """Count parameters and bytes; activations, which grow with batch and length, are not among them.
+
+    Args:
+        base: as in a spec.
+        adapter: its config, or None for the bare base.
+        dtype: of the base's weights.
+        trust_remote_code: run model code that comes with a hub repository.
+
+    Raises:
+        LabError: base or adapter cannot be built; the message says why.
+    """
+    model, _ = outline(base, trust_remote_code)
+    total = sum(p.numel() for p in model.parameters())
+    weights = total * models.pick_dtype(dtype).itemsize
+    if adapter is None:
+        return Size(total, 0, weights, 0)
+    try:
+        injection = inject(model, adapter)
+    except BadSpec:
+        # One that starts from a text needs to know its tokens; whatever else is wrong is said the second time.
+        injection = inject(model, adapter, tokenizer=models.tokenizer(base, trust_remote_code=trust_remote_code))
+    try:
+        bytes_ = sum(p.numel() * p.element_size() for p in injection.parameters())
+        return Size(total, injection.count(), weights, STATES * bytes_)
+    finally:
+        injection.eject()

@@ -1,0 +1,299 @@
+"""The run panel without a browser: buttons are clicked and values read, and it looks when it is told to."""
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_adapters_lab import processes
+from llm_adapters_lab.events import Failed, Norms, Started, Step, Validated
+from llm_adapters_lab.launch import beside
+from llm_adapters_lab.processes import lives
+from llm_adapters_lab.record import Run
+from llm_adapters_lab.run import run
+from llm_adapters_lab.spec import RunSpec
+from widgets.curves import POINTS, Curves
+from widgets.guard import guarded
+from widgets.run_panel import RunPanel
+
+SMALL: dict[str, Any] = {
+    "base": "nano",
+    "adapter": {"type": "lora", "rank": 4},
+    "data": {"task": "mini-math", "rows": 24, "validation": 8},
+    "train": {"batch": 8, "max_steps": 3, "learning_rate": 1e-3},
+    "eval": {"tasks": ["mini-bool"], "rows": 5, "batch": 3, "max_new_tokens": 4},
+}
+LONG = {"batch": 8, "max_steps": 5000, "epochs": 1000.0}
+HOSTILE = '<img src=x onerror="alert(1)"><script>alert(2)</script> [x](javascript:alert(3)) & </pre>'
+ESCAPED = "&lt;img src=x onerror=&quot;alert(1)&quot;&gt;&lt;script&gt;alert(2)&lt;/script&gt;"
+
+
+def small(**changes: Any) -> RunSpec:
+    return RunSpec.parse({**SMALL, **changes})
+
+
+def step(number: int, loss: float = 1.0, of: int = 100) -> Step:
+    return Step(number, of, loss, 1e-3, 0.5, 100 * number, 0.1 * number + loss * 1e-9, 3400.4, 41.4)
+
+
+def until(panel: RunPanel, true: Callable[[], Any], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"waited in vain: {panel.state}"
+        time.sleep(0.05)
+        panel.refresh()
+
+
+def enabled(panel: RunPanel) -> set[str]:
+    buttons = (panel.start, panel.halt, panel.resume, panel.clone)
+    return {button.description for button in buttons if not button.disabled}
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A root whose processes are gone after the test, whatever became of it."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    yield tmp_path
+    for path in tmp_path.glob(".processes/*.json"):
+        process = json.loads(path.read_text(encoding="utf-8"))
+        if "pid" in process and lives(process):
+            os.kill(process["pid"], signal.SIGKILL)
+    for child in processes._children.values():
+        child.wait(30)
+
+
+def test_from_start_to_finish(root: Path) -> None:
+    panel = RunPanel(small(), root)
+    assert panel.state.name == "unfinished"
+    assert enabled(panel) == {"Start", "Clone"}
+    panel.start.click()
+    assert panel.problem.value == ""
+    assert panel.state.name == "running"
+    assert "being loaded" in panel.status.value
+    assert enabled(panel) == {"Stop", "Clone"}
+    until(panel, lambda: panel.state.name == "finished")
+    assert "✓ finished" in panel.status.value
+    assert "mini-bool" in panel.status.value
+    assert panel.progress.bar.value == 1
+    assert enabled(panel) == {"Clone"}
+    assert panel.heartbeat.value.startswith("last looked at ")
+    assert '"status": "finished"' in panel.log.value
+    again = RunPanel(root=root, run_id=panel.run_id)
+    assert again.spec == small()
+    assert again.curves.points() == panel.curves.points()
+    assert again.status.value == panel.status.value
+    # A figure that was just made holds all points in its constructor's data.
+    batches, means, held_out, norms, moved = again.curves.points()
+    assert batches[0] == means[0] == norms[0] == [1, 2, 3]
+    assert batches[1] == [e["loss"] for e in Run(root / panel.run_id).events("Step")]
+    assert len(held_out[0]) == 1
+    assert moved[1][-1] > 0
+    assert [list(trace.x) for trace in panel.curves.figure.data] == [x for x, _ in again.curves.points()]
+
+
+def test_stop_and_resume(root: Path) -> None:
+    panel = RunPanel(small(train=LONG), root)
+    panel.start.click()
+    until(panel, lambda: "tokens/s" in panel.progress.words.value)
+    assert 0 < panel.progress.bar.value < 1
+    assert "of 3000" in panel.progress.words.value
+    panel.halt.click()
+    assert panel.state.name in ("stopping", "stopped")
+    until(panel, lambda: panel.state.name == "stopped")
+    assert enabled(panel) == {"Resume", "Clone"}
+    assert "Stopped while training. · Resume starts the training again." in panel.status.value
+    reached = panel.curves.points()[0][0][-1]
+    panel.resume.click()
+    assert panel.problem.value == ""
+    until(panel, lambda: 0 < len(panel.curves.points()[0][0]) < reached)
+    panel.halt.click()
+    until(panel, lambda: panel.state.name == "stopped")
+
+
+def test_a_dead_run_is_shown_as_such_and_can_be_resumed(root: Path) -> None:
+    panel = RunPanel(small(train=LONG), root)
+    panel.start.click()
+    until(panel, lambda: panel.progress.words.value.startswith("step"))
+    process = json.loads(beside(Run(root / panel.run_id), "json").read_text(encoding="utf-8"))
+    os.kill(process["pid"], signal.SIGKILL)
+    until(panel, lambda: panel.state.name == "dead")
+    assert "✗ dead" in panel.status.value
+    assert f"process {process['pid']}" in panel.error.value
+    assert panel.error.value.count("lack of memory") == 1
+    assert enabled(panel) == {"Resume", "Clone"}
+
+
+def test_a_refused_start_is_shown_until_one_succeeds(root: Path) -> None:
+    panel = RunPanel(small(adapter={"type": "lora", "at": "gate_up"}), root)
+    panel.start.click()
+    assert "gate_up" in panel.problem.value
+    assert panel.problem.value.count("✗") == 1
+    panel.refresh()
+    assert "gate_up" in panel.problem.value
+    assert enabled(panel) == {"Start", "Clone"}
+    panel.spec = small()
+    assert panel.problem.value == ""
+    assert panel.run_id == small().id
+
+
+def test_without_a_spec_there_is_nothing_to_start(tmp_path: Path) -> None:
+    panel = RunPanel(root=tmp_path)
+    assert enabled(panel) == set()
+    assert "There is no spec yet." in panel.status.value
+    panel.start.click()
+    assert "no spec to run" in panel.problem.value
+
+
+def test_without_a_spec_nothing_is_left_of_the_run_before(tmp_path: Path) -> None:
+    record = Run(tmp_path / small().id)
+    record.folder.mkdir()
+    record.append(step(50))
+    panel = RunPanel(small(), tmp_path)
+    assert panel.progress.bar.value == 0.5
+    panel.spec = None
+    assert (panel.run_id, panel.title.value, panel.progress.words.value, panel.progress.bar.value) == ("", "", "", 0)
+    assert panel.curves.points()[0] == ([], [])
+
+
+def test_clone_hands_the_spec_on(tmp_path: Path) -> None:
+    panel, got = RunPanel(small(), tmp_path), []
+    panel.on_clone(got.append)
+    panel.clone.click()
+    assert got == [small()]
+
+    def broken(spec: RunSpec) -> None:
+        raise RuntimeError(HOSTILE)
+
+    panel.on_clone(broken)
+    panel.clone.click()
+    assert ESCAPED in panel.problem.value
+    assert "RuntimeError" in panel.problem.value
+    assert "<img" not in panel.problem.value
+    assert "<script" not in panel.problem.value
+    assert "&amp;lt;" not in panel.problem.value
+
+
+def test_hostile_text_is_escaped_once(tmp_path: Path) -> None:
+    record = Run(tmp_path / small().id)
+    record.folder.mkdir()
+    record.append(Started(record.id, 3, 1, 1, "cpu"))
+    record.append(Failed(record.id, "training", f"ValueError: {HOSTILE}"))
+    beside(record, "log").parent.mkdir()
+    beside(record, "log").write_text(HOSTILE, encoding="utf-8")
+    panel = RunPanel(small(base=HOSTILE), tmp_path)
+    assert "<img" not in panel.title.value
+    assert ESCAPED in panel.title.value
+    panel.spec = small()
+    assert panel.state.name == "failed"
+    for line in (panel.error.value, panel.status.value):
+        assert "<img" not in line
+        assert "<script" not in line
+        assert "&amp;lt;" not in line
+    assert ESCAPED in panel.error.value
+    assert panel.log.value == HOSTILE  # a text area shows text as it stands
+
+
+def test_a_run_of_another_process_is_followed(tmp_path: Path) -> None:
+    record = Run(tmp_path / small().id)
+    panel = RunPanel(small(), tmp_path)
+    record.folder.mkdir()
+    record.append(Started(record.id, 100, 1, 1, "cpu"))
+    for number in range(1, 51):
+        record.append(step(number, loss=float(number)))
+    record.append(Norms(50, {"a": 3.0, "b": 4.0}))
+    record.append(Validated(50, 2.5, True))
+    panel.refresh()
+    assert panel.progress.words.value == "step 50 of 100 · loss 50.000 · 3,400 tokens/s · 0:00:41 left"
+    assert panel.progress.bar.value == 0.5
+    batches, means, held_out, norms, moved = panel.curves.points()
+    assert batches[0] == list(range(1, 51))
+    assert means[1] == pytest.approx(batches[1])  # the mean of a straight line is that line
+    assert held_out == ([50], [2.5])
+    assert moved == ([50], [5.0])
+    assert norms[1] == [0.5] * 50
+    assert list(panel.curves.figure.data[0].y) == batches[1]
+    with (record.folder / "events.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"event": "Step", "st')  # torn
+    panel.refresh()
+    assert panel.problem.value == ""
+    record.clear()
+    record.append(Started(record.id, 100, 1, 1, "cpu"))
+    record.append(step(1, loss=7.0))
+    panel.refresh()
+    assert panel.curves.points()[0] == ([1], [7.0])
+
+
+def test_a_broken_record_is_reported_and_the_panel_looks_on(tmp_path: Path) -> None:
+    record = Run(tmp_path / small().id)
+    panel = RunPanel(small(), tmp_path)
+    record.folder.mkdir()
+    log = record.folder / "events.jsonl"
+    log.write_text("no json\n", encoding="utf-8")
+    panel.refresh()
+    assert "JSONDecodeError" in panel.problem.value
+    log.unlink()
+    panel.refresh()
+    assert panel.problem.value == ""
+
+
+def test_a_long_run_is_drawn_with_few_points() -> None:
+    curves = Curves()
+    curves.add(step(number, of=100_000).to_json() for number in range(1, 20_001))
+    for x, y in curves.points():
+        assert len(x) == len(y) <= POINTS + 1
+    assert curves.points()[0][0][-1] == 20_000
+    began = time.perf_counter()
+    curves.update()
+    assert time.perf_counter() - began < 2
+
+
+def test_inside_a_loop_it_looks_by_itself(tmp_path: Path) -> None:
+    async def kernel() -> int:
+        panel = RunPanel(small(), tmp_path, every=0.01)
+        record = Run(tmp_path / panel.run_id)
+        record.folder.mkdir()
+        record.append(step(1))
+        await asyncio.sleep(0.2)
+        panel.close()
+        return len(panel.curves.points()[0][0])
+
+    assert asyncio.run(kernel()) == 1
+
+
+def test_a_finished_run_is_shown_whoever_did_it(tmp_path: Path) -> None:
+    record = run(small(adapter=None), root=tmp_path)
+    panel = RunPanel(root=tmp_path, run_id=record.id[:-2])
+    assert panel.state.name == "finished"
+    assert panel.title.value == f"<div><b>{record.id}</b> · nano, no adapter, mini-math</div>"
+    assert all(x == [] for x, _ in panel.curves.points())
+
+
+def test_a_guard_keeps_the_message_of_another_callback() -> None:
+    class Box:
+        value = ""
+
+    class Panel:
+        problem: Any = Box()
+        problem_of = ""
+
+        @guarded
+        def one(self, fails: bool) -> None:
+            if fails:
+                raise ValueError("no")
+
+        @guarded
+        def other(self) -> None:
+            pass
+
+    panel = Panel()
+    panel.one(True)
+    panel.other()
+    assert "ValueError: no" in panel.problem.value
+    panel.one(False)
+    assert panel.problem.value == ""

@@ -1,0 +1,233 @@
+"""Run panel: starts a run in a process of its own, shows how it goes, stops it and takes it up again.
+
+What is shown comes from the record. The panel keeps nothing that matters: one that is made anew with the run id shows
+the same, whoever started the run and wherever. It looks by a task in the kernel's own loop, never by a thread, so its
+clock stands still while a cell works; the run does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as W
+
+from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.launch import State, beside, launch, spec_of, state, stop
+from llm_adapters_lab.markup import el
+from llm_adapters_lab.record import Run
+from llm_adapters_lab.spec import RunSpec
+from llm_adapters_lab.tail import Place, last_lines, news
+from widgets.curves import Curves
+from widgets.guard import guarded, message
+from widgets.progress import Progress
+
+LOG_LINES = 40
+SIGNS = {
+    "finished": "✓",
+    "running": "▶",
+    "stopping": "◼",
+    "stopped": "◼",
+    "failed": "✗",
+    "dead": "✗",
+    "unfinished": "○",
+}
+_STEADY = "font-variant-numeric: tabular-nums"
+
+
+class RunPanel:
+    """Start, Stop, Resume and Clone; progress, curves, log and errors of one run.
+
+    Attributes:
+        run: the record; None while there is no spec.
+        state: as last seen.
+        progress: bar and figures.
+        curves: loss and norms.
+        problem: what the last callback raised.
+        widget: what is shown; the panel itself shows it too.
+    """
+
+    def __init__(
+        self, spec: RunSpec | None = None, root: str | Path = "runs", *, run_id: str = "", every: float = 1.0
+    ) -> None:
+        """Show a run, started or not.
+
+        Args:
+            spec: of the run.
+            root: folder of all runs.
+            run_id: instead of a spec, the id of a run that was started before, or the beginning of it.
+            every: seconds between two looks; there are none by themselves outside a kernel, see `refresh`.
+        """
+        self.root, self.every, self.problem_of = Path(root).resolve(), every, ""
+        self.run: Run | None = None
+        self.state = State("unfinished")
+        self._spec: RunSpec | None = None
+        self._last: dict[str, dict[str, Any]] = {}
+        self._listeners: list[Callable[[RunSpec], None]] = []
+        self._build()
+        self._forget()
+        self.spec = spec_of(run_id, self.root) if run_id else spec
+        self._task: asyncio.Task[None] | None = None
+        try:
+            self._task = asyncio.get_running_loop().create_task(self._look())
+        except RuntimeError:  # no kernel
+            return
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        return self.widget._repr_mimebundle_(**options)
+
+    @property
+    def spec(self) -> RunSpec | None:
+        """What Start would run; setting it shows the run of that spec, as far as there is one."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: RunSpec | None) -> None:
+        if spec != self._spec or spec is None:
+            self._spec, self.run = spec, Run(self.root / spec.id) if spec else None
+            self._forget()
+        self.refresh()
+
+    @property
+    def run_id(self) -> str:
+        """Id of the run that is shown; "" for none."""
+        return self.run.id if self.run else ""
+
+    def on_clone(self, listener: Callable[[RunSpec], None]) -> None:
+        """Call `listener` with the spec when Clone is clicked, for instance to put it into a form."""
+        self._listeners.append(listener)
+
+    def close(self) -> None:
+        """Look no more. The run goes on."""
+        if self._task:
+            self._task.cancel()
+        self.widget.close()
+
+    @guarded
+    def refresh(self) -> None:
+        """Look once, and show what is there."""
+        self.heartbeat.value = f"last looked at {time.strftime('%H:%M:%S')}; the run does not need this page"
+        if self.run is None:
+            self._say(State("unfinished", "There is no spec yet."))
+            return
+        found = state(self.run)
+        if self._read(self.run, until=time.monotonic() + 0.5):
+            self.curves.update()
+        if self.state.works and not found.works:
+            self.curves.redraw()  # the last figure is complete also for a page that opens later
+        self._say(found)
+        self.progress.show(found, self._last)
+        self.log.value = "\n".join(last_lines(beside(self.run, "log"), LOG_LINES))
+
+    def _build(self) -> None:
+        wide = W.Layout(width="100%")
+        self.title, self.status, self.error, self.problem = W.HTML(), W.HTML(), W.HTML(), W.HTML()
+        self.start = W.Button(description="Start", button_style="primary", tooltip="Start the run in its own process")
+        self.halt = W.Button(description="Stop", tooltip="Stop after the step it is at")
+        self.resume = W.Button(description="Resume")
+        self.clone = W.Button(description="Clone", tooltip="Take this spec as the beginning of another")
+        self.renew = W.Button(description="Redraw", tooltip="Draw the curves anew, if the page has lost them")
+        for button, callback in (
+            (self.start, self._start),
+            (self.resume, self._start),
+            (self.halt, self._stop),
+            (self.clone, self._clone),
+            (self.renew, self._redraw),
+        ):
+            button.on_click(callback)
+        self.progress = Progress()
+        self.heartbeat = W.Label()
+        # A text area shows what it is given as it stands.
+        self.log = W.Textarea(disabled=True, rows=8, layout=wide)
+        self.curves = Curves()
+        folded = W.Accordion([self.log], titles=("Log of the process",), selected_index=None)
+        buttons = W.HBox([self.start, self.halt, self.resume, self.clone, self.renew])
+        self.widget = W.VBox(
+            [
+                *(self.title, buttons, self.problem, self.status, self.error),
+                *(self.progress.widget, self.curves.widget, folded, self.heartbeat),
+            ],
+            layout=wide,
+        )
+
+    def _forget(self) -> None:
+        """Be as if nothing had been read."""
+        self._place, self._last = Place(), {}
+        self.problem.value, self.problem_of, self.log.value = "", "", ""
+        adapter = self._spec.adapter if self._spec else None
+        self.curves.clear(adapter.type if adapter else None)
+        self.title.value = ""
+        self.progress.show(State("unfinished"), {})
+        if self._spec:
+            words = f"{self._spec.base}, {adapter.type if adapter else 'no adapter'}, {self._spec.data.task}"
+            self.title.value = el("div", el("b", self.run_id), f" · {words}")
+
+    def _read(self, run: Run, until: float) -> bool:
+        """Take in what is new in the log; return whether the curves have changed. A long one takes several looks."""
+        changed = False
+        while True:
+            found = news(run, self._place)
+            if found.anew:
+                self._last = {}
+                self.curves.clear(self.curves.kind)
+            for event in found.events:
+                self._last[event["event"]] = event
+            self._place = found.place
+            changed = self.curves.add(found.events) or changed or found.anew
+            if not found.more or time.monotonic() > until:
+                return changed
+
+    def _say(self, found: State) -> None:
+        """Show a state, and allow what can be done in it."""
+        self.state = found
+        begun = self.run is not None and (found.name != "unfinished" or bool(self._last))
+        self.start.disabled = self.run is None or begun
+        self.resume.disabled = not begun or found.works or found.name == "finished"
+        self.halt.disabled = not found.works
+        self.halt.description = "Stop now" if found.name == "stopping" else "Stop"
+        self.clone.disabled = self.run is None
+        self.resume.tooltip = note = "" if self.resume.disabled else self._resumption()
+        bad = found.name in ("failed", "dead")
+        words = found.reason if not bad else "The reason stands below."
+        if found.name == "finished" and self.run:
+            scores = self.run.summary.get("scores", {}).items()
+            words = ", ".join(f"{task} {100 * score['accuracy']:.1f}%" for task, score in scores)
+        head = el("b", f"{SIGNS[found.name]} {found.name}")
+        text = " · ".join(part for part in (words, note) if part)
+        self.status.value = el("div", head, f"  {text}", style=_STEADY, role="status")
+        self.error.value = message(found.reason) if bad else ""
+
+    def _resumption(self) -> str:
+        trained = self.run is not None and self._spec is not None and self.run.is_trained(self._spec)
+        return "Resume goes on with scoring." if trained else "Resume starts the training again."
+
+    @guarded
+    def _start(self, button: Any) -> None:
+        if self._spec is None:
+            raise BadSpec("There is no spec to run. Choose a base and an adapter first.")
+        launch(self._spec, self.root)
+        self.refresh()
+
+    @guarded
+    def _stop(self, button: Any) -> None:
+        if self.run is not None:
+            stop(self.run, now=self.state.name == "stopping")
+        self.refresh()
+
+    @guarded
+    def _clone(self, button: Any) -> None:
+        if self._spec is not None:
+            for listener in self._listeners:
+                listener(self._spec)
+
+    @guarded
+    def _redraw(self, button: Any) -> None:
+        self.curves.redraw()
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(self.every)
+            self.refresh()
