@@ -1,4 +1,4 @@
-# `make setup` once, then `make test`, `make lint`, `make demo`. PYTHON chooses the interpreter of the environment.
+# `make setup` once, then `make test`, `make lint`, `make demo`, `make bench`. PYTHON chooses the interpreter.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ DEMO := papermill_runs/executed
 # The bare base first: it is the "before" of every comparison.
 DEMO_SPECS := $(foreach name,base lora series parallel prefix,$(SPECS)/nano-$(name).yaml)
 
-.PHONY: setup test lint format demo clean
+.PHONY: setup test lint format demo bench clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -40,6 +40,10 @@ demo: $(STAMP)
 	timeout 240 $(BIN)/papermill --execution-timeout 600 --start-timeout 120 \
 		-f $(SPECS)/nano-lora.yaml papermill_runs/run.ipynb $(DEMO)/demo.ipynb
 	$(BIN)/python -m llm_adapters_lab compare $(DEMO_SPECS) --html $(DEMO)/demo.html
+
+# Beside the demo's results; those that are kept are made by calling the benchmarks themselves.
+bench: $(STAMP)
+	timeout 300 $(BIN)/python benchmarks/training.py --steps 3 --rounds 3 --out $(DEMO)
 
 clean:
 	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -53,6 +53,8 @@ class Chain(nn.ModuleDict):
         out, x = y, y if x is None else x
         for name, adapter in self.active().items():
             dtype = next((t.dtype for t in adapter.state_dict().values() if t.is_floating_point()), y.dtype)
+            # Autocast decides where it is on; a cast here would only be a copy of x that is kept for backward.
+            dtype = y.dtype if torch.is_autocast_enabled(y.device.type) else dtype
             before = (y if self.mix else out).to(dtype)
             after = adapter(before if x is out else x.to(dtype), before)
             out = out.to(dtype) + self.mix[name] * (after - before) if self.mix else after

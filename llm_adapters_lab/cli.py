@@ -19,7 +19,6 @@ from llm_adapters_lab.errors import BadSpec, LabError
 
 if TYPE_CHECKING:
     from llm_adapters_lab.record import Run
-    from llm_adapters_lab.spec import RunSpec
 
 
 class _Group(TyperGroup):
@@ -60,7 +59,7 @@ def run_command(
     as_json: Json = False,
 ) -> None:
     """Do a run, or read its result if it has been done."""
-    wanted = _load(spec, changes or [])
+    wanted = terminal.load_spec(spec, changes or [])
     from transformers.utils import logging
 
     from llm_adapters_lab import results
@@ -184,27 +183,34 @@ def report_command(
     terminal.say(f"report: {report([_find(name, root) for name in names], out)}")
 
 
+@app.command()
+def doctor(
+    spec: Annotated[Path | None, typer.Argument(help="Spec file or name: also say what its training needs.")] = None,
+    changes: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of it.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what is chosen on this machine and why, and how much memory a run will need."""
+    from llm_adapters_lab import machine
+
+    found = machine.choices()
+    taken, memory = machine.examine(terminal.load_spec(spec, changes or ())) if spec else ([], None)
+    if as_json:
+        terminal.print_json(machine.as_json(found, taken, memory))
+        return
+    terminal.show_rows([vars(choice) for choice in (*found, *taken)])
+    if memory:
+        terminal.show_rows(
+            [{part: terminal.size(count) for part, count in (*vars(memory).items(), ("total", memory.total))}]
+        )
+        terminal.say(f"of {terminal.size(machine.memory_of_machine())}; the interpreter and libraries come on top")
+    elif spec:
+        terminal.say("Its memory cannot be told beforehand: the model decides by numbers what it computes.")
+
+
 _TOLD = (catalogue.adapters, catalogue.presets, catalogue.models, catalogue.tasks, catalogue.anatomy)
 _OTHERS: tuple[Callable[..., None], ...] = (*_TOLD, transfer.export, transfer.merge)
 for _command in _OTHERS:
     app.command()(_command)
-
-
-def _load(path: Path, changes: list[str]) -> RunSpec:
-    import yaml
-
-    from llm_adapters_lab.spec import RunSpec
-
-    values = {}
-    for text in changes:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise BadSpec(f"--set {text!r} is not of the form key=value, e.g. adapter.rank=16.")
-        try:
-            values[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise BadSpec(f"--set {text!r}: the value cannot be read as YAML. Put it in quotes.") from None
-    return RunSpec.load(path, values)
 
 
 def _find(name: str, root: Path) -> Run:
@@ -213,7 +219,7 @@ def _find(name: str, root: Path) -> Run:
 
     path = Path(name)
     if path.suffix in (".yaml", ".yml", ".json") or name in spec_presets():
-        return find(_load(path, []).id, root)
+        return find(terminal.load_spec(path).id, root)
     return Run(path) if (path / "spec.json").is_file() else find(name, root)
 
 

@@ -28,6 +28,17 @@ class Started(Event):
 
 
 @dataclass(frozen=True)
+class Estimated(Event):
+    """The memory that training will need at its peak, in bytes; `memory.Memory` says what the parts are."""
+
+    weights: int
+    adapter: int
+    optimizer: int
+    step: int
+    total: int
+
+
+@dataclass(frozen=True)
 class Step(Event):
     """One update. Loss in nats per label token; tokens are label and prompt tokens seen so far; times in seconds."""
 
@@ -40,6 +51,14 @@ class Step(Event):
     seconds: float
     tokens_per_second: float
     seconds_left: float
+
+
+@dataclass(frozen=True)
+class FellBack(Event):
+    """A setting of the spec does not hold here, so something slower with the same result is done; `reason` says why."""
+
+    setting: str
+    reason: str
 
 
 @dataclass(frozen=True)

@@ -115,8 +115,12 @@ def tokenizer(base: str, *, trust_remote_code: bool = False) -> Any:
         raise _unavailable(base, error) from error
 
 
-def skeleton(base: str, *, trust_remote_code: bool = False) -> nn.Module:
+def skeleton(
+    base: str, *, trust_remote_code: bool = False, device: str = "meta", dtype: torch.dtype = torch.float32
+) -> nn.Module:
     """Return the model without weights, on the meta device: enough for anatomy, placements and counts.
+
+    On another device it has random weights.
 
     Raises:
         ModelUnavailable: the configuration was not found.
@@ -131,8 +135,8 @@ def skeleton(base: str, *, trust_remote_code: bool = False) -> nn.Module:
             config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **extra)
         except (OSError, ValueError, ImportError) as error:
             raise _unavailable(base, error) from error
-    with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    with torch.device(device):
+        model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, dtype=dtype)
     return model.eval()
 
 

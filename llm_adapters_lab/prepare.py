@@ -10,6 +10,7 @@ import torch
 from llm_adapters_lab import models
 from llm_adapters_lab.adapter import get_adapter
 from llm_adapters_lab.anatomy import Anatomy
+from llm_adapters_lab.compiling import require_compiler
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.spec import RunSpec
 from llm_adapters_lab.tasks import Example, get_task
@@ -77,8 +78,10 @@ def _shots(spec: RunSpec, name: str, test: list[Example]) -> list[Example]:
 
 
 def preflight(spec: RunSpec) -> None:
-    """Check model and placement on a model without weights."""
+    """Check model and placement on a model without weights, and that what is to be compiled can be."""
     skeleton = models.skeleton(spec.base, trust_remote_code=spec.trust_remote_code)
     if spec.adapter:
+        if spec.train.compile:
+            require_compiler("cuda" if torch.cuda.is_available() else "cpu")
         entry = get_adapter(spec.adapter.type)
         entry.cls.sites(Anatomy.of(skeleton), skeleton, spec.adapter.at or entry.at)

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from llm_adapters_lab import models
-from llm_adapters_lab.batches import encode
+from llm_adapters_lab.batches import encode, step_count
 from llm_adapters_lab.environment import environment, peak_memory
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.evaluate import decoder, evaluate
 from llm_adapters_lab.events import Event, Failed, Finished, Scored, Scoring, Started, Step, Stopped
 from llm_adapters_lab.inject import Injection, inject
 from llm_adapters_lab.leaks import overlap
+from llm_adapters_lab.memory import WORTH_IT, estimate, estimated
 from llm_adapters_lab.merge import written
 from llm_adapters_lab.prepare import Rows, preflight, read_rows
 from llm_adapters_lab.record import Run, append_line
@@ -26,7 +27,7 @@ from llm_adapters_lab.saving import load_adapter, read_tensors, save_adapter
 from llm_adapters_lab.scores import score
 from llm_adapters_lab.spec import RunSpec
 from llm_adapters_lab.tasks import Example, get_task
-from llm_adapters_lab.train import make_accelerator, step_count, train
+from llm_adapters_lab.train import make_accelerator, train
 
 Listener = Callable[[Event], None]
 
@@ -167,6 +168,8 @@ def _train(
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     tell(_started(spec, base, injection, step_count(spec.train, len(learnt))))
+    if base.model.get_memory_footprint() >= WORTH_IT and (memory := estimate(spec, learnt, base.tokenizer)):
+        tell(estimated(memory))
     steps: list[Step] = []
     pad_id = base.tokenizer.pad_token_id
     for event in train(

@@ -68,6 +68,9 @@ class TrainSpec(Part):
     learning_rate: float = Field(default=3e-4, gt=0, le=10, description="peak learning rate")
     batch: int = Field(default=16, ge=1, le=65536, description="sequences per step, over all processes")
     micro_batch: int | None = Field(default=None, ge=1, description="sequences at a time; the rest is accumulated")
+    micro_tokens: int | None = Field(
+        default=None, ge=1, description="tokens at a time, padding included; rows of like length go together"
+    )
     epochs: float = Field(default=3.0, gt=0, le=1000, description="passes over the training rows")
     max_steps: int | None = Field(default=None, ge=1, description="stop after so many steps, if sooner")
     warmup: int = Field(default=0, ge=0, description="steps over which the learning rate rises from 0")
@@ -78,6 +81,12 @@ class TrainSpec(Part):
         default="auto", description="of the computation; auto: bf16 on a GPU that has it, else fp32"
     )
     gradient_checkpointing: bool = Field(default=False, description="recompute activations to save memory")
+    label_head: bool = Field(default=True, description="run the output head only where a label is counted")
+    packing: bool = Field(default=True, description="lay rows end to end instead of padding them")
+    share_prefix: bool = Field(
+        default=True, description="compute what the rows of a micro-batch begin with alike once; needs packing"
+    )
+    compile: bool = Field(default=False, description="compile the decoder layers with torch.compile")
     evaluate_every: int = Field(default=0, ge=0, description="steps between validations; 0: at the end only")
     probe_every: int = Field(
         default=0, ge=0, description="steps between measurements of weights, gradients and updates by site; 0: none"

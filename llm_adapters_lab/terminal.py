@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -16,9 +17,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from llm_adapters_lab.errors import BadSpec
+
 if TYPE_CHECKING:
     from llm_adapters_lab.events import Event
     from llm_adapters_lab.record import Run
+    from llm_adapters_lab.spec import RunSpec
 
 PARTS = {"training": 10, "scoring": 2}  # how often a stage reports where there is no terminal
 
@@ -76,6 +80,11 @@ class Progress:
             share = fields["trainable_parameters"] / max(1, fields["base_parameters"])
             trains = f"{fields['trainable_parameters']:,} trainable parameters ({share:.2%} of the base)"
             self._print(f"{fields['id']} on {fields['device']}: {trains}")
+        elif kind == "Estimated":
+            parts = ", ".join(f"{key} {size(fields[key])}" for key in ("weights", "adapter", "optimizer", "step"))
+            self._print(f"memory of the training: about {size(fields['total'])} ({parts})")
+        elif kind == "FellBack":
+            self._print(f"{fields['setting']}: {fields['reason']}")
         elif kind == "Step":
             note = f"loss {fields['loss']:.3f}  {fields['tokens_per_second']:,.0f} tokens/s"
             self._advance("training", fields["step"], fields["steps"], f"{note}  {clock(fields['seconds_left'])} left")
@@ -98,6 +107,11 @@ class Progress:
 
     def _print(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)
+
+
+def size(count: int) -> str:
+    """Return bytes as MB, or GB from a thousand of those on."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def clock(seconds: float) -> str:
@@ -150,6 +164,24 @@ def show_spec(record: Run) -> None:
     import yaml
 
     say(f"# {record.id}\n" + yaml.safe_dump(record.spec.model_dump(mode="json"), sort_keys=False).rstrip())
+
+
+def load_spec(path: Path, changes: Sequence[str] = ()) -> RunSpec:
+    """Load a spec and change it by texts of the form key=value."""
+    import yaml
+
+    from llm_adapters_lab.spec import RunSpec
+
+    values = {}
+    for text in changes:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise BadSpec(f"--set {text!r} is not of the form key=value, e.g. adapter.rank=16.")
+        try:
+            values[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise BadSpec(f"--set {text!r}: the value cannot be read as YAML. Put it in quotes.") from None
+    return RunSpec.load(path, values)
 
 
 @contextmanager

@@ -8,18 +8,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch.nn.functional import cross_entropy
 
 from llm_adapters_lab import dynamics
-from llm_adapters_lab.batches import IGNORED, Sample, collate, order
+from llm_adapters_lab.batches import Sample, order, step_count
 from llm_adapters_lab.errors import BadSpec, TrainingFailed
 from llm_adapters_lab.events import Event, Norms, Step, Validated
+from llm_adapters_lab.gradients import Gradients, make_optimizer, set_checkpointing
 from llm_adapters_lab.inject import Injection
 from llm_adapters_lab.models import pick_dtype
 from llm_adapters_lab.spec import TrainSpec
@@ -37,12 +36,6 @@ def make_accelerator(precision: str) -> Accelerator:
     return Accelerator(mixed_precision=mixed)
 
 
-def step_count(plan: TrainSpec, rows: int) -> int:
-    """Return the number of steps: epochs over the rows, or `max_steps` if that is less."""
-    steps = max(1, math.ceil(plan.epochs * rows / plan.batch))
-    return min(steps, plan.max_steps or steps)
-
-
 def learning_rate(plan: TrainSpec, step: int, steps: int) -> float:
     """Return the learning rate of a step (from 0): a linear warm-up, then the schedule towards 0 at the end."""
     if step < plan.warmup:
@@ -50,19 +43,6 @@ def learning_rate(plan: TrainSpec, step: int, steps: int) -> float:
     left = (steps - step) / max(1, steps - plan.warmup)
     factor = {"linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left), "constant": 1.0}[plan.schedule]
     return plan.learning_rate * factor
-
-
-def token_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return the summed negative log-likelihood of the counted labels, in nats.
-
-    Args:
-        model: a causal language model.
-        batch: of `batches.collate`.
-    """
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-    logits = model(**inputs, use_cache=False).logits[:, :-1].float()
-    labels = batch["labels"][:, 1:]
-    return cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
 def train(
@@ -92,11 +72,11 @@ def train(
         pad_id: token id of padding.
 
     Yields:
-        `Step`, `Probed`, `Norms` and `Validated` events, in order of time.
+        `FellBack`, `Step`, `Probed`, `Norms` and `Validated` events, in order of time.
 
     Raises:
-        BadSpec: the batch cannot be shared among the processes.
-        TrainingFailed: the loss is not finite; the message names step and rows.
+        BadSpec: the batch cannot be shared among the processes, or nothing can be compiled here.
+        TrainingFailed: the loss is not finite, or one row alone needs more memory than there is.
     """
     accelerator = accelerator or make_accelerator(plan.precision)
     world, rank = accelerator.num_processes, accelerator.process_index
@@ -104,8 +84,8 @@ def train(
         raise BadSpec(f"train.batch = {plan.batch} cannot be shared equally among {world} processes.")
     if plan.gradient_checkpointing:
         set_checkpointing(model, True)
-    optimizer = torch.optim.AdamW(injection.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay)
-    prepared, optimizer = accelerator.prepare(model, optimizer)
+    gradients = Gradients(model, injection, samples, plan, pad_id)
+    prepared, optimizer = accelerator.prepare(model, make_optimizer(injection.parameters(), plan))
     steps = step_count(plan, len(samples))
     check = plan.evaluate_every or steps
     best: tuple[float, dict[str, torch.Tensor]] | None = None
@@ -119,8 +99,8 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             batch = [samples[i] for i in rows]
-            mine = sorted(batch[rank::world], key=lambda s: len(s.ids))
-            loss = _gradients(accelerator, prepared, mine, plan.micro_batch, sum(s.counted for s in batch), pad_id)
+            loss = gradients.step(accelerator, prepared, batch[rank::world], sum(s.counted for s in batch))
+            yield from gradients.news()
             if not math.isfinite(loss):
                 names = ", ".join(s.id for s in batch[:8])
                 raise TrainingFailed(
@@ -138,7 +118,7 @@ def train(
             if last or (step + 1) % max(1, steps // NORM_POINTS) == 0:
                 yield Norms(step + 1, dynamics.moved(injection, start))
             if validation and (last or (step + 1) % check == 0):
-                held_out = validation_loss(prepared, validation, plan, pad_id, accelerator.device)
+                held_out = gradients.validation_loss(prepared, validation)
                 better = best is None or held_out < best[0]
                 if better:
                     best = held_out, injection.state_dict()
@@ -150,38 +130,3 @@ def train(
         if plan.gradient_checkpointing:
             set_checkpointing(model, False)
         model.eval()
-
-
-def set_checkpointing(model: Any, on: bool) -> None:
-    """Turn the recomputation of activations on or off, under whichever name transformers has for it."""
-    verb = "enable" if on else "disable"
-    newer = getattr(model, f"activation_checkpointing_{verb}", None)
-    (newer or getattr(model, f"gradient_checkpointing_{verb}"))()
-
-
-def _gradients(
-    accelerator: Accelerator, model: Any, samples: Sequence[Sample], micro: int | None, counted: int, pad_id: int
-) -> float:
-    """Accumulate the gradients of one step over micro-batches; return the mean loss over all processes."""
-    size = micro or len(samples)
-    chunks = [samples[i : i + size] for i in range(0, len(samples), size)]
-    total = torch.zeros((), device=accelerator.device)
-    for number, chunk in enumerate(chunks, start=1):
-        with accelerator.no_sync(model) if number < len(chunks) else nullcontext():
-            loss = token_loss(model, collate(chunk, pad_id, accelerator.device)) / max(1, counted)
-            # Data parallelism averages gradients over processes, and a mean over all labels is wanted.
-            accelerator.backward(loss * accelerator.num_processes)
-        total += loss.detach()
-    return float(accelerator.reduce(total, "sum"))
-
-
-@torch.no_grad()
-def validation_loss(model: Any, samples: Sequence[Sample], plan: TrainSpec, pad_id: int, device: torch.device) -> float:
-    """Return the mean loss per counted label over held-out rows, in nats, with dropout off."""
-    model.eval()
-    size = plan.micro_batch or plan.batch
-    ordered = sorted(samples, key=lambda s: len(s.ids))
-    chunks = [ordered[i : i + size] for i in range(0, len(ordered), size)]
-    total = sum(float(token_loss(model, collate(chunk, pad_id, device))) for chunk in chunks)
-    model.train()
-    return total / max(1, sum(s.counted for s in samples))

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+import llm_adapters_lab.run  # noqa: F401 - a setting of it is changed below
 from llm_adapters_lab import presets
 from llm_adapters_lab.cli import app
 
@@ -56,7 +57,7 @@ def test_help_in_a_process():
         "presets",
         "models",
     )
-    for command in (*commands, "models", "tasks", "anatomy"):
+    for command in (*commands, "models", "tasks", "anatomy", "doctor"):
         assert f"\n  {command} " in done.stdout
 
 
@@ -352,3 +353,31 @@ def test_a_run_of_another_version_does_not_hide_the_others(tmp_path):
     shown = lab("show", "old", "--root", str(tmp_path))
     assert shown.exit_code == 2
     assert "old/spec.json is no spec this version understands: 'momentum' is not a known key" in shown.stderr
+
+
+def test_doctor_says_what_is_chosen_here():
+    chosen = {row["what"]: row for row in data("doctor")["choices"]}
+    assert set(chosen) == {"device", "precision", "attention", "optimizer", "compile"}
+    assert all(row["chosen"] and row["why"] for row in chosen.values())
+    assert "AdamW, fused" in lab("doctor").stdout
+
+
+def test_doctor_says_what_a_run_needs(spec):
+    found = data("doctor", spec)
+    assert {row["chosen"] for row in found["choices"] if row["what"].startswith("train.")} == {"on"}
+    needed = found["memory"]
+    assert needed["total"] == sum(needed[part] for part in ("weights", "adapter", "optimizer", "step"))
+    more = data("doctor", spec, "--set", "train.batch=16", "--set", "adapter=prefix")
+    reasons = {row["what"]: row["why"] for row in more["choices"]}
+    assert reasons["train.packing"] == "prefix puts virtual tokens before every row"
+    assert more["memory"]["step"] > 2 * needed["step"]
+    assert "5 MB" in lab("doctor", spec).stdout
+    assert lab("doctor", spec, "--set", "adapter=null").exit_code == 2
+
+
+def test_what_falls_back_and_what_is_estimated_is_shown(spec, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["llm_adapters_lab.run"], "WORTH_IT", 0)
+    changes = ("--set", "adapter={type: prefix}", "--set", "eval.tasks=[]")
+    shown = lab("run", spec, *changes, "--root", tmp_path).stdout
+    assert "train.packing: prefix puts virtual tokens before every row; done the plain way." in shown
+    assert re.search(r"memory of the training: about \d+ MB \(weights 5 MB, ", shown)

@@ -11,8 +11,8 @@ from llm_adapters_lab import models, weights
 from llm_adapters_lab.adapter import AdapterConfig, all_adapters, get_adapter
 from llm_adapters_lab.chain import MARKS
 from llm_adapters_lab.errors import BadSpec, CannotInject, CannotMerge, StateMismatch
+from llm_adapters_lab.gradients import set_checkpointing
 from llm_adapters_lab.inject import Injection, inject
-from llm_adapters_lab.train import set_checkpointing
 
 CASES: dict[str, dict[str, Any]] = {
     "lora": {"type": "lora", "rank": 4, "at": "attn+mlp"},

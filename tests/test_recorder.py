@@ -16,10 +16,10 @@ from llm_adapters_lab.anatomy import Anatomy
 from llm_adapters_lab.compose import mix
 from llm_adapters_lab.edits import add, replace, scale_adapter, zero
 from llm_adapters_lab.errors import BadSpec, CannotRecord, EmptyPlacement
+from llm_adapters_lab.gradients import set_checkpointing
 from llm_adapters_lab.inject import inject
 from llm_adapters_lab.recorder import Recorder
 from llm_adapters_lab.recording import Moments
-from llm_adapters_lab.train import set_checkpointing
 
 POST_NORM = ("gemma2", "gemma3", "olmo2", "glm4")
 """Families that normalise what a sublayer writes before it joins the stream, so exits do not add up to it."""

@@ -12,12 +12,13 @@ from llm_adapters_lab import models
 from llm_adapters_lab.adapters.bitfit import BitFitConfig
 from llm_adapters_lab.adapters.lora import LoRAConfig
 from llm_adapters_lab.adapters.prefix import PrefixConfig
-from llm_adapters_lab.batches import IGNORED, Sample, collate, order
+from llm_adapters_lab.batches import IGNORED, Sample, collate, order, step_count
 from llm_adapters_lab.errors import CannotInject, TrainingFailed
 from llm_adapters_lab.events import Norms, Probed, Step, Validated
 from llm_adapters_lab.inject import Injection, inject
+from llm_adapters_lab.objective import token_loss
 from llm_adapters_lab.spec import TrainSpec
-from llm_adapters_lab.train import learning_rate, step_count, token_loss, train
+from llm_adapters_lab.train import learning_rate, train
 
 GOLDEN = [4.915895, 4.862844, 4.911875, 4.850648, 4.886246, 4.810813]
 

@@ -1,0 +1,349 @@
+"""How fast training is: peft with transformers' Trainer, peft in a plain loop, and the lab, on the same work.
+
+    python benchmarks/training.py [--base nano] [--task mini-math] [--batch 32] [--steps 5] [--rounds 5] [--root DATA]
+
+All train LoRA from the same first tensors on the same rows in the same order, with the same optimiser, schedule and
+precision. The ways take turns, so that what disturbs the machine disturbs all of them; ratios are of neighbours. FLOPs,
+tokens, saved and held bytes are counted in a step of their own and do not depend on the machine. Writes the result of a
+base to training-BASE.json in the folder --out, and all results there to training.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import logging
+
+from llm_adapters_lab import models
+from llm_adapters_lab.adapters.lora import LoRAConfig
+from llm_adapters_lab.batches import Sample, collate, encode, order
+from llm_adapters_lab.environment import environment
+from llm_adapters_lab.events import FellBack, Step
+from llm_adapters_lab.inject import inject
+from llm_adapters_lab.memory import Peak
+from llm_adapters_lab.packing import pack
+from llm_adapters_lab.shortcuts import choose
+from llm_adapters_lab.spec import TrainSpec
+from llm_adapters_lab.tasks import get_task
+from llm_adapters_lab.train import learning_rate, make_accelerator, train
+
+HERE = Path(__file__).parent
+OFF = {"label_head": False, "packing": False, "share_prefix": False}
+TARGETS = {"flops": 0.5, "tokens_per_second": 1.8, "memory": 0.6}
+
+
+@dataclass
+class Work:
+    """What every way is to do, and the clock it is measured by."""
+
+    base: str
+    rows: list[Sample]  # in the order in which they are trained on
+    plan: TrainSpec
+    config: LoRAConfig
+    pad_id: int
+    losses: list[float] = field(default_factory=list)
+    trial: int = 0  # FLOPs of the lab's trial of its shortcuts, once in a training
+    wall: float = 0.0
+    cpu: float = 0.0
+
+    @contextmanager
+    def clock(self) -> Iterator[None]:
+        """Measure what is done inside."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield
+        self.wall += time.perf_counter() - wall
+        self.cpu += time.process_time() - cpu
+
+    def batches(self) -> list[list[Sample]]:
+        """Return the rows of each step."""
+        size = self.plan.batch
+        return [self.rows[i : i + size] for i in range(0, len(self.rows), size)][: self.plan.max_steps]
+
+
+def trainer(work: Work) -> Iterator[None]:
+    """peft, Trainer: padded to the longest row of a batch, logits of every token."""
+    model, tokenizer = _peft(work)
+    data = [{"input_ids": [*s.ids], "attention_mask": [1] * len(s.ids), "labels": [*s.labels]} for s in work.rows]
+    plan = work.plan
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=plan.batch,
+            max_steps=plan.max_steps or -1,
+            learning_rate=plan.learning_rate,
+            max_grad_norm=plan.clip,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_pin_memory=torch.cuda.is_available(),
+        )
+        collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100)
+        made = _InOrder(
+            model=model, args=arguments, train_dataset=data, data_collator=collator, callbacks=[_Clock(work)]
+        )
+        yield
+        made.train()
+        work.losses = [entry["loss"] for entry in made.state.log_history if "loss" in entry]
+
+
+class _InOrder(Trainer):
+    def _get_train_sampler(self, *args: Any) -> Any:
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+
+class _Clock(TrainerCallback):
+    def __init__(self, work: Work) -> None:
+        self.work = work
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.running = self.work.clock()
+        self.running.__enter__()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.running.__exit__(None, None, None)
+
+
+def loop(work: Work) -> Iterator[None]:
+    """peft, plain loop: the same padding and logits."""
+    model, _ = _peft(work)
+    plan, model = work.plan, model.train()
+    own = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(own, lr=plan.learning_rate, weight_decay=0.0)
+    yield
+    for step, rows in enumerate(work.batches()):
+        with work.clock():
+            optimizer.param_groups[0]["lr"] = learning_rate(plan, step, plan.max_steps or 1)
+            batch = collate(rows, work.pad_id, model.device)
+            loss = model(**batch).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(own, plan.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            work.losses.append(float(loss.detach()))
+
+
+def off(work: Work) -> Iterator[None]:
+    """lab, all shortcuts off."""
+    yield from _lab(work, OFF)
+
+
+def on(work: Work) -> Iterator[None]:
+    """lab, as it comes."""
+    yield from _lab(work, {})
+
+
+WAYS: dict[str, Callable[[Work], Iterator[None]]] = {"trainer": trainer, "loop": loop, "off": off, "on": on}
+
+
+def _lab(work: Work, changes: dict[str, Any]) -> Iterator[None]:
+    base = models.load(work.base)
+    torch.manual_seed(0)
+    injection = inject(base.model, work.config)
+    plan = work.plan.model_copy(update=changes)
+    # The lab orders rows by seed; they are given so that its order is that of the others.
+    places = [i for batch in order(len(work.rows), plan.batch, plan.max_steps or 1, 0) for i in batch]
+    rows = [row for _, row in sorted(zip(places, work.rows, strict=False), key=lambda pair: pair[0])]
+    accelerator = make_accelerator(plan.precision)
+    base.model.to(accelerator.device)
+    with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as flops:
+        choose(base.model, injection, rows, plan)
+    work.trial = flops.get_total_flops()
+    events = train(base.model, injection, rows, plan, accelerator, pad_id=work.pad_id)
+    yield
+    while True:
+        with work.clock():
+            event = next(events, None)
+        if event is None:
+            return
+        work.losses += [event.loss] if isinstance(event, Step) else []
+        if isinstance(event, FellBack):
+            print(event)
+
+
+def _peft(work: Work) -> tuple[Any, Any]:
+    """Return a model with peft's LoRA, which starts from the tensors that the lab's starts from."""
+    base = models.load(work.base)
+    torch.manual_seed(0)
+    injection = inject(base.model, work.config)
+    paths, start = [site.path for site in injection.sites.values()], injection.state_dict()
+    injection.eject()
+    config = work.config
+    model = get_peft_model(
+        base.model, LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=0.0, target_modules=paths)
+    )
+    with torch.no_grad():
+        for path in paths:
+            model.base_model.model.get_submodule(path).lora_A.default.weight.copy_(start[f"{path}/A"])
+    return model, base.tokenizer
+
+
+def timed(way: str, work: Work) -> tuple[float, float, list[float]]:
+    """Return seconds of the wall clock and of the processor, and the losses."""
+    running = WAYS[way](work)
+    next(running)
+    next(running, None)
+    return work.wall, work.cpu, work.losses
+
+
+def counted(way: str, work: Work) -> dict[str, int]:
+    """Return the FLOPs of a step, the bytes it saves for backward, and the most bytes it holds beside all weights."""
+    running = WAYS[way](work)
+    next(running)
+    saved: dict[int, int] = {}
+    own = _parameters(running)
+    weights = {t.untyped_storage().data_ptr() for t in own}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    flops = FlopCounterMode(display=False, custom_mapping=_ATTENTION)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), Peak(own) as peak, flops:
+        next(running, None)
+    found = {"flops": flops.get_total_flops() - work.trial, "trial_flops": work.trial}
+    return {**found, "saved_bytes": sum(saved.values()), "peak_bytes": peak.most}
+
+
+def _parameters(running: Any) -> list[torch.Tensor]:
+    known = running.gi_frame.f_locals if running.gi_yieldfrom is None else running.gi_yieldfrom.gi_frame.f_locals
+    model = known["model"] if "model" in known else known["base"].model
+    return [*model.parameters(), *model.buffers()]
+
+
+def _attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    return int(2 * query[0] * query[1] * query[2] * key[2] * (query[3] + value[3]))
+
+
+def _attention_backward(slope: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    return 5 * _attention(query, key, value) // 2
+
+
+# What torch does not count on a CPU.
+_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+
+
+def measure(asked: argparse.Namespace) -> dict[str, Any]:
+    """Do the whole comparison for one base."""
+    tokenizer, task = models.tokenizer(asked.base), get_task(asked.task)
+    rows = task.load("train", asked.root)
+    mixed = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
+    count = asked.batch * asked.steps
+    samples, _ = encode(tokenizer, [rows[i] for i in mixed[: 2 * count]], task.template, 512, "answer")
+    samples = samples[:count]
+    plan = TrainSpec(batch=asked.batch, max_steps=asked.steps, epochs=1000, learning_rate=1e-3)
+    config = LoRAConfig(rank=asked.rank, alpha=2 * asked.rank, at="q,k,v,up,down")
+
+    def work(steps: int) -> Work:
+        part = plan.model_copy(update={"max_steps": steps})
+        return Work(asked.base, samples[: steps * asked.batch], part, config, tokenizer.pad_token_id)
+
+    first = work(1).batches()[0]
+    results: dict[str, dict[str, Any]] = {way: {"what": WAYS[way].__doc__, **counted(way, work(1))} for way in WAYS}
+    print(json.dumps(results), flush=True)
+    rounds: list[dict[str, tuple[float, float, list[float]]]] = []
+    for number in range(asked.rounds):
+        # In turns, from a different one each time.
+        names = [*list(WAYS)[number % len(WAYS) :], *list(WAYS)[: number % len(WAYS)]]
+        rounds.append({way: timed(way, work(asked.steps)) for way in names})
+        print({way: [round(x, 2) for x in found[:2]] for way, found in rounds[-1].items()}, flush=True)
+    tokens, useful = sum(len(s.ids) for s in samples), sum(len(s.ids) for s in first)
+    weights = sum({p.data_ptr(): p.nbytes for p in models.load(asked.base).model.parameters()}.values())
+    padded = len(first) * max(len(s.ids) for s in first)
+    for way, result in results.items():
+        computed = pack(first, share=True).ids.shape[1] if way == "on" else padded
+        result |= {"flops_per_token": result.pop("flops") / useful, "computed_per_token": computed / useful}
+        result |= {"memory_bytes": weights + result["peak_bytes"], "losses": rounds[0][way][2]}
+        result |= {"tokens_per_second": statistics.median(tokens / r[way][0] for r in rounds)}
+        result |= {"against_trainer": _against(results["trainer"], result, rounds, way)}
+    return {
+        **{key: getattr(asked, key) for key in ("base", "task", "batch", "steps", "rounds", "rank")},
+        "tokens_per_row": tokens / len(samples),
+        "labels_per_row": sum(s.counted for s in samples) / len(samples),
+        "ways": results,
+        "targets": TARGETS,
+        "environment": environment("cuda" if torch.cuda.is_available() else "cpu"),
+    }
+
+
+def _against(trainer: dict[str, Any], way: dict[str, Any], rounds: list[Any], name: str) -> dict[str, Any]:
+    ratios = {part: sorted(r["trainer"][i] / r[name][i] for r in rounds) for i, part in enumerate(("wall", "cpu"))}
+    return {
+        "flops": way["flops_per_token"] / trainer["flops_per_token"],
+        "saved": way["saved_bytes"] / trainer["saved_bytes"],
+        "memory": way["memory_bytes"] / trainer["memory_bytes"],
+        "loss": max(abs(a - b) for a, b in zip(way["losses"], trainer["losses"], strict=True)),
+        **{part: {"median": statistics.median(found), "all": found} for part, found in ratios.items()},
+    }
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Return the results as markdown."""
+    lines = ["# Training speed"]
+    for result in results:
+        head = f"{result['base']}, LoRA r{result['rank']} at q,k,v,up,down, {result['task']}, batch {result['batch']}"
+        about = f"{result['tokens_per_row']:.0f} tokens a row, {result['labels_per_row']:.1f} of them labels; "
+        about += f"{result['rounds']} rounds of {result['steps']} steps. Machine: {json.dumps(result['environment'])}."
+        columns = (
+            "MFLOPs/token | computed/token | saved MB | memory MB | tokens/s | FLOPs | memory | speed | CPU time | loss"
+        )
+        lines += ["", f"## {head}", "", about, "", f"| | {columns} |", "|---|" + "---|" * 10]
+        for way in result["ways"].values():
+            than = way["against_trainer"]
+            spread = f"{than['wall']['median']:.2f} ({than['wall']['all'][0]:.2f} to {than['wall']['all'][-1]:.2f})"
+            cells = [f"{way['flops_per_token'] / 1e6:.2f}", f"{way['computed_per_token']:.2f}"]
+            cells += [f"{way['saved_bytes'] / 1e6:.0f}", f"{way['memory_bytes'] / 1e6:.0f}"]
+            cells += [f"{way['tokens_per_second']:.0f}", f"{than['flops']:.2f}", f"{than['memory']:.2f}", spread]
+            cells += [f"{1 / than['cpu']['median']:.2f}", f"{than['loss']:.0e}"]
+            lines.append(f"| {way['what']} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "Tokens are those of the rows, without padding. Computed: tokens that run through the layers. Saved: what the "
+        "forward pass keeps for backward, beside the weights. Memory: weights and the most that torch holds at a time. "
+        "The last five columns compare with the first line: ratios, and for the loss the largest difference of a step. "
+        "What the lab spends once on trying its shortcuts is in its seconds, and not in its FLOPs.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--base", default="nano")
+    parser.add_argument("--task", default="mini-math")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--root", type=Path, default=None, help="folder with the benchmark files")
+    parser.add_argument("--out", type=Path, default=HERE)
+    asked = parser.parse_args()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    result = measure(asked)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    (asked.out / f"training-{asked.base}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(asked.out.glob("training-*.json"))]
+    (asked.out / "training.md").write_text(table(found), encoding="utf-8")
+    print(table([result]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""The gradients of one step: its rows in micro-batches, made smaller when memory is short; and the optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from llm_adapters_lab.batches import Sample, split
+from llm_adapters_lab.compiling import Layers
+from llm_adapters_lab.errors import TrainingFailed
+from llm_adapters_lab.events import FellBack
+from llm_adapters_lab.inject import Injection
+from llm_adapters_lab.objective import Objective
+from llm_adapters_lab.shortcuts import choose
+from llm_adapters_lab.spec import TrainSpec
+
+
+def make_optimizer(parameters: list[nn.Parameter], plan: TrainSpec) -> torch.optim.Optimizer:
+    """Return AdamW, in one kernel for all tensors where the device has it."""
+    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
+    return torch.optim.AdamW(parameters, lr=plan.learning_rate, weight_decay=plan.weight_decay, fused=fused)
+
+
+def set_checkpointing(model: Any, on: bool) -> None:
+    """Turn the recomputation of activations on or off, under whichever name transformers has for it."""
+    verb = "enable" if on else "disable"
+    newer = getattr(model, f"activation_checkpointing_{verb}", None)
+    (newer or getattr(model, f"gradient_checkpointing_{verb}"))()
+
+
+class Gradients:
+    """Computes the gradients of one step after the other, in micro-batches, with the shortcuts that hold.
+
+    Attributes:
+        objective: the loss.
+        halvings: how often micro-batches have been halved because memory was short.
+    """
+
+    def __init__(
+        self, model: nn.Module, injection: Injection, samples: Sequence[Sample], plan: TrainSpec, pad_id: int
+    ) -> None:
+        """Choose the shortcuts.
+
+        Args:
+            model: a causal language model, before it is wrapped for several processes.
+            injection: what is trained.
+            samples: all rows.
+            plan: micro-batches and shortcuts.
+            pad_id: token id of padding.
+
+        Raises:
+            BadSpec: the plan wants the layers compiled, and nothing can be compiled here.
+        """
+        self._layers = Layers(model, injection.anatomy) if plan.compile else nullcontext()
+        shortcuts, self._news = choose(model, injection, samples, plan)
+        self.objective, self.plan, self.halvings = Objective(model, shortcuts, pad_id), plan, 0
+
+    def news(self) -> list[FellBack]:
+        """Return what has not gone as the plan says, since this was last asked."""
+        told, self._news = self._news, []
+        return told
+
+    def split(self, samples: Sequence[Sample], most: int | None = None) -> list[list[Sample]]:
+        """Return the micro-batches of some rows, each of `most` rows at most where the plan names no number."""
+        rows, tokens = self.plan.micro_batch or most, self.plan.micro_tokens
+        padded = not self.objective.shortcuts.packing
+        return split(samples, rows, tokens, padded=padded, halvings=self.halvings)
+
+    def step(self, accelerator: Accelerator, prepared: Any, samples: Sequence[Sample], counted: int) -> float:
+        """Accumulate the gradients of one step.
+
+        Where memory is short, micro-batches are halved from then on; the step stays what it was.
+
+        Args:
+            accelerator: of the training.
+            prepared: the model as it is called, perhaps wrapped for several processes.
+            samples: the rows of this process.
+            counted: labels of all processes.
+
+        Returns:
+            The mean loss per counted label over all processes, in nats.
+
+        Raises:
+            TrainingFailed: one row alone needs more memory than there is.
+        """
+        while True:
+            try:
+                return self._accumulate(accelerator, prepared, self.split(samples), max(1, counted))
+            except torch.OutOfMemoryError as error:
+                if accelerator.num_processes > 1:  # the others wait for gradients that this one could not make
+                    raise
+                for parameter in self.objective.model.parameters():
+                    parameter.grad = None  # part of it may be there
+                self._halve(samples, error)
+            # Outside the handler, whose traceback holds on to what the failed step had made.
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _accumulate(
+        self, accelerator: Accelerator, prepared: Any, chunks: Sequence[Sequence[Sample]], counted: int
+    ) -> float:
+        total = torch.zeros((), device=accelerator.device)
+        for number, chunk in enumerate(chunks, start=1):
+            sync = nullcontext() if number == len(chunks) else accelerator.no_sync(prepared)
+            with sync, self._layers, self.objective.loss(prepared, chunk) as loss:
+                # Data parallelism averages gradients over processes, and a mean over all labels is wanted.
+                accelerator.backward(loss / counted * accelerator.num_processes)
+                total += loss.detach() / counted
+        return float(accelerator.reduce(total, "sum"))
+
+    def _halve(self, samples: Sequence[Sample], error: Exception) -> None:
+        before = max(map(len, self.split(samples)))
+        if before == 1:
+            raise TrainingFailed(
+                f"One row of {max(len(s.ids) for s in samples)} tokens needs more memory than there is ({error}). "
+                "Lower data.max_tokens or set train.gradient_checkpointing."
+            ) from error
+        self.halvings += 1
+        now = max(map(len, self.split(samples)))
+        self._news.append(FellBack("train.micro_batch", f"out of memory with {before} rows at a time; now {now}."))
+
+    @torch.no_grad()
+    def validation_loss(self, prepared: Any, samples: Sequence[Sample]) -> float:
+        """Return the mean loss per counted label over held-out rows, in nats, with dropout off."""
+        prepared.eval()
+        total = 0.0
+        for chunk in self.split(samples, self.plan.batch):
+            with self._layers, self.objective.loss(prepared, chunk) as loss:
+                total += float(loss)
+        prepared.train()
+        return total / max(1, sum(s.counted for s in samples))

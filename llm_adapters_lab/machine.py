@@ -1,0 +1,100 @@
+"""What the lab chooses on this machine, and why; and what a run will need of it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from llm_adapters_lab import models
+from llm_adapters_lab.batches import encode
+from llm_adapters_lab.compiling import compiler
+from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.inject import inject
+from llm_adapters_lab.memory import Memory, estimate
+from llm_adapters_lab.prepare import read_rows
+from llm_adapters_lab.shortcuts import told
+from llm_adapters_lab.sizes import outline
+from llm_adapters_lab.spec import RunSpec
+from llm_adapters_lab.tasks import get_task
+
+ROWS = 4096
+"""Rows that an estimate looks at: enough to meet long ones, few enough to be read in seconds."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is chosen for something, and why."""
+
+    what: str
+    chosen: str
+    why: str
+
+
+def memory_of_machine() -> int:
+    """Return the bytes of memory: of the GPU if there is one, else of the computer; 0 where that cannot be known."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory
+    names = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
+    return os.sysconf(names[0]) * os.sysconf(names[1]) if set(names) <= set(getattr(os, "sysconf_names", ())) else 0
+
+
+def choices() -> list[Choice]:
+    """Return what is chosen on this machine where a spec leaves it open."""
+    gpu = torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
+    half = models.pick_dtype("auto") == torch.bfloat16
+    why = {
+        (True, True): "the GPU computes in bf16",
+        (True, False): "this GPU does not compute in bf16",
+        (False, False): "a CPU without matrix units trains many times slower in bf16",
+    }[gpu, half]
+    threads = "torch takes the cores there are; OMP_NUM_THREADS or torch.set_num_threads say otherwise"
+    path = compiler()
+    has = f"train.compile works: {path or 'the GPU needs no compiler for C++'}" if gpu or path else "no C++ compiler"
+    return [
+        Choice("device", device, "there is a GPU" if gpu else f"no GPU; {threads}"),
+        Choice("precision", "bf16" if half else "fp32", why),
+        Choice("attention", "sdpa", "the fused attention of torch, where the model has it"),
+        Choice("optimizer", "AdamW, fused", "one kernel for all tensors; the CPU and CUDA have it"),
+        Choice("compile", "off", has),
+    ]
+
+
+def examine(spec: RunSpec) -> tuple[list[Choice], Memory | None]:
+    """Return the shortcuts that a run takes, and the memory that its training needs; no weight is loaded.
+
+    Args:
+        spec: with an adapter.
+
+    Returns:
+        The choices; and the estimate, from the first `ROWS` rows, or None for a model that cannot run without numbers.
+
+    Raises:
+        LabError: rows, base or adapter are at fault.
+    """
+    tokenizer = models.tokenizer(spec.base, trust_remote_code=spec.trust_remote_code)
+    if spec.adapter is None or tokenizer is None:
+        raise BadSpec("Only the training of an adapter on a base with a tokenizer can be examined; give such a spec.")
+    template = spec.data.template or get_task(spec.data.task).template
+    rows = read_rows(spec).train[spec.data.validation :][:ROWS]
+    samples, _ = encode(tokenizer, rows, template, spec.data.max_tokens, spec.data.loss_on)
+    model, _ = outline(spec.base, spec.trust_remote_code)
+    injection = inject(model, spec.adapter, tokenizer=tokenizer)
+    try:
+        shortcuts, reasons = told(model, injection, samples, spec.train)
+    finally:
+        injection.eject()
+    found = []
+    for name, takes in vars(shortcuts).items():
+        why = reasons.get(name, "exact up to rounding" if takes else "as the spec says, or for want of packing")
+        found.append(Choice(f"train.{name}", "on" if takes else "off", why))
+    return found, estimate(spec, samples, tokenizer)
+
+
+def as_json(machine: list[Choice], taken: list[Choice], memory: Memory | None) -> dict[str, Any]:
+    """Return all of it as plain data."""
+    needed = {**vars(memory), "total": memory.total} if memory else None
+    return {"choices": [vars(c) for c in (*machine, *taken)], "memory": needed, "available": memory_of_machine()}

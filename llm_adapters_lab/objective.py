@@ -1,0 +1,123 @@
+"""The loss of a training, computed the plain way or with shortcuts that leave out what cannot matter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from llm_adapters_lab.anatomy import Anatomy
+from llm_adapters_lab.batches import IGNORED, Sample, collate, send
+from llm_adapters_lab.packing import pack, running
+
+
+@dataclass(frozen=True)
+class Shortcuts:
+    """What is left out; each changes losses and gradients by rounding only.
+
+    Attributes:
+        label_head: output head and cross-entropy run only where a label is counted.
+        packing: rows are laid end to end, so that no padding is computed.
+        share_prefix: what the rows of a micro-batch begin with alike is computed once; needs packing.
+    """
+
+    label_head: bool = False
+    packing: bool = False
+    share_prefix: bool = False
+
+
+def token_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return the summed negative log-likelihood of the counted labels, in nats, the plain way.
+
+    Args:
+        model: a causal language model.
+        batch: of `batches.collate`.
+    """
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    logits = model(**inputs, use_cache=False).logits[:, :-1].float()
+    labels = batch["labels"][:, 1:]
+    return cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+class Objective:
+    """The loss of a micro-batch.
+
+    Attributes:
+        model: a causal language model.
+        shortcuts: those it takes.
+        pad_id: token id of padding.
+    """
+
+    def __init__(self, model: nn.Module, shortcuts: Shortcuts, pad_id: int = 0) -> None:
+        """Hold a causal language model, the shortcuts and the token id of padding."""
+        self.model, self.shortcuts, self.pad_id = model, shortcuts, pad_id
+        self._config: Any = model.get_submodule(Anatomy.of(model).decoder).config
+
+    @contextmanager
+    def loss(self, prepared: Any, samples: Sequence[Sample]) -> Iterator[torch.Tensor]:
+        """Give the summed negative log-likelihood of the counted labels, in nats; go backward within the `with`.
+
+        Args:
+            prepared: the model as it is called, perhaps wrapped for several processes.
+            samples: the rows.
+        """
+        if self.shortcuts == Shortcuts():
+            yield token_loss(prepared, collate(samples, self.pad_id, self._device))
+            return
+        with self.losses(prepared, samples) as each:
+            yield each.sum()
+
+    @contextmanager
+    def losses(self, prepared: Any, samples: Sequence[Sample]) -> Iterator[torch.Tensor]:
+        """Give the loss of every counted label, row by row."""
+        cuts, device = self.shortcuts, self._device
+        layout: AbstractContextManager[None] = nullcontext()
+        if cuts.packing:
+            packed = pack(samples, share=cuts.share_prefix, device=device)
+            inputs = {"input_ids": packed.ids, "position_ids": packed.positions}
+            reads, labels, layout = packed.reads, packed.labels, running(self._config, packed)
+        else:
+            batch = collate(samples, self.pad_id, device)
+            inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+            reads, labels = _counted(samples, batch["labels"])
+        with layout:
+            with _reading(self.model, reads) if cuts.label_head else nullcontext():
+                logits = prepared(**inputs, use_cache=False).logits.flatten(0, 1)
+            chosen = logits if cuts.label_head else logits[reads]
+            yield cross_entropy(chosen.float(), labels, reduction="none")
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+
+def _counted(samples: Sequence[Sample], labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return where in the flattened rows each counted label is predicted, and those labels."""
+    longest = labels.shape[1]
+    places = [
+        row * longest + column
+        for row, sample in enumerate(samples)
+        for column, label in enumerate(sample.labels[1:])
+        if label != IGNORED
+    ]
+    reads = send(torch.tensor(places, dtype=torch.long), labels.device)
+    return reads, labels.flatten()[reads + 1]
+
+
+@contextmanager
+def _reading(model: Any, reads: torch.Tensor) -> Iterator[None]:
+    """Let the output head of a model see only the tokens numbered `reads`, of all rows together."""
+
+    def choose(head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (args[0].flatten(0, 1).index_select(0, reads)[None], *args[1:])
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(choose)
+    try:
+        yield
+    finally:
+        hook.remove()

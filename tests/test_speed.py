@@ -1,0 +1,395 @@
+"""Shortcuts give the losses and gradients of the plain loop, or are given up with a word; memory is as estimated."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from llm_adapters_lab import compiling, models
+from llm_adapters_lab.adapter import get_adapter
+from llm_adapters_lab.adapters.lora import LoRAConfig
+from llm_adapters_lab.anatomy import Anatomy
+from llm_adapters_lab.batches import IGNORED, Sample
+from llm_adapters_lab.compiling import Layers
+from llm_adapters_lab.errors import BadSpec, TrainingFailed
+from llm_adapters_lab.events import FellBack, Step
+from llm_adapters_lab.gradients import set_checkpointing
+from llm_adapters_lab.inject import Injection, inject
+from llm_adapters_lab.memory import Memory, Peak, estimate, largest
+from llm_adapters_lab.objective import Objective, Shortcuts, token_loss
+from llm_adapters_lab.prepare import preflight
+from llm_adapters_lab.shortcuts import choose
+from llm_adapters_lab.spec import RunSpec, TrainSpec
+from llm_adapters_lab.train import train
+
+PLAIN = {"label_head": False, "packing": False, "share_prefix": False}
+ALL = Shortcuts(True, True, True)
+# Llama is grouped-query here, as are the other gated families; Phi is not, and has biases everywhere.
+PACKS = {*("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3", "phi", "phi3", "olmo2", "stablelm", "granite")}
+PACKS |= {"cohere", "starcoder2", "glm", "glm4", "gpt2", "gpt_neox", "opt"}
+
+
+def samples(count: int = 12, loss_on: str = "answer", seed: int = 3, least: int = 8) -> list[Sample]:
+    """Return rows that begin alike, half of them further than the others."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(n: int) -> tuple[int, ...]:
+        return tuple(torch.randint(3, 128, (n,), generator=generator).tolist())
+
+    first, second = draw(3), draw(2)
+    rows = []
+    for i in range(count):
+        ids = (*first, *(second if i % 2 else ()), *draw(least - 3 + i % 5))
+        rows.append(Sample(f"row/{i}", ids, (IGNORED,) * 5 + ids[5:] if loss_on == "answer" else ids))
+    return rows
+
+
+def adapted(family: str, adapter: str = "lora", **given: Any) -> tuple[Any, Injection]:
+    """Return a model without dropout whose adapter is no longer at its start."""
+    model = models.tiny(f"tiny:{family}")
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, float) and (name == "p" or "drop" in name):
+                setattr(module, name, 0.0)
+    torch.manual_seed(0)
+    injection = inject(model, get_adapter(adapter).config(type=adapter, **given))
+    with torch.no_grad():
+        for p in injection.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    return model, injection
+
+
+def gradients(model: Any, injection: Injection, cuts: Shortcuts, rows: list[Sample]) -> tuple[float, torch.Tensor]:
+    """Return the mean loss per label and all gradients of it."""
+    model.zero_grad()
+    counted = sum(row.counted for row in rows)
+    with Objective(model, cuts).loss(model, rows) as loss:
+        (loss / counted).backward()
+    return float(loss.detach()) / counted, torch.cat([p.grad.flatten() for p in injection.parameters()])
+
+
+def trained(plan: dict[str, Any], family: str, adapter: str, **kwargs: Any) -> tuple[list[float], Any, list[str]]:
+    """Return losses, final tensors and what fell back."""
+    model, injection = adapted(family, adapter)
+    spec = TrainSpec(learning_rate=1e-2, batch=6, max_steps=3, **plan)
+    events = list(train(model, injection, samples(), spec, **kwargs))
+    told = [f"{e.setting}: {e.reason}" for e in events if isinstance(e, FellBack)]
+    return [e.loss for e in events if isinstance(e, Step)], injection.state_dict(), told
+
+
+@pytest.mark.parametrize("loss_on", ["answer", "all"])
+@pytest.mark.parametrize("family", sorted(PACKS))
+def test_every_shortcut_is_exact_in_every_family_that_packs(family: str, loss_on: str) -> None:
+    model, injection = adapted(family, at="attn+mlp", rank=4)
+    rows = samples(6, loss_on)
+    loss, slopes = gradients(model, injection, Shortcuts(), rows)
+    cuts = [Shortcuts(label_head=True), Shortcuts(packing=True), Shortcuts(packing=True, share_prefix=True), ALL]
+    for cut in cuts:
+        found, others = gradients(model, injection, cut, rows)
+        assert found == pytest.approx(loss, abs=1e-5), cut
+        assert torch.allclose(others, slopes, atol=1e-5), cut
+    assert choose(model, injection, rows, TrainSpec()) == (ALL, [])
+
+
+@pytest.mark.parametrize("family", sorted(set(models.TINY) - PACKS))
+def test_other_families_run_the_head_only_and_say_so(family: str) -> None:
+    model, injection = adapted(family, at="attn+mlp", rank=4)
+    cuts, told = choose(model, injection, samples(), TrainSpec())
+    assert cuts == Shortcuts(label_head=True)
+    assert [e.setting for e in told] == ["train.packing"]
+    assert type(model).__name__ in told[0].reason
+    loss, slopes = gradients(model, injection, Shortcuts(), samples(6))
+    found, others = gradients(model, injection, cuts, samples(6))
+    assert found == pytest.approx(loss, abs=1e-5)
+    assert torch.allclose(others, slopes, atol=1e-5)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "series", "parallel", "prefix"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bloom", "gptj", "phi"])
+def test_whole_trainings_agree(family: str, adapter: str) -> None:
+    plain, start, none = trained(PLAIN, family, adapter)
+    assert none == []
+    for name in ("label_head", "packing", "share_prefix"):
+        plan = {**PLAIN, name: True, **({"packing": True} if name == "share_prefix" else {})}
+        assert trained(plan, family, adapter)[0] == pytest.approx(plain, abs=1e-5), name
+    losses, end, told = trained({}, family, adapter)
+    assert losses == pytest.approx(plain, abs=1e-5)
+    assert all(torch.allclose(tensor, start[key], atol=1e-3) for key, tensor in end.items())
+    packs = family in PACKS and adapter != "prefix"
+    assert [line.partition(":")[0] for line in told] == ([] if packs else ["train.packing"])
+    if adapter == "prefix":
+        assert "prefix puts virtual tokens before every row" in told[0]
+    for more in ({"micro_tokens": 24}, {"micro_batch": 2}, {"gradient_checkpointing": adapter != "prefix"}):
+        assert trained(more, family, adapter)[0] == pytest.approx(plain, abs=1e-5), more
+
+
+@pytest.mark.parametrize("adapter", ["dora", "ia3", "krona", "bitfit", "norm-tuning", "full-fine-tuning"])
+def test_the_other_token_wise_adapters(adapter: str) -> None:
+    model, injection = adapted("llama", adapter)
+    loss, slopes = gradients(model, injection, Shortcuts(), samples(6))
+    found, others = gradients(model, injection, ALL, samples(6))
+    assert found == pytest.approx(loss, abs=1e-5)
+    assert torch.allclose(others, slopes, atol=1e-5)
+    before = injection.state_dict()
+    assert choose(model, injection, samples(), TrainSpec()) == (ALL, [])
+    assert all(torch.equal(tensor, before[key]) for key, tensor in injection.state_dict().items())
+
+
+def test_dropout_is_drawn_for_every_row() -> None:
+    model, injection = adapted("llama", dropout=0.1)
+    cuts, told = choose(model, injection, samples(), TrainSpec())
+    assert cuts == Shortcuts(label_head=True, packing=True)
+    assert told[0].setting == "train.share_prefix" and "q_proj" in told[0].reason
+    model = models.tiny("tiny:gpt2")  # drops out by itself
+    assert choose(model, inject(model, LoRAConfig()), samples(), TrainSpec())[0] == cuts
+
+
+def test_rows_longer_than_a_window_and_eager_attention_are_not_packed() -> None:
+    model, injection = adapted("mistral")
+    model.config.sliding_window = 9
+    told = choose(model, injection, samples(), TrainSpec())[1]
+    assert "a row of 14 tokens is longer than the window of 9" in told[0].reason
+    model, injection = adapted("llama")
+    model.set_attn_implementation("eager")
+    assert "is eager, not sdpa" in choose(model, injection, samples(), TrainSpec())[1][0].reason
+
+
+class Mixer(torch.nn.Module):
+    """Adds to every token what the one before it in memory was, as a state-space layer would."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 0.5 * torch.nn.functional.pad(x, (0, 0, 1, 0))[:, :-1]
+
+
+def test_what_mixes_tokens_outside_attention_is_found_by_trying() -> None:
+    model = models.tiny("tiny:llama")
+    model.model.layers[0].input_layernorm = torch.nn.Sequential(model.model.layers[0].input_layernorm, Mixer())
+    injection = inject(model, LoRAConfig())
+    cuts, told = choose(model, injection, samples(), TrainSpec())
+    assert cuts == Shortcuts(label_head=True)
+    assert "nats off" in told[0].reason
+
+
+class OwnHead(torch.nn.Module):
+    """Looks at the whole row, as a head that is more than a projection may."""
+
+    def __init__(self, head: torch.nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x - x.mean(1, keepdim=True))
+
+
+def test_a_head_that_looks_at_the_row_gets_all_of_it() -> None:
+    model = models.tiny("tiny:llama")
+    model.lm_head = OwnHead(model.lm_head)
+    cuts, told = choose(model, inject(model, LoRAConfig()), samples(), TrainSpec())
+    assert cuts == Shortcuts()
+    assert {e.setting for e in told} == {"train.label_head", "train.packing", "train.share_prefix"}
+
+
+class Small(torch.nn.Module):
+    """Has memory for so many tokens in training, and says so as a GPU does: in the forward or the backward pass."""
+
+    def __init__(self, inner: torch.nn.Module, tokens: int, backward: bool) -> None:
+        super().__init__()
+        self.inner, self.tokens, self.backward = inner, tokens, backward
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.inner(x)
+        if self.training and x.shape[:-1].numel() > self.tokens:
+            if not self.backward:
+                raise torch.OutOfMemoryError("too many tokens")
+            y.register_hook(self.fail)
+        return y
+
+    def fail(self, slope: torch.Tensor) -> None:
+        raise torch.OutOfMemoryError("too many tokens")
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_out_of_memory_halves_the_micro_batch_and_changes_no_loss(backward: bool) -> None:
+    def losses(tokens: int) -> tuple[list[float], list[FellBack]]:
+        model, injection = adapted("llama")
+        layer = model.model.layers[0]
+        layer.post_attention_layernorm = Small(layer.post_attention_layernorm, tokens, backward)
+        spec = TrainSpec(learning_rate=1e-2, batch=8, max_steps=3)
+        events = list(train(model, injection, samples(), spec))
+        return [e.loss for e in events if isinstance(e, Step)], [e for e in events if isinstance(e, FellBack)]
+
+    whole, none = losses(10**6)
+    parts, told = losses(30)
+    assert none == []
+    assert parts == pytest.approx(whole, abs=1e-5)
+    assert told[0] == FellBack("train.micro_batch", "out of memory with 8 rows at a time; now 4.")
+    assert len(told) <= 3
+    with pytest.raises(TrainingFailed, match=r"One row of \d+ tokens needs more memory"):
+        losses(2)
+
+
+def saved(model: Any, cuts: Shortcuts, rows: list[Sample]) -> dict[int, int]:
+    """Return the storages that a forward pass keeps for backward, beside those of parameters, with their bytes."""
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+    alive = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), Objective(model, cuts).loss(model, rows):
+        pass
+    return kept
+
+
+def test_nothing_below_the_lowest_site_is_kept() -> None:
+    rows = samples(6)
+    low, high, none = (
+        sum(saved(adapted("llama", at=at, rank=4)[0], ALL, rows).values()) for at in ("q@0", "q@1", "down@1")
+    )
+    assert none < high < 0.7 * low
+    model, injection = adapted("llama", at="q@1", rank=4)
+    set_checkpointing(model, True)
+    model.train()
+    with Objective(model, ALL).loss(model, rows) as loss:
+        loss.backward()
+    assert not model.get_input_embeddings().weight.requires_grad
+    assert all(p.grad is not None for p in injection.parameters())
+
+
+def test_sites_that_read_the_same_input_keep_it_once() -> None:
+    rows = samples(6)
+    per_token = 32 * 4  # hidden size in fp32
+    tokens = sum(len(row.ids) for row in rows)
+    one, three = (saved(adapted("llama", at=at, rank=4)[0], Shortcuts(True, True), rows) for at in ("q", "q,k,v"))
+    # k and v of two layers keep A x, four numbers a token, and nothing of the width of x.
+    assert sum(three.values()) - sum(one.values()) < 2 * 2 * tokens * per_token / 2
+
+
+def test_adapters_keep_no_cast_copy_where_the_step_runs_in_half_precision() -> None:
+    rows = samples(6)
+
+    def kept(at: str) -> int:
+        model = models.tiny("tiny:llama").to(torch.bfloat16)
+        inject(model, LoRAConfig(at=at, rank=4))
+        with torch.autocast("cpu", torch.bfloat16):
+            return sum(saved(model, Shortcuts(True, True), rows).values())
+
+    tokens = sum(len(row.ids) for row in rows)
+    assert kept("q,k,v") - kept("q") < 2 * 2 * tokens * 32 * 2
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+def test_compiled_layers_compute_the_same_and_leave_nothing() -> None:
+    model, injection = adapted("llama")
+    loss, slopes = gradients(model, injection, ALL, samples(6))
+    layers = Layers(model, Anatomy.of(model), backend="eager")
+    with layers:
+        found, others = gradients(model, injection, ALL, samples(6))
+        assert all(layer._compiled_call_impl is not None for layer in model.model.layers)
+    assert found == pytest.approx(loss, abs=1e-5)
+    assert torch.allclose(others, slopes, atol=1e-5)
+    assert all(layer._compiled_call_impl is None for layer in model.model.layers)
+
+
+@pytest.mark.skipif(not (os.environ.get("LAB_SLOW") and compiling.compiler()), reason="needs minutes and a compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute:UserWarning")
+def test_compiled_trainings_agree() -> None:
+    plain, _, _ = trained({}, "llama", "lora")
+    assert trained({"compile": True}, "llama", "lora")[0] == pytest.approx(plain, abs=1e-5)
+
+
+def test_without_a_compiler_compiling_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    model, injection = adapted("llama")
+    with pytest.raises(BadSpec, match=r"train\.compile needs a C\+\+ compiler"):
+        list(train(model, injection, samples(), TrainSpec(compile=True)))
+    with pytest.raises(BadSpec, match=r"train\.compile needs a C\+\+ compiler"):
+        preflight(RunSpec.parse({"adapter": "lora", "train": {"compile": True}}))
+
+
+def allocated(model: Any, cuts: Shortcuts, rows: list[Sample]) -> int:
+    """Return the most bytes that one forward and backward pass takes from torch's allocator, as its profiler says."""
+    watched = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+    with watched as found, Objective(model, cuts).loss(model, rows) as loss:
+        loss.backward()
+    now = most = 0
+    for event in found.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return most
+
+
+@pytest.mark.parametrize("adapter", ["lora", "series", "prefix", "full-fine-tuning"])
+@pytest.mark.parametrize("plan", [{}, PLAIN, {"gradient_checkpointing": True}], ids=["all", "plain", "checkpointed"])
+@pytest.mark.parametrize("base", ["nano", "tiny:gpt2", "tiny:bloom"])
+def test_the_estimate_is_what_the_allocator_gives(base: str, plan: dict[str, Any], adapter: str) -> None:
+    checkpointed = "gradient_checkpointing" in plan
+    if checkpointed and adapter == "prefix":
+        pytest.skip("refused")
+    rows = samples(8, least=40)
+    spec = RunSpec.parse({"base": base, "adapter": adapter, "train": {"batch": 8, "max_steps": 1, **plan}})
+    found = estimate(spec, rows)
+    assert isinstance(found, Memory)
+    model = models.load(base).model
+    weights = {p.untyped_storage().data_ptr(): p.nbytes for p in model.parameters()}
+    assert found.weights == pytest.approx(sum(weights.values()), rel=0.15)
+    injection = inject(model, spec.adapter)
+    cuts, _ = choose(model, injection, rows, spec.train)
+    model.train()
+    if checkpointed:
+        set_checkpointing(model, True)
+    allocated(model, cuts, rows[:2])  # what is made once
+    model.zero_grad()
+    assert found.step == pytest.approx(allocated(model, cuts, rows), rel=0.15)
+    own = sum(p.nbytes for p in injection.parameters())
+    assert (found.adapter, found.optimizer) == (2 * own, 2 * own)
+    assert found.total == sum(getattr(found, field.name) for field in fields(found))
+
+
+def test_the_largest_micro_batch_is_found() -> None:
+    rows = samples()
+    longest = sorted(rows, key=lambda row: len(row.ids))[-2:]
+    chunk = largest(rows, TrainSpec(batch=12, micro_batch=2), 0, padded=True)
+    assert [len(row.ids) for row in chunk] == [len(row.ids) for row in longest]
+
+
+def test_peak_counts_what_is_held_at_a_time() -> None:
+    with Peak() as peak:
+        one = torch.ones(100)
+        two = one + one
+        del one
+        three = two * 2
+    assert (peak.now, peak.most) == (800, 800)
+    del two, three
+
+
+@pytest.mark.parametrize("plan", [{}, PLAIN], ids=["all", "plain"])
+def test_memory_does_not_grow_with_the_steps(plan: dict[str, Any]) -> None:
+    model, injection = adapted("llama")
+    held, rows = [], [samples(1, least=12)[0]] * 4
+    with Peak() as peak:
+        for event in train(model, injection, rows, TrainSpec(batch=4, epochs=8, **plan)):
+            held += [peak.now] if isinstance(event, Step) else []
+    assert len(held) == 8
+    assert len(set(held[1:])) == 1
+
+
+def test_the_plain_loop_is_left_as_it_was() -> None:
+    from llm_adapters_lab.batches import collate
+
+    model, _ = adapted("llama")
+    rows = samples(5)
+    with Objective(model, Shortcuts()).loss(model, rows) as loss:
+        assert torch.equal(loss, token_loss(model, collate(rows, 0)))
