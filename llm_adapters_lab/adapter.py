@@ -195,6 +195,8 @@ def register(name: str, *, config: type[AdapterConfig], at: str, source: str, co
         source: arXiv number of the paper.
         colour: in every figure, as #rrggbb.
     """
+    if not (name.isascii() and name.replace("-", "_").isidentifier() and len(name) <= 64):
+        raise BadSpec(f"An adapter cannot be called {name!r}: use letters, digits and dashes, 64 at most.")
 
     def add(cls: A) -> A:
         module = importlib.import_module(cls.__module__)

@@ -81,10 +81,11 @@ def read_spec(path: str | Path) -> dict[str, Any]:
     Raises:
         BadSpec: there is neither, or the file cannot be read or does not hold keys and values.
     """
-    import yaml
+    from llm_adapters_lab.safe_yaml import LARGEST, read_yaml
 
     try:
-        fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        with Path(path).open(encoding="utf-8") as file:
+            fields = read_yaml(file.read(LARGEST + 1))
     except (FileNotFoundError, NotADirectoryError):
         name, known = Path(path).as_posix(), spec_presets()
         if name in known:
@@ -93,20 +94,20 @@ def read_spec(path: str | Path) -> dict[str, Any]:
         named = Path(path).suffix not in (".yaml", ".yml", ".json")
         hint = f" It is no preset's name either. {choices(name, known)}" if named else ""
         raise BadSpec(f"There is no spec file {path}.{hint}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadSpec(f"The spec file {path} cannot be read: {error}") from None
+    except (OSError, ValueError) as error:
+        raise BadSpec(f"The spec file {str(path)!r:.300} cannot be read: {error}") from None
     if not isinstance(fields, dict):
         raise BadSpec(f"The spec file {path} must hold keys and values, such as `base: nano`.")
     return fields
 
 
 def _read(folder: Path) -> dict[str, Preset]:
-    import yaml
+    from llm_adapters_lab.safe_yaml import read_yaml
 
     found = {}
     for path in sorted(folder.rglob("*.yaml"), key=lambda path: path.with_suffix("")):
         text = path.read_text(encoding="utf-8")
         idea, _, source = text.partition("\n")[0].removeprefix("#").strip().partition(" Source: ")
         name = path.relative_to(folder).with_suffix("").as_posix()
-        found[name] = Preset(name, idea, source, yaml.safe_load(text), text)
+        found[name] = Preset(name, idea, source, read_yaml(text), text)
     return found

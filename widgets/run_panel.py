@@ -18,6 +18,7 @@ import ipywidgets as W
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.launch import State, beside, launch, spec_of, state, stop
 from llm_adapters_lab.markup import el
+from llm_adapters_lab.outcome import goes_on
 from llm_adapters_lab.record import Run
 from llm_adapters_lab.spec import RunSpec
 from llm_adapters_lab.tail import Place, last_lines, news
@@ -198,11 +199,12 @@ class RunPanel:
         head = el("b", f"{SIGNS[found.name]} {found.name}")
         text = " · ".join(part for part in (words, note) if part)
         self.status.value = el("div", head, f"  {text}", style=_STEADY, role="status")
-        self.error.value = message(found.reason) if bad else ""
+        trace = self._last.get("Failed", {}).get("traceback") if found.name == "failed" else ""
+        folded = [el("details", el("summary", "traceback"), el("pre", trace, style="overflow: auto"))] if trace else []
+        self.error.value = message(found.reason, *folded) if bad else ""
 
     def _resumption(self) -> str:
-        trained = self.run is not None and self._spec is not None and self.run.is_trained(self._spec)
-        return "Resume goes on with scoring." if trained else "Resume starts the training again."
+        return f"Resume goes on {goes_on(self.run, self._spec)}." if self.run and self._spec else ""
 
     @guarded
     def _start(self, button: Any) -> None:
