@@ -23,6 +23,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from llm_adapters_lab.batches import pad
+from llm_adapters_lab.sequence import looks_back
 
 PLAIN = (DynamicLayer, DynamicSlidingWindowLayer)
 
@@ -77,7 +78,9 @@ def read(model: Any, rows: Sequence[Sequence[int]], pad_id: int) -> Prompts:
     """
     ids = pad(rows, pad_id, "left").to(model.device)
     mask = pad([[1] * len(row) for row in rows], 0, "left").to(model.device)
-    cache, shared = _empty(model), common(rows) if len(rows) > 1 else 0
+    # What an adapter remembers of the shared beginning stands elsewhere in every row.
+    shares = len(rows) > 1 and not looks_back(model)
+    cache, shared = _empty(model), common(rows) if shares else 0
     if shared:
         first = torch.tensor([rows[0][:shared]], device=model.device)
         _forward(model, first, torch.ones_like(first), cache)

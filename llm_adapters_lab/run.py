@@ -27,6 +27,7 @@ from llm_adapters_lab.scores import score
 from llm_adapters_lab.spec import RunSpec
 from llm_adapters_lab.tasks import Example, get_task
 from llm_adapters_lab.train import make_accelerator, step_count, train
+from llm_adapters_lab.wrappers.quantize import load
 
 Listener = Callable[[Event], None]
 
@@ -148,7 +149,7 @@ def _adapt(
     if injection is None:
         tell(_started(spec, base, None, 0))
         return None
-    injection.load_state_dict(read_tensors(record.folder / "adapter" / "adapter.safetensors"))
+    load(injection, read_tensors(record.folder / "adapter" / "adapter.safetensors"))
     tell(_started(spec, base, injection, 0))
     earlier: dict[str, Any] = json.loads((record.folder / "train.json").read_text(encoding="utf-8"))
     return earlier

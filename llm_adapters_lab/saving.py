@@ -25,6 +25,7 @@ from llm_adapters_lab.errors import BadSpec, WrongBase
 from llm_adapters_lab.fields import parse
 from llm_adapters_lab.inject import Injection, inject
 from llm_adapters_lab.record import write_atomically
+from llm_adapters_lab.wrappers.quantize import load, packed
 
 SAMPLES = 4096
 SHOWN = 4
@@ -42,7 +43,7 @@ def save_adapter(injection: Injection, folder: str | Path, base: str = "") -> No
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(injection.state_dict(), folder / "adapter.safetensors")
+    save_file(packed(injection), folder / "adapter.safetensors")
     write_json(folder / "base.json", fingerprint(injection.model))
     meta = {"base": base, "config": injection.config.model_dump(mode="json"), "lab": __version__}
     write_json(folder / "adapter.json", meta)
@@ -80,7 +81,7 @@ def load_adapter(
         _compare(read_json(folder / "base.json"), fingerprint(model), folder)
     injection = inject(model, config, name=name, tokenizer=tokenizer)
     try:
-        injection.load_state_dict(state)
+        load(injection, state)
     except BaseException:
         injection.eject()
         raise

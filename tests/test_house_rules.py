@@ -30,7 +30,7 @@ LONG_FILES: dict[str, int] = {}
 LONG_FUNCTIONS = {
     # Both tell one story from beginning to end, which pieces would hide.
     "llm_adapters_lab/run.py:run": 54,
-    "llm_adapters_lab/train.py:train": 63,
+    "llm_adapters_lab/train.py:train": 66,
 }
 
 

@@ -29,6 +29,7 @@ def test_these_presets_there_are() -> None:
     assert set(adapter_presets()) == {
         *("adapterH", "adapterP", "houlsby", "pfeiffer", "parallel-sublayer", "parallel-linear", "parallel-qkv"),
         *("scaled-parallel", "scaled-parallel-learned", "rslora", "pissa"),
+        *("adapter-plus", "hydra-text", "sparse-series", "large-sparse", "mosa", "one-bit-parallel"),
     }
     assert set(spec_presets()) == PAPER
     assert not set(adapter_presets()) & set(all_adapters()), "an adapter's own name would hide the preset"
@@ -47,9 +48,9 @@ def test_a_preset_is_the_same_run_as_its_fields_written_out(name: str) -> None:
     fields = adapter_presets()[name].fields
     ids = {RunSpec.parse({"adapter": form}).id for form in (name, {"type": name}, fields)}
     assert len(ids) == 1
-    dropped = RunSpec.parse({"adapter": {"type": name, "dropout": 0.5}})
-    assert dropped.id == RunSpec.parse({"adapter": {**fields, "dropout": 0.5}}).id
-    assert dropped.id not in ids
+    moved = RunSpec.parse({"adapter": {"type": name, "at": "up@0"}})
+    assert moved.id == RunSpec.parse({"adapter": {**fields, "at": "up@0"}}).id
+    assert moved.id not in ids
 
 
 def test_given_fields_win_over_those_of_a_preset() -> None:

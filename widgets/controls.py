@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as W
 import yaml
+from pydantic import BaseModel
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -220,6 +221,8 @@ def _anything(shown: dict[str, Any]) -> Control:
 
     def encode(value: Any) -> str:
         plain = list(value) if isinstance(value, tuple | set | frozenset) else value
+        if isinstance(value, BaseModel):
+            plain = value.model_dump(mode="json", exclude_defaults=True)
         return "" if value is None else yaml.safe_dump(plain, default_flow_style=True).removesuffix("...\n").strip()
 
     box = W.Text(continuous_update=False, **shown)
