@@ -75,6 +75,11 @@ def get_spec_preset(name: str) -> Preset:
     return known[name]
 
 
+def is_spec(name: str) -> bool:
+    """Say whether a name means a spec file or a spec preset, rather than a run."""
+    return Path(name).suffix in (".yaml", ".yml", ".json") or name in spec_presets()
+
+
 def read_spec(path: str | Path) -> dict[str, Any]:
     """Return the fields in a spec file or, where there is no such file, in the spec preset of that name.
 
@@ -90,7 +95,7 @@ def read_spec(path: str | Path) -> dict[str, Any]:
         if name in known:
             return known[name].fields
         # A path that ends like a file was meant as one.
-        named = Path(path).suffix not in (".yaml", ".yml", ".json")
+        named = not is_spec(str(path))
         hint = f" It is no preset's name either. {choices(name, known)}" if named else ""
         raise BadSpec(f"There is no spec file {path}.{hint}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

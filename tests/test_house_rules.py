@@ -21,7 +21,7 @@ TOP_LEVEL = {
 CORE = ("inject", "train", "evaluate", "run")
 CORE_LIBRARIES = {"torch", "transformers", "accelerate", "pydantic", "safetensors"}
 FRONT_ENDS = {"ipywidgets", "IPython", "ipykernel", "jupyterlab", "papermill", "nbformat", "widgets", "notebooks"}
-TERMINAL = {"cli.py", "catalogue.py", "terminal.py", "transfer.py"}
+TERMINAL = {"cli.py", "catalogue.py", "terminal.py", "transfer.py", "sweeps.py"}
 UNSAFE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 FILE_LINES, ADAPTER_LINES, FUNCTION_LINES = 250, 100, 40

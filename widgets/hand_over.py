@@ -11,13 +11,12 @@ from typing import Any
 import ipywidgets as W
 import yaml
 
+from llm_adapters_lab.parameters import LIMITS
 from llm_adapters_lab.spec import RunSpec
 from widgets.form import note, why
 from widgets.guard import message
 
 NOTEBOOK = "papermill_runs/run.ipynb"
-LIMIT = 1200
-"""Seconds a cell of the notebook may take; papermill has no limit of its own."""
 
 
 def short(spec: RunSpec) -> dict[str, Any]:
@@ -53,9 +52,7 @@ def as_command(spec: RunSpec, file: str | None = None) -> str:
 def as_papermill(spec: RunSpec, file: str | None = None) -> str:
     """Return the papermill line that does the run from the YAML file, in the run notebook."""
     out = f"{spec.id}.ipynb"
-    return shlex.join(
-        ["papermill", NOTEBOOK, out, "-f", file or file_name(spec), "--execution-timeout", str(LIMIT), "--log-output"]
-    )
+    return shlex.join(["papermill", NOTEBOOK, out, "-f", file or file_name(spec), *LIMITS, "--log-output"])
 
 
 FORMS: dict[str, Callable[[RunSpec], str]] = {
