@@ -161,6 +161,14 @@ def spec_of(name: str, root: str | Path = "runs") -> RunSpec:
     return RunSpec.load(path) if path.is_file() else find(name, root).spec
 
 
+def working(root: str | Path = "runs") -> list[Run]:
+    """Return the runs whose process is at work, that which was started last first."""
+    folder = Path(root).resolve()
+    asked = [Run(folder / path.name.removesuffix(".spec.json")) for path in folder.glob(".processes/*.spec.json")]
+    begun = [(process["time"], run) for run in asked if (process := _process(run)) and lives(process) is not False]
+    return [run for _, run in sorted(begun, key=lambda pair: -pair[0]) if state(run).works]
+
+
 def beside(run: Run, kind: str) -> Path:
     """Return the place of what is known of a run's process: kind is "json", "spec.json" or "log"."""
     return run.folder.parent / ".processes" / f"{run.id}.{kind}"

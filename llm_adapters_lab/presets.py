@@ -86,10 +86,8 @@ def read_spec(path: str | Path) -> dict[str, Any]:
     Raises:
         BadSpec: there is neither, or the file cannot be read or does not hold keys and values.
     """
-    import yaml
-
     try:
-        fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return fields_in(Path(path).read_bytes(), path)
     except (FileNotFoundError, NotADirectoryError):
         name, known = Path(path).as_posix(), spec_presets()
         if name in known:
@@ -98,7 +96,21 @@ def read_spec(path: str | Path) -> dict[str, Any]:
         named = not is_spec(str(path))
         hint = f" It is no preset's name either. {choices(name, known)}" if named else ""
         raise BadSpec(f"There is no spec file {path}.{hint}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise BadSpec(f"The spec file {path} cannot be read: {error}") from None
+
+
+def fields_in(content: bytes, path: str | Path) -> dict[str, Any]:
+    """Return the fields in what a spec file holds, in YAML or JSON; `path` stands in the messages.
+
+    Raises:
+        BadSpec: it cannot be read, or does not hold keys and values.
+    """
+    import yaml
+
+    try:
+        fields = yaml.safe_load(content.decode())
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadSpec(f"The spec file {path} cannot be read: {error}") from None
     if not isinstance(fields, dict):
         raise BadSpec(f"The spec file {path} must hold keys and values, such as `base: nano`.")

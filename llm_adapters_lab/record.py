@@ -6,6 +6,7 @@
             train.json          how training went; its presence means that the adapter is complete
             predictions.jsonl   every answer that was scored
             summary.json        the result; its presence means that the run is complete
+            note.txt            what a person has written about it; kept when the run is done again
 """
 
 from __future__ import annotations
@@ -62,6 +63,24 @@ class Run:
             last = next((e for e in reversed(list(self.events())) if e["event"] in ("Failed", "Stopped")), None)
             status = "unfinished" if last is None else last["event"].lower()
             return {"id": self.id, "status": status} | ({"error": last["error"]} if last and "error" in last else {})
+
+    @property
+    def note(self) -> str:
+        """What a person has written about the run; "" for nothing."""
+        try:
+            return (self.folder / "note.txt").read_text(encoding="utf-8", errors="replace").strip()
+        except FileNotFoundError:
+            return ""
+
+    def write_note(self, text: str) -> None:
+        """Keep a note about the run, in place of the one before; "" for none.
+
+        Raises:
+            BadSpec: the run has no folder.
+        """
+        if not self.folder.is_dir():
+            raise BadSpec(f"The run {self.id} has no folder that could hold a note. It has not begun, or is deleted.")
+        write_atomically(self.folder / "note.txt", (text.strip() + "\n").encode())
 
     def events(self, *kinds: str) -> Iterator[dict[str, Any]]:
         """Yield the events so far, all or those of the given class names; a torn last line is left out."""

@@ -16,7 +16,8 @@ from pydantic import BaseModel
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-NAME_WIDTH = "150px"
+NAME_WIDTH = "var(--lab-name-width, 150px)"
+"""Of the names before controls; a narrow page sets the variable to 0 and puts them above."""
 WIDTH = "440px"
 """Of a control with its name."""
 NONE = "(default)"

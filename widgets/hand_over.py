@@ -13,6 +13,7 @@ import yaml
 
 from llm_adapters_lab.parameters import LIMITS
 from llm_adapters_lab.spec import RunSpec
+from widgets.copy_button import CopyButton
 from widgets.form import note, why
 from widgets.guard import message
 
@@ -69,6 +70,7 @@ class HandOver:
     Attributes:
         widget: what is shown.
         texts: by form.
+        copies: the button of each text.
         save: writes the YAML into `folder`.
         said: where it was written, or why not.
     """
@@ -83,7 +85,9 @@ class HandOver:
         self.save: Any = W.Button(description="Save the YAML file", disabled=True, layout=W.Layout(width="auto"))
         self.save.on_click(self._save)
         self.said: Any = W.HTML()
-        tabs = W.Tab(list(self.texts.values()), titles=list(self.texts))
+        self.copies = {name: CopyButton(label=f"Copy the {name}") for name in FORMS}
+        pages = [W.VBox([text, self.copies[name]]) for name, text in self.texts.items()]
+        tabs = W.Tab(pages, titles=list(self.texts), selected_index=0)
         self.widget: Any = W.VBox([tabs, W.HBox([self.save, self.said])])
         self.spec = spec
 
@@ -100,7 +104,7 @@ class HandOver:
         self._spec, self.said.value = spec, ""
         self.save.disabled = spec is None
         for name, write in FORMS.items():
-            self.texts[name].value = write(spec) if spec else ""
+            self.texts[name].value = self.copies[name].text = write(spec) if spec else ""
 
     def _save(self, _: Any) -> None:
         if self._spec is None:
