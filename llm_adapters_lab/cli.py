@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from llm_adapters_lab import again, catalogue, terminal, transfer
+from llm_adapters_lab import again, catalogue, sweeps, terminal, transfer
 from llm_adapters_lab.catalogue import Json
 from llm_adapters_lab.errors import BadSpec, LabError
 from llm_adapters_lab.untrusted import without_home
@@ -188,33 +188,24 @@ def report_command(
 
 
 _TOLD = (catalogue.adapters, catalogue.presets, catalogue.models, catalogue.tasks, catalogue.anatomy)
-_OTHERS: tuple[Callable[..., None], ...] = (*_TOLD, transfer.export, transfer.merge, again.rerun)
+_OTHERS: tuple[Callable[..., None], ...] = (sweeps.sweep, *_TOLD, transfer.export, transfer.merge, again.rerun)
 for _command in _OTHERS:
     app.command()(_command)
 
 
 def _load(path: Path, changes: list[str]) -> RunSpec:
-    from llm_adapters_lab.safe_yaml import read_yaml
+    from llm_adapters_lab.fields import assignments
     from llm_adapters_lab.spec import RunSpec
 
-    values = {}
-    for text in changes:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise BadSpec(f"--set {text!r} is not of the form key=value, e.g. adapter.rank=16.")
-        try:
-            values[key.strip()] = read_yaml(value)
-        except ValueError:
-            raise BadSpec(f"--set {text!r}: the value cannot be read as YAML. Put it in quotes.") from None
-    return RunSpec.load(path, values)
+    return RunSpec.load(path, assignments(changes))
 
 
 def _find(name: str, root: Path) -> Run:
-    from llm_adapters_lab.presets import spec_presets
+    from llm_adapters_lab.presets import is_spec
     from llm_adapters_lab.record import Run, find
 
     path = Path(name)
-    if path.suffix in (".yaml", ".yml", ".json") or name in spec_presets():
+    if is_spec(name):
         return find(_load(path, []).id, root)
     return Run(path) if os.path.isfile(path / "spec.json") else find(name, root)
 

@@ -71,10 +71,8 @@ def launch(spec: RunSpec, root: str | Path = "runs", fresh: bool = False) -> Run
     if state(run).works or (run.done and not fresh):
         return run
     if spec.adapter and get_adapter(spec.adapter.type).cls.__module__ == "__main__":
-        raise BadSpec(
-            f"{spec.adapter.type} is defined in this notebook or script, where another process cannot find it. "
-            "Call run(spec) here, or put it into a package with an entry point."
-        )
+        here = f"{spec.adapter.type} is defined in this notebook or script, where another process cannot find it."
+        raise BadSpec(f"{here} Call run(spec) here, or put it into a package with an entry point.")
     preflight(spec)
     beside(run, "json").parent.mkdir(parents=True, exist_ok=True)
     with hold(beside(run, "lock")):
@@ -166,6 +164,14 @@ def spec_of(name: str, root: str | Path = "runs") -> RunSpec:
     path = beside(Run(Path(root).resolve() / name), "spec.json")
     known = Path(name).name == name and os.path.isfile(path)  # nothing beyond the root
     return RunSpec.load(path) if known else find(name, root).spec
+
+
+def working(root: str | Path = "runs") -> list[Run]:
+    """Return the runs whose process is at work, that which was started last first."""
+    folder = Path(root).resolve()
+    asked = [Run(folder / path.name.removesuffix(".spec.json")) for path in folder.glob(".processes/*.spec.json")]
+    begun = [(process["time"], run) for run in asked if (process := _process(run)) and lives(process) is not False]
+    return [run for _, run in sorted(begun, key=lambda pair: -pair[0]) if state(run).works]
 
 
 def beside(run: Run, kind: str) -> Path:

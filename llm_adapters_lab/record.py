@@ -8,6 +8,7 @@
             train.json          how training went; its presence means that the adapter is complete
             predictions.jsonl   every answer that was scored
             summary.json        the result; its presence means that the run is complete
+            note.txt            what a person has written about it; kept when the run is done again
             lock                the process that works on it
 
 A process may die at any moment: what is in one piece is written beside its place, flushed and renamed; what grows line

@@ -18,6 +18,7 @@ import yaml
 from llm_adapters_lab import plots
 from llm_adapters_lab.comparison import Look, leak, looks, mean_accuracy, notes, table, task_names
 from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.groups import groups
 from llm_adapters_lab.markup import Html, el
 from llm_adapters_lab.markup import tabular as _table
 from llm_adapters_lab.picture import figure as _plot
@@ -89,6 +90,8 @@ def _body(runs: Sequence[Run], seen: dict[str, Look], more: Sequence[go.Figure])
         yield _accuracies(runs, seen)
         yield el("p", FORMAT_NOTE, class_="soft")
         yield _group("marks", [_plot(plots.accuracy(*runs))])
+        if any(len(group.runs) > 1 for group in groups(runs)):
+            yield _plot(plots.means(groups(runs)))
     failures = [run for run in runs if "error" in run.summary]
     if failures:
         yield el("h2", "What failed")

@@ -33,6 +33,7 @@ from llm_adapters_lab.scores import score
 from llm_adapters_lab.spec import RunSpec
 from llm_adapters_lab.tasks import get_task
 from llm_adapters_lab.train import make_accelerator, step_count, train
+from llm_adapters_lab.wrappers.quantize import load
 
 Listener = Callable[[Event], None]
 
@@ -188,7 +189,7 @@ def _adapt(work: _Work, injection: Injection | None, taken: Taken) -> dict[str, 
     work.keeper.check()
     if injection is None:
         return None
-    injection.load_state_dict(read_tensors(record.folder / "adapter" / "adapter.safetensors"))
+    load(injection, read_tensors(record.folder / "adapter" / "adapter.safetensors"))
     return read_json(record.folder / "train.json")
 
 

@@ -29,6 +29,7 @@ from llm_adapters_lab.fields import parse
 from llm_adapters_lab.inject import Injection, inject
 from llm_adapters_lab.record import PART, flush, write_atomically
 from llm_adapters_lab.untrusted import pickles
+from llm_adapters_lab.wrappers.quantize import load, packed
 
 SAMPLES = 4096
 SHOWN = 4
@@ -46,7 +47,7 @@ def save_adapter(injection: Injection, folder: str | Path, base: str = "") -> No
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / "adapter.safetensors", injection.state_dict())
+    write_tensors(folder / "adapter.safetensors", packed(injection))
     write_json(folder / "base.json", fingerprint(injection.model))
     meta = {"base": base, "config": injection.config.model_dump(mode="json"), "lab": __version__}
     write_json(folder / "adapter.json", meta)
@@ -88,7 +89,7 @@ def load_adapter(
             raise BadSpec(f"{folder / 'base.json'} is no fingerprint of a base ({error!r}). Save it again.") from None
     injection = inject(model, config, name=name, tokenizer=tokenizer)
     try:
-        injection.load_state_dict(state)
+        load(injection, state)
     except BaseException:
         injection.eject()
         raise

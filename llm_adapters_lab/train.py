@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -25,7 +26,9 @@ from llm_adapters_lab.events import Event, Norms, Step, Validated
 from llm_adapters_lab.inject import Injection
 from llm_adapters_lab.models import pick_dtype
 from llm_adapters_lab.spec import TrainSpec
+from llm_adapters_lab.wrappers import quantize, sparse, split
 
+Loss = Callable[[Any, dict[str, torch.Tensor]], torch.Tensor]
 NORM_POINTS = 20
 """How often, over a whole training, the adapter norms are recorded."""
 
@@ -65,6 +68,23 @@ def token_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     logits = model(**inputs, use_cache=False).logits[:, :-1].float()
     labels = batch["labels"][:, 1:]
     return cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+def _objective(injection: Injection) -> Loss:
+    """Return the loss that is trained, summed over labels: a split adapter compares two forwards."""
+    plan = injection.config.split
+    if plan is None or plan.parts == 1:
+        return token_loss
+
+    def both(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        labels = batch["labels"][:, 1:]
+        first, second = (model(**inputs, use_cache=False).logits[:, :-1][labels != IGNORED].float() for _ in range(2))
+        targets = labels[labels != IGNORED]
+        fits = sum(cross_entropy(logits, targets, reduction="sum") for logits in (first, second)) / 2
+        return fits + plan.kl * split.divergence(first, second)
+
+    return both
 
 
 def train(
@@ -114,7 +134,8 @@ def train(
     prepared, optimizer = accelerator.prepare(model, optimizer)
     steps = step_count(plan, len(samples))
     check = plan.evaluate_every or steps
-    state = State(injection, optimizer, accelerator.scaler, dynamics.copied(injection))
+    state, loss_of = State(injection, optimizer, accelerator.scaler, dynamics.copied(injection)), _objective(injection)
+    quantize.train_on(injection)
     torch.manual_seed(seed)
     if saved:
         state.restore(saved)
@@ -127,7 +148,9 @@ def train(
                 group["lr"] = rate
             batch = [samples[i] for i in rows]
             mine = sorted(batch[rank::world], key=lambda s: len(s.ids))
-            loss = _gradients(accelerator, prepared, mine, plan.micro_batch, sum(s.counted for s in batch), pad_id)
+            work = (accelerator, prepared, loss_of, mine, plan.micro_batch, sum(s.counted for s in batch), pad_id)
+            sparse.settle(injection, step, partial(_gradients, *work))
+            loss = _gradients(*work)
             norm = float(accelerator.clip_grad_norm_(injection.parameters(), plan.clip or math.inf) or 0.0)
             _check_finite(step, loss, 0.0 if accelerator.scaler else norm, batch)
             state.whole = False
@@ -178,7 +201,13 @@ def set_checkpointing(model: Any, on: bool) -> None:
 
 
 def _gradients(
-    accelerator: Accelerator, model: Any, samples: Sequence[Sample], micro: int | None, counted: int, pad_id: int
+    accelerator: Accelerator,
+    model: Any,
+    loss_of: Loss,
+    samples: Sequence[Sample],
+    micro: int | None,
+    counted: int,
+    pad_id: int,
 ) -> float:
     """Accumulate the gradients of one step over micro-batches; return the mean loss over all processes."""
     size = micro or len(samples)
@@ -186,7 +215,7 @@ def _gradients(
     total = torch.zeros((), device=accelerator.device)
     for number, chunk in enumerate(chunks, start=1):
         with accelerator.no_sync(model) if number < len(chunks) else nullcontext():
-            loss = token_loss(model, collate(chunk, pad_id, accelerator.device)) / max(1, counted)
+            loss = loss_of(model, collate(chunk, pad_id, accelerator.device)) / max(1, counted)
             # Data parallelism averages gradients over processes, and a mean over all labels is wanted.
             accelerator.backward(loss * accelerator.num_processes)
         total += loss.detach()

@@ -50,6 +50,7 @@ def test_help_in_a_process():
         "compare",
         "report",
         "rescore",
+        "sweep",
         "export",
         "merge",
         "adapters",

@@ -21,7 +21,7 @@ TOP_LEVEL = {
 CORE = ("inject", "train", "evaluate", "run")
 CORE_LIBRARIES = {"torch", "transformers", "accelerate", "pydantic", "safetensors"}
 FRONT_ENDS = {"ipywidgets", "IPython", "ipykernel", "jupyterlab", "papermill", "nbformat", "widgets", "notebooks"}
-TERMINAL = {"again.py", "cli.py", "catalogue.py", "terminal.py", "transfer.py"}
+TERMINAL = {"again.py", "cli.py", "catalogue.py", "sweeps.py", "terminal.py", "transfer.py"}
 UNSAFE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 FILE_LINES, ADAPTER_LINES, FUNCTION_LINES = 250, 100, 40
@@ -29,7 +29,7 @@ FILE_LINES, ADAPTER_LINES, FUNCTION_LINES = 250, 100, 40
 LONG_FILES: dict[str, int] = {}
 LONG_FUNCTIONS = {
     # It tells one story from beginning to end, which pieces would hide.
-    "llm_adapters_lab/train.py:train": 66,
+    "llm_adapters_lab/train.py:train": 68,
 }
 
 
