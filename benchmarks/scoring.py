@@ -126,7 +126,7 @@ def main() -> None:
         "lab_against_original": round(speed["lab"] / speed["original"], 1),
         "lab_against_plain": round(speed["lab"] / speed["plain"], 2),
         "same_answers_as_plain": f"{same} of {len(rows)}",
-        "environment": environment(str(base.model.device)),
+        "environment": environment(str(base.model.device), base.model.dtype),
     }
     name = "scoring-adapter" if injection else "scoring"
     (HERE / f"{name}.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from llm_adapters_lab.run import run
     from llm_adapters_lab.saving import load_adapter, save_adapter
     from llm_adapters_lab.spec import RunSpec
+    from llm_adapters_lab.sweep import sweep
+    from llm_adapters_lab.sweep_file import Sweep
     from llm_adapters_lab.train import train
 
 __version__ = "0.1.0"
@@ -36,6 +38,8 @@ __all__ = [
     "Run",
     "runs",
     "find",
+    "sweep",
+    "Sweep",
     "inject",
     "Injection",
     "stack",
@@ -62,6 +66,7 @@ _HOME = {
     **{"AdapterConfig": "adapter", "register": "adapter", "train": "train", "evaluate": "evaluate"},
     **{"LabError": "errors", "stack": "compose", "mix": "compose", "merge_mix": "compose"},
     **{"load_adapter": "saving", "save_adapter": "saving", "Recorder": "recorder"},
+    **{"sweep": "sweep", "Sweep": "sweep_file"},
 }
 
 

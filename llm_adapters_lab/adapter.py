@@ -22,6 +22,7 @@ from llm_adapters_lab.anatomy import Anatomy, Site, modules
 from llm_adapters_lab.errors import BadSpec, CannotInject, choices
 from llm_adapters_lab.placement import Level, parse
 from llm_adapters_lab.placement import sites as placement_sites
+from llm_adapters_lab.wrappers import QuantizeConfig, SparseConfig, SplitConfig
 
 
 class AdapterConfig(BaseModel):
@@ -29,8 +30,11 @@ class AdapterConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    type: str = Field(description="name of the adapter, as in `llm_adapters_lab adapters`")
+    type: str = Field(description="name of the adapter")
     at: str = Field(default="", description="placement, e.g. q,v or attn+mlp or down@0-7; empty for the usual one")
+    sparse: SparseConfig | None = Field(default=None, description="mask: {score, sparsity, scope, warmup}")
+    split: SplitConfig | None = Field(default=None, description="parts by turns in training: {parts, of, kl}")
+    quantize: QuantizeConfig | None = Field(default=None, description="few bits for each weight: {bits}")
 
     @field_validator("at")
     @classmethod
@@ -136,10 +140,8 @@ class ParameterAdapter(Adapter):
         self.turned = weights.turned(base)
         for name, value in base.named_parameters(recurse=False):
             if not value.is_floating_point():
-                raise CannotInject(
-                    f"{site.path}.{name} is quantised, so it cannot be trained. Load the base unquantised, or choose "
-                    "an adapter that leaves the base's weights alone."
-                )
+                cure = "Load the base unquantised, or choose an adapter that leaves the base's weights alone."
+                raise CannotInject(f"{site.path}.{name} is quantised, so it cannot be trained. {cure}")
             self.register_parameter(name, nn.Parameter(value.detach().float().clone()))
 
     @staticmethod
@@ -195,6 +197,8 @@ def register(name: str, *, config: type[AdapterConfig], at: str, source: str, co
         source: arXiv number of the paper.
         colour: in every figure, as #rrggbb.
     """
+    if not (name.isascii() and name.replace("-", "_").isidentifier() and len(name) <= 64):
+        raise BadSpec(f"An adapter cannot be called {name!r}: use letters, digits and dashes, 64 at most.")
 
     def add(cls: A) -> A:
         module = importlib.import_module(cls.__module__)
@@ -202,10 +206,9 @@ def register(name: str, *, config: type[AdapterConfig], at: str, source: str, co
             _import_own()  # so that a clash is found here and not later
         before = REGISTRY.get(name)
         if before and before.cls.__module__ != cls.__module__:
-            raise BadSpec(
-                f"The adapter name {name!r} belongs to {before.cls.__module__}.{before.cls.__name__}; "
-                f"register {cls.__module__}.{cls.__name__} under another one."
-            )
+            owner = f"{before.cls.__module__}.{before.cls.__name__}"
+            cure = f"register {cls.__module__}.{cls.__name__} under another one."
+            raise BadSpec(f"The adapter name {name!r} belongs to {owner}; {cure}")
         doc = cls.__doc__ if cls.__module__ == "__main__" else module.__doc__ or cls.__doc__
         idea = (doc or "").strip().partition("\n")[0]
         REGISTRY[name] = Entry(name, cls, config, at, source, colour, idea)

@@ -24,8 +24,8 @@ class BottleneckConfig(AdapterConfig):
     )
     bias: bool = Field(default=False, description="biases on both projections")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout after f, training only")
-    scaling: float | Literal["learned"] = Field(
-        default=1.0, description="s: a number, or learned for a scalar that starts at 1"
+    scaling: float | Literal["learned", "channel"] = Field(
+        default=1.0, description="s: a number, or learned for a scalar that starts at 1, or channel for one a feature"
     )
     init: Literal["zero", "normal"] = Field(
         default="zero",
@@ -36,7 +36,7 @@ class BottleneckConfig(AdapterConfig):
 class Bottleneck(nn.Module):
     """Two projections with a non-linearity between, without the residual.
 
-    Parameters: b (d_in + d_out), plus b + d_out with biases, plus 1 with a learned scale.
+    Parameters: b (d_in + d_out), plus b + d_out with biases, plus 1 with a learned scale or d_out with one a channel.
     """
 
     def __init__(self, config: BottleneckConfig, d_in: int, d_out: int) -> None:
@@ -46,8 +46,11 @@ class Bottleneck(nn.Module):
         self.up = nn.Linear(config.bottleneck, d_out, bias=config.bias)
         self.nonlinearity = NONLINEARITY[config.nonlinearity]()
         self.dropout = config.dropout
-        learned = config.scaling == "learned"
-        self.scale: float | nn.Parameter = nn.Parameter(torch.ones(())) if learned else float(config.scaling)
+        self.scale: float | nn.Parameter
+        if isinstance(config.scaling, str):
+            self.scale = nn.Parameter(torch.ones(() if config.scaling == "learned" else d_out))
+        else:
+            self.scale = float(config.scaling)
         if config.init == "normal":
             nn.init.normal_(self.down.weight, std=0.02)
             nn.init.normal_(self.up.weight, std=0.02)

@@ -15,7 +15,7 @@ from torch import nn
 from llm_adapters_lab.anatomy import Site
 from llm_adapters_lab.errors import CannotInject
 
-MARKS = ("read_by", "takes", "injections")
+MARKS = ("read_by", "takes", "injections", "hears")
 """What the hooks leave in the `__dict__` of a module while adapters are in it."""
 
 

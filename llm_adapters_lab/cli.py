@@ -6,6 +6,7 @@ to offer are in `catalogue`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from llm_adapters_lab import catalogue, terminal, transfer
+from llm_adapters_lab import again, catalogue, sweeps, terminal, transfer
 from llm_adapters_lab.catalogue import Json
 from llm_adapters_lab.errors import BadSpec, LabError
+from llm_adapters_lab.untrusted import without_home
 
 if TYPE_CHECKING:
     from llm_adapters_lab.record import Run
@@ -27,8 +29,10 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except LabError as error:
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(f"error: {terminal.inert(without_home(str(error)))}", err=True)
             raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
 
 
 app = typer.Typer(
@@ -66,7 +70,7 @@ def run_command(
     from llm_adapters_lab.run import run
 
     logging.disable_progress_bar()
-    with terminal.stop_on_interrupt() as stop:
+    with terminal.stop_on_signal() as stop:
         if as_json:
             record = run(wanted, root=root, fresh=fresh, stop=stop)
         else:
@@ -79,7 +83,7 @@ def run_command(
     else:
         results.show_result(record)
     if not record.done:
-        raise typer.Exit(130 if stop.is_set() else 1)
+        raise typer.Exit(stop.code if stop.is_set() else 1)
 
 
 @app.command("list")
@@ -134,7 +138,6 @@ def compare(
     if html:
         from llm_adapters_lab.report import report
 
-        html.parent.mkdir(parents=True, exist_ok=True)
         report(chosen, html)
     if as_json:
         terminal.print_json(found)
@@ -208,19 +211,19 @@ def doctor(
 
 
 _TOLD = (catalogue.adapters, catalogue.presets, catalogue.models, catalogue.tasks, catalogue.anatomy)
-_OTHERS: tuple[Callable[..., None], ...] = (*_TOLD, transfer.export, transfer.merge)
+_OTHERS: tuple[Callable[..., None], ...] = (sweeps.sweep, *_TOLD, transfer.export, transfer.merge, again.rerun)
 for _command in _OTHERS:
     app.command()(_command)
 
 
 def _find(name: str, root: Path) -> Run:
-    from llm_adapters_lab.presets import spec_presets
+    from llm_adapters_lab.presets import is_spec
     from llm_adapters_lab.record import Run, find
 
     path = Path(name)
-    if path.suffix in (".yaml", ".yml", ".json") or name in spec_presets():
+    if is_spec(name):
         return find(terminal.load_spec(path).id, root)
-    return Run(path) if (path / "spec.json").is_file() else find(name, root)
+    return Run(path) if os.path.isfile(path / "spec.json") else find(name, root)
 
 
 def _brief(record: Run) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from llm_adapters_lab.adapter import all_adapters
 from llm_adapters_lab.record import Run
+from llm_adapters_lab.spec import RunSpec
 
 BASE = "#7f868e"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
@@ -54,7 +55,7 @@ def looks(runs: Sequence[Run]) -> dict[str, Look]:
 
     A run is called by its adapter type, or "base"; where that is not unique, by what sets it apart from the others.
     """
-    fields = {run.id: _flat(run.spec.model_dump(mode="json")) for run in runs}
+    fields = {run.id: flat(run.spec.model_dump(mode="json")) for run in runs}
     kinds = {name: values.get("adapter.type") for name, values in fields.items()}
     result: dict[str, Look] = {}
     for name, kind in kinds.items():
@@ -149,9 +150,37 @@ def table(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return rows
 
 
-def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested fields as one level of dotted keys, such as "adapter.rank"."""
     result: dict[str, Any] = {}
     for key, value in fields.items():
-        inner = _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        inner = flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
         result.update(inner)
     return result
+
+
+def spec_fields(spec: RunSpec) -> dict[str, Any]:
+    """Return all fields of a spec by dotted key; "adapter.type" is None for a bare base."""
+    fields = flat(spec.model_dump(mode="json"))
+    # In the place of the adapter's fields, not after all others.
+    return {"adapter.type" if key == "adapter" else key: value for key, value in fields.items()}
+
+
+def differences(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
+    """Return the spec fields in which runs differ: for each field its value by run id.
+
+    A run whose adapter has no such field is missing there. So is a bare base in how it would have been trained; that
+    alone is no difference.
+    """
+    found = {run.id: spec_fields(run.spec) for run in runs}
+    by_field: dict[str, dict[str, Any]] = {}
+    for name, fields in found.items():
+        for key, value in fields.items():
+            if fields["adapter.type"] is not None or not key.startswith("train."):
+                by_field.setdefault(key, {})[name] = value
+    return {
+        key: values
+        for key, values in by_field.items()
+        if any(value != next(iter(values.values())) for value in values.values())
+        or (key.startswith("adapter.") and len(values) < len(found))
+    }

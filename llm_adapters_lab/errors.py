@@ -78,6 +78,10 @@ class TrainingFailed(LabError):
     """Training could not go on, for instance because the loss stopped being finite."""
 
 
+class CannotWrite(LabError, OSError):
+    """The folder of a run cannot be written to."""
+
+
 def choices(given: str, known: Iterable[str]) -> str:
     """Return a sentence that offers the nearest known names, or all of them.
 

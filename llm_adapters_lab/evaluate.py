@@ -21,32 +21,12 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from llm_adapters_lab import prompts
 from llm_adapters_lab.batches import pad, prompt_ids
-from llm_adapters_lab.generate import can_batch, greedy, read
+from llm_adapters_lab.generate import Ended, can_batch, context, greedy
 from llm_adapters_lab.likelihood import Choice, choice_scores
 from llm_adapters_lab.scores import RULES, judge, likeliest
 from llm_adapters_lab.tasks import Example, Rule, Task
 
 BEAMS = 4
-
-
-class Ended:
-    """Say of an answer whether it is complete: an end token, or a header of the prompt that the model repeats."""
-
-    def __init__(self, model: Any, tokenizer: Any, template: str) -> None:
-        """Collect the end tokens of model and tokenizer and the stop strings of a template."""
-        stated = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-        given = {tokenizer.eos_token_id} | set(stated if isinstance(stated, list) else [stated])
-        self.tokens = sorted(token for token in given if token is not None)
-        self.tokenizer, self.stops = tokenizer, prompts.get_template(template).stop
-        # A header is at most so many tokens, whatever the vocabulary: every token is at least one character.
-        self.window = max(map(len, self.stops)) + 1
-
-    def __call__(self, answer: list[int]) -> bool:
-        """Return whether this answer has ended with its last token."""
-        if answer[-1] in self.tokens:
-            return True
-        tail = self.tokenizer.decode(answer[-self.window :], skip_special_tokens=True)
-        return any(stop in tail for stop in self.stops)
 
 
 class _EndedRows(StoppingCriteria):
@@ -117,18 +97,6 @@ def _by_transformers(
     # What follows the token that ended a row is padding.
     lengths = [next((i + 1 for i, token in enumerate(row) if token in ended.tokens), len(row)) for row in new]
     return [row[:length] for row, length in zip(new, lengths, strict=True)]
-
-
-def context(model: Any) -> int | None:
-    """Return how many real tokens fit the model; None where it states no limit.
-
-    What an adapter puts in front of every prompt takes its place.
-    """
-    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if limit is None or not can_batch(model):
-        return limit
-    front = read(model, [[0]], 0).cache.get_seq_length() - 1
-    return int(limit) - front
 
 
 def evaluate(

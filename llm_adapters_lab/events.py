@@ -28,6 +28,18 @@ class Started(Event):
 
 
 @dataclass(frozen=True)
+class Resumed(Event):
+    """An interrupted run goes on: in its training after so many steps, or in its scoring.
+
+    What the earlier attempts have said from there on is taken out of the log, so every step is in it once.
+    """
+
+    id: str
+    stage: str
+    step: int
+
+
+@dataclass(frozen=True)
 class Estimated(Event):
     """The memory that training will need at its peak, in bytes; `memory.Memory` says what the parts are."""
 
@@ -116,6 +128,13 @@ class Scored(Event):
 
 
 @dataclass(frozen=True)
+class Noticed(Event):
+    """Something a reader should know; the run goes on, or its result is returned all the same."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Finished(Event):
     """The run is complete."""
 
@@ -133,8 +152,20 @@ class Stopped(Event):
 
 @dataclass(frozen=True)
 class Failed(Event):
-    """The run could not go on."""
+    """The run could not go on.
+
+    Attributes:
+        id: of the run.
+        stage: in which it was.
+        error: class and message.
+        traceback: as Python prints it, without the reader's home.
+        step: the last one whose state is kept; 0 for none.
+        advice: how to continue.
+    """
 
     id: str
     stage: str
     error: str
+    traceback: str = ""
+    step: int = 0
+    advice: str = ""

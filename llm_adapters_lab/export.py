@@ -6,6 +6,7 @@ what all have in common: which modules, which file names, and that nothing is dr
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
@@ -23,6 +24,7 @@ from llm_adapters_lab.anatomy import Anatomy
 from llm_adapters_lab.errors import BadSpec, CannotExport, CannotImport, CannotMerge, EmptyPlacement, StateMismatch
 from llm_adapters_lab.inject import Injection, inject, injections
 from llm_adapters_lab.saving import read_json, read_tensors, write_json
+from llm_adapters_lab.untrusted import pickles
 
 ROOT = "base_model.model."
 # Fields of a peft config that say nothing the tensors or the base do not say, or that only matter in training.
@@ -105,10 +107,13 @@ def from_peft(model: nn.Module, folder: str | Path, *, name: str = "default", to
         StateMismatch: the tensors do not fit the model.
     """
     folder = Path(folder)
-    if not (folder / "adapter_config.json").is_file():
+    if not os.path.isfile(folder / "adapter_config.json"):
         raise BadSpec(f"{folder} holds no adapter: neither adapter.json nor adapter_config.json is there.")
     if not (folder / "adapter_model.safetensors").is_file():
-        raise CannotImport(f"{folder} has no adapter_model.safetensors. Pickled weights are not opened; save it anew.")
+        raise CannotImport(
+            f"{folder} has no adapter_model.safetensors. Pickled weights are not opened, since that can run code; here "
+            f"they are {pickles(folder)}. Save the adapter anew, where you trust it."
+        )
     fields, tensors = read_json(folder / "adapter_config.json"), read_tensors(folder / "adapter_model.safetensors")
     if not isinstance(fields, dict):
         raise BadSpec(f"{folder / 'adapter_config.json'} holds no JSON object but a {type(fields).__name__}.")

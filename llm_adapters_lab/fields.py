@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from copy import deepcopy
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -10,6 +12,26 @@ from pydantic import BaseModel, ValidationError
 from llm_adapters_lab.errors import BadSpec, choices
 
 M = TypeVar("M", bound=BaseModel)
+
+
+def assignments(texts: Iterable[str]) -> dict[str, Any]:
+    """Return the changes that "key=value" texts of a command line ask for, the values read as YAML.
+
+    Raises:
+        BadSpec: a text is not of that form.
+    """
+    from llm_adapters_lab.safe_yaml import read_yaml
+
+    values = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise BadSpec(f"--set {text!r} is not of the form key=value, e.g. adapter.rank=16.")
+        try:
+            values[key.strip()] = read_yaml(value)
+        except ValueError:
+            raise BadSpec(f"--set {text!r}: the value cannot be read as YAML. Put it in quotes.") from None
+    return values
 
 
 def change(fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -32,7 +54,7 @@ def change(fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
                 raise BadSpec(f"{dotted!r} cannot be set: {group!r} is {inner!r}, not a group of keys.")
             place[group] = inner
             place = inner
-        place[last] = value
+        place[last] = deepcopy(value)  # a further change may lead into it
     return result
 
 
@@ -73,4 +95,4 @@ def _keys(model: type[BaseModel], place: list[str]) -> list[str]:
         if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
             return []
         model = field.annotation
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]

@@ -22,7 +22,9 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from llm_adapters_lab import prompts
 from llm_adapters_lab.batches import pad
+from llm_adapters_lab.sequence import looks_back
 
 PLAIN = (DynamicLayer, DynamicSlidingWindowLayer)
 
@@ -46,6 +48,38 @@ class Prompts:
         index = torch.tensor(rows, device=self.mask.device)
         self.mask = self.mask[index]
         self.cache.batch_select_indices(index)
+
+
+class Ended:
+    """Say of an answer whether it is complete: an end token, or a header of the prompt that the model repeats."""
+
+    def __init__(self, model: Any, tokenizer: Any, template: str | None) -> None:
+        """Collect the end tokens of model and tokenizer and the stop strings of a template; None has none."""
+        stated = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+        given = {tokenizer.eos_token_id} | set(stated if isinstance(stated, list) else [stated])
+        self.tokens = sorted(token for token in given if token is not None)
+        self.tokenizer, self.stops = tokenizer, prompts.get_template(template).stop if template else ()
+        # A header is at most so many tokens, whatever the vocabulary: every token is at least one character.
+        self.window = max(map(len, self.stops), default=0) + 1
+
+    def __call__(self, answer: list[int]) -> bool:
+        """Return whether this answer has ended with its last token."""
+        if answer[-1] in self.tokens:
+            return True
+        tail = self.tokenizer.decode(answer[-self.window :], skip_special_tokens=True)
+        return any(stop in tail for stop in self.stops)
+
+
+def context(model: Any) -> int | None:
+    """Return how many real tokens fit the model; None where it states no limit.
+
+    What an adapter puts in front of every prompt takes its place.
+    """
+    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if limit is None or not can_batch(model):
+        return limit
+    front = read(model, [[0]], 0).cache.get_seq_length() - 1
+    return int(limit) - front
 
 
 def can_batch(model: Any) -> bool:
@@ -77,13 +111,22 @@ def read(model: Any, rows: Sequence[Sequence[int]], pad_id: int) -> Prompts:
     """
     ids = pad(rows, pad_id, "left").to(model.device)
     mask = pad([[1] * len(row) for row in rows], 0, "left").to(model.device)
-    cache, shared = _empty(model), common(rows) if len(rows) > 1 else 0
+    # What an adapter remembers of the shared beginning stands elsewhere in every row.
+    shares = len(rows) > 1 and not looks_back(model)
+    cache, shared = _empty(model), common(rows) if shares else 0
     if shared:
         first = torch.tensor([rows[0][:shared]], device=model.device)
         _forward(model, first, torch.ones_like(first), cache)
         if not _spread(cache, ids.shape[1] - mask.sum(-1), shared):
             cache, shared = _empty(model), 0
     return Prompts(cache, mask, _forward(model, ids[:, shared:], mask, cache)[:, -1])
+
+
+@torch.no_grad()
+def advance(model: Any, state: Prompts, tokens: torch.Tensor) -> None:
+    """Let every row of a batch read one more token; `tokens` is (rows,)."""
+    state.mask = torch.cat([state.mask, state.mask.new_ones(len(tokens), 1)], dim=1)
+    state.logits = _forward(model, tokens[:, None], state.mask, state.cache)[:, -1]
 
 
 @torch.no_grad()
@@ -114,8 +157,7 @@ def greedy(
         if len(going) < len(running):
             state.keep(going)
             running, chosen = [running[at] for at in going], chosen[going]
-        state.mask = torch.cat([state.mask, state.mask.new_ones(len(running), 1)], dim=1)
-        state.logits = _forward(model, chosen[:, None], state.mask, state.cache)[:, -1]
+        advance(model, state, chosen)
 
 
 @torch.no_grad()

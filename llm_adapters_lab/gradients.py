@@ -22,7 +22,8 @@ from llm_adapters_lab.spec import TrainSpec
 
 def make_optimizer(parameters: list[nn.Parameter], plan: TrainSpec) -> torch.optim.Optimizer:
     """Return AdamW, in one kernel for all tensors where the device has it."""
-    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
+    # Moments that were saved come back contiguous, and one kernel for all tensors goes by their order in memory.
+    fused = all(p.device.type in ("cpu", "cuda") and p.is_contiguous() for p in parameters)
     return torch.optim.AdamW(parameters, lr=plan.learning_rate, weight_decay=plan.weight_decay, fused=fused)
 
 
@@ -58,7 +59,7 @@ class Gradients:
         """
         self._layers = Layers(model, injection.anatomy) if plan.compile else nullcontext()
         shortcuts, self._news = choose(model, injection, samples, plan)
-        self.objective, self.plan, self.halvings = Objective(model, shortcuts, pad_id), plan, 0
+        self.objective, self.plan, self.halvings = Objective(model, shortcuts, pad_id, injection.config.split), plan, 0
 
     def news(self) -> list[FellBack]:
         """Return what has not gone as the plan says, since this was last asked."""

@@ -25,6 +25,8 @@ from llm_adapters_lab.anatomy import Anatomy, Site, parameters
 from llm_adapters_lab.chain import Chain, attach, attribute_of, detach
 from llm_adapters_lab.errors import BadSpec, CannotInject, EmptyPlacement, StateMismatch
 from llm_adapters_lab.merge import merged
+from llm_adapters_lab.sequence import SequenceAdapter, listen, unlisten
+from llm_adapters_lab.wrappers import idle, wrap
 
 INJECTIONS = "injections"
 """Where a model keeps the adapters that are in it."""
@@ -54,8 +56,8 @@ class Injection:
         return list(dict.fromkeys(p for adapter in self.adapters.values() for p in adapter.parameters()))
 
     def count(self) -> int:
-        """Return the number of trainable parameters."""
-        return sum(p.numel() for p in self.parameters())
+        """Return the number of trainable parameters, less those that a mask keeps at zero."""
+        return sum(p.numel() for p in self.parameters()) - idle(self)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Return copies of the adapter tensors, named `site key / tensor name`; nothing of the base."""
@@ -85,11 +87,11 @@ class Injection:
             for key in own
             if key in state and own[key].shape != state[key].shape
         ]
-        faults += [
-            f"{key} holds {state[key].dtype}" if not state[key].is_floating_point() else f"{key} holds inf or nan"
-            for key in own
-            if key in state and not (state[key].is_floating_point() and bool(state[key].isfinite().all()))
-        ]
+        for key in own.keys() & state.keys():
+            if state[key].is_floating_point() != own[key].is_floating_point():
+                faults.append(f"{key} holds {state[key].dtype}")
+            elif not bool(state[key].isfinite().all()):
+                faults.append(f"{key} holds inf or nan")
         if faults:
             more = f" and {len(faults) - 8} more" if len(faults) > 8 else ""
             raise StateMismatch(
@@ -140,6 +142,7 @@ class Injection:
         """Remove the adapters and every hook; the base is as it was before `inject`, bit for bit."""
         for key, host in self._hosts.items():
             detach(self.model, host, self.sites.get(key), self.name)
+        unlisten(self.model.get_submodule(self.anatomy.decoder), self.name)
         self._hosts.clear()
         self.sites = {}
         self.adapters = {}
@@ -204,6 +207,8 @@ def inject(
             injection._hosts[key] = model.get_submodule(site.path)
             injection.adapters[key] = entry.cls(config, site, injection._hosts[key])
     _share(injection)
+    with torch.device(next(model.parameters()).device):
+        wrap(injection, issubclass(entry.cls, ParameterAdapter))
     _hang(injection)
     return injection
 
@@ -231,4 +236,6 @@ def _hang(injection: Injection) -> None:
         chain[injection.name] = injection.adapters[key].train(host.training)
         if mixed:
             chain.off.add(injection.name)  # a mix names its members
+    if listeners := [a for a in injection.adapters.values() if isinstance(a, SequenceAdapter)]:
+        listen(injection.model.get_submodule(injection.anatomy.decoder), injection.name, listeners)
     injection.model.__dict__.setdefault(INJECTIONS, {})[injection.name] = injection

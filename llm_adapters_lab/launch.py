@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple
 from llm_adapters_lab.adapter import get_adapter
 from llm_adapters_lab.errors import BadSpec, LabError
 from llm_adapters_lab.prepare import preflight
-from llm_adapters_lab.processes import exit_code, hold, lives, spawn
+from llm_adapters_lab.processes import exit_code, hold, holder, lives, spawn
 from llm_adapters_lab.record import Run, find, write_atomically
 from llm_adapters_lab.spec import RunSpec
 from llm_adapters_lab.tail import Place, last_event, last_lines, news
@@ -56,8 +56,8 @@ class State(NamedTuple):
 def launch(spec: RunSpec, root: str | Path = "runs", fresh: bool = False) -> Run:
     """Start a run in a process of its own and return at once; follow it with `follow` and `state`.
 
-    A run that is finished is not repeated, and one that works is not started a second time. One that was interrupted
-    while it was scored goes on there; one that was interrupted in training starts again.
+    A run that is finished is not repeated, and one that works, whoever started it, is not started a second time. One
+    that was interrupted goes on, as with `run`.
 
     Args:
         spec: what to do.
@@ -71,10 +71,8 @@ def launch(spec: RunSpec, root: str | Path = "runs", fresh: bool = False) -> Run
     if state(run).works or (run.done and not fresh):
         return run
     if spec.adapter and get_adapter(spec.adapter.type).cls.__module__ == "__main__":
-        raise BadSpec(
-            f"{spec.adapter.type} is defined in this notebook or script, where another process cannot find it. "
-            "Call run(spec) here, or put it into a package with an entry point."
-        )
+        here = f"{spec.adapter.type} is defined in this notebook or script, where another process cannot find it."
+        raise BadSpec(f"{here} Call run(spec) here, or put it into a package with an entry point.")
     preflight(spec)
     beside(run, "json").parent.mkdir(parents=True, exist_ok=True)
     with hold(beside(run, "lock")):
@@ -87,6 +85,8 @@ def state(run: Run) -> State:
     """Say how a run stands; little is read, however long its log is."""
     process = _process(run)
     works = process is not None and _works(run, process)  # asked before the log is read, which then is complete
+    if not works and holder(run.lock):
+        return State("running")  # started at the command line or in a notebook cell
     last = last_event(run) or {}
     end = _ENDS.get(last.get("event", ""))
     if process is None:
@@ -113,10 +113,14 @@ def stop(run: Run, now: bool = False) -> State:
         now: do not wait for the end of the step.
 
     Raises:
-        LabError: the process is on another host.
+        LabError: the process is on another host, or was not launched.
     """
     found, process = state(run), _process(run)
-    if not found.works or process is None or (process["stop"] and not now):
+    if not found.works:
+        return found
+    if (process is None or not _works(run, process)) and (other := holder(run.lock)):
+        raise LabError(f"The run {run.id} was not started from here. Stop it where it was: kill -INT {other['pid']}")
+    if process is None or (process["stop"] and not now):
         return found
     if process["host"] != platform.node():
         raise LabError(f"The run {run.id} works on {process['host']}. Stop it there: kill -INT {process['pid']}")
@@ -158,7 +162,16 @@ def spec_of(name: str, root: str | Path = "runs") -> RunSpec:
         BadSpec: there is no such run.
     """
     path = beside(Run(Path(root).resolve() / name), "spec.json")
-    return RunSpec.load(path) if path.is_file() else find(name, root).spec
+    known = Path(name).name == name and os.path.isfile(path)  # nothing beyond the root
+    return RunSpec.load(path) if known else find(name, root).spec
+
+
+def working(root: str | Path = "runs") -> list[Run]:
+    """Return the runs whose process is at work, that which was started last first."""
+    folder = Path(root).resolve()
+    asked = [Run(folder / path.name.removesuffix(".spec.json")) for path in folder.glob(".processes/*.spec.json")]
+    begun = [(process["time"], run) for run in asked if (process := _process(run)) and lives(process) is not False]
+    return [run for _, run in sorted(begun, key=lambda pair: -pair[0]) if state(run).works]
 
 
 def beside(run: Run, kind: str) -> Path:
@@ -212,7 +225,9 @@ def _gone(run: Run, process: dict[str, Any], begins: bool) -> State:
 
 def _why(event: dict[str, Any]) -> str:
     stage = f" while {event['stage']}" if event.get("stage") else ""
-    return f"{event['error']} ({event['stage']})" if "error" in event else f"Stopped{stage}." if stage else ""
+    if "error" in event:
+        return "\n".join(filter(None, [f"{event['error']} ({event['stage']})", event.get("advice", "")]))
+    return f"Stopped{stage}." if stage else ""
 
 
 def _process(run: Run) -> dict[str, Any] | None:

@@ -56,7 +56,7 @@ def start(init: str, rank: int, factor: float, site: Site, base: nn.Module) -> t
         if weight.device.type != "meta":
             u, s, v = torch.linalg.svd(weight, full_matrices=False)
             root = (s[:rank] / factor).sqrt()
-            a, b = root[:, None] * v[:rank], u[:, :rank] * root
+            a, b = root[:, None] * v[:rank], (u[:, :rank] * root).contiguous()
     return a, b
 
 

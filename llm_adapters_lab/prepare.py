@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 import torch
@@ -11,9 +15,10 @@ from llm_adapters_lab import models
 from llm_adapters_lab.adapter import get_adapter
 from llm_adapters_lab.anatomy import Anatomy
 from llm_adapters_lab.compiling import require_compiler
-from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.errors import BadSpec, LabError
 from llm_adapters_lab.spec import RunSpec
 from llm_adapters_lab.tasks import Example, get_task
+from llm_adapters_lab.tasks.own import PREFIX
 
 
 @dataclass
@@ -30,6 +35,20 @@ class Rows:
     test: dict[str, list[Example]] = field(default_factory=dict)
     shots: dict[str, list[Example]] = field(default_factory=dict)
 
+    def digests(self) -> dict[str, str]:
+        """Return the SHA-256 of the rows by what they are for: "train", "test/<task>" and "shots/<task>"."""
+        found = {"train": digest(self.train)} if self.train else {}
+        found |= {f"test/{name}": digest(rows) for name, rows in self.test.items()}
+        return found | {f"shots/{name}": digest(rows) for name, rows in self.shots.items()}
+
+
+def digest(rows: Iterable[Example]) -> str:
+    """Return the SHA-256 of rows in their order; every field counts."""
+    found = hashlib.sha256()
+    for row in rows:
+        found.update(json.dumps(astuple(row), separators=(",", ":")).encode() + b"\n")
+    return found.hexdigest()
+
 
 def read_rows(spec: RunSpec) -> Rows:
     """Read all rows a run needs.
@@ -40,15 +59,13 @@ def read_rows(spec: RunSpec) -> Rows:
     """
     rows = Rows()
     for name in spec.eval.tasks:
-        root = spec.eval.root or spec.data.root
-        rows.test[name] = get_task(name).load("test", Path(root) if root else None)[: spec.eval.rows]
+        rows.test[name] = get_task(name).load("test", _folder(spec.eval.root or spec.data.root))[: spec.eval.rows]
         if not rows.test[name]:
             raise BadSpec(f"No rows to score on for {name}: the file is empty.")
         if spec.eval.shots:
             rows.shots[name] = _shots(spec, name, rows.test[name])
     if spec.adapter:
-        root = spec.data.root
-        found = get_task(spec.data.task).load("train", Path(root) if root else None)
+        found = get_task(spec.data.task).load("train", _folder(spec.data.root))
         if not found:
             raise BadSpec(f"No rows to train on for {spec.data.task}: the file is empty.")
         wanted = (spec.data.rows or len(found)) + spec.data.validation
@@ -58,6 +75,28 @@ def read_rows(spec: RunSpec) -> Rows:
     return rows
 
 
+def changed_files(spec: RunSpec, known: dict[str, str]) -> str:
+    """Return the names of the own files that no longer hold the rows of an earlier run; "" for none.
+
+    Args:
+        spec: of the run; where it names no own files, nothing is read.
+        known: `Rows.digests` of that run.
+    """
+    tasks = {key: spec.data.task if key == "train" else key.partition("/")[2] for key in known}
+    if not any(task.startswith(PREFIX) for task in tasks.values()):
+        return ""
+    try:
+        now = read_rows(spec).digests()
+    except LabError:  # gone or damaged, but the result is there, and is what was asked for
+        return ""
+    changed = {task for key, task in tasks.items() if task.startswith(PREFIX) and now.get(key) != known[key]}
+    return " and ".join(sorted(changed))
+
+
+def _folder(root: str | None) -> Path | None:
+    return Path(os.path.expanduser(root)) if root else None
+
+
 def _shuffled(rows: list[Example], seed: int) -> list[Example]:
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     return [rows[i] for i in order]
@@ -65,9 +104,9 @@ def _shuffled(rows: list[Example], seed: int) -> list[Example]:
 
 def _shots(spec: RunSpec, name: str, test: list[Example]) -> list[Example]:
     """Choose solved examples by the seed of the run; none that is asked."""
-    root, asked = spec.eval.root or spec.data.root, {(row.instruction, row.input) for row in test}
+    root, asked = _folder(spec.eval.root or spec.data.root), {(row.instruction, row.input) for row in test}
     # Shuffled before what is asked is left out, so that the examples depend on the seed alone wherever they can.
-    rows = _shuffled(get_task(name).load("train", Path(root) if root else None), spec.seed)
+    rows = _shuffled(get_task(name).load("train", root), spec.seed)
     found = list({(r.instruction, r.input): r for r in rows if (r.instruction, r.input) not in asked}.values())
     if len(found) < spec.eval.shots:
         raise BadSpec(

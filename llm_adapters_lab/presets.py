@@ -75,38 +75,58 @@ def get_spec_preset(name: str) -> Preset:
     return known[name]
 
 
+def is_spec(name: str) -> bool:
+    """Say whether a name means a spec file or a spec preset, rather than a run."""
+    return Path(name).suffix in (".yaml", ".yml", ".json") or name in spec_presets()
+
+
 def read_spec(path: str | Path) -> dict[str, Any]:
     """Return the fields in a spec file or, where there is no such file, in the spec preset of that name.
 
     Raises:
         BadSpec: there is neither, or the file cannot be read or does not hold keys and values.
     """
-    import yaml
+    from llm_adapters_lab.safe_yaml import LARGEST
 
     try:
-        fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        with Path(path).open("rb") as file:
+            return fields_in(file.read(4 * LARGEST + 1), path)
     except (FileNotFoundError, NotADirectoryError):
         name, known = Path(path).as_posix(), spec_presets()
         if name in known:
             return known[name].fields
         # A path that ends like a file was meant as one.
-        named = Path(path).suffix not in (".yaml", ".yml", ".json")
+        named = not is_spec(str(path))
         hint = f" It is no preset's name either. {choices(name, known)}" if named else ""
         raise BadSpec(f"There is no spec file {path}.{hint}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadSpec(f"The spec file {path} cannot be read: {error}") from None
+    except (OSError, ValueError) as error:
+        raise BadSpec(f"The spec file {str(path)!r:.300} cannot be read: {error}") from None
+
+
+def fields_in(content: bytes, path: str | Path) -> dict[str, Any]:
+    """Return the fields in what a spec file holds, in YAML or JSON; `path` stands in the messages.
+
+    Raises:
+        BadSpec: it cannot be read, or does not hold keys and values.
+    """
+    from llm_adapters_lab.safe_yaml import read_yaml
+
+    try:
+        fields = read_yaml(content.decode())
+    except ValueError as error:
+        raise BadSpec(f"The spec file {str(path)!r:.300} cannot be read: {error}") from None
     if not isinstance(fields, dict):
         raise BadSpec(f"The spec file {path} must hold keys and values, such as `base: nano`.")
     return fields
 
 
 def _read(folder: Path) -> dict[str, Preset]:
-    import yaml
+    from llm_adapters_lab.safe_yaml import read_yaml
 
     found = {}
     for path in sorted(folder.rglob("*.yaml"), key=lambda path: path.with_suffix("")):
         text = path.read_text(encoding="utf-8")
         idea, _, source = text.partition("\n")[0].removeprefix("#").strip().partition(" Source: ")
         name = path.relative_to(folder).with_suffix("").as_posix()
-        found[name] = Preset(name, idea, source, yaml.safe_load(text), text)
+        found[name] = Preset(name, idea, source, read_yaml(text), text)
     return found

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from llm_adapters_lab.errors import LabError
 
 Who = dict[str, Any]
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 _children: dict[tuple[int, int | None], subprocess.Popen[bytes]] = {}
 
 
@@ -77,51 +80,72 @@ def _stat(pid: int) -> tuple[str, int | None]:
 
 
 @contextlib.contextmanager
-def hold(lock: Path, seconds: float = 60.0) -> Iterator[None]:
-    """Hold a lock file, waiting for it so long; that of a process which is dead is taken over.
+def hold(lock: Path, seconds: float = 60.0, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Hold a lock file, waiting for it so long; that of a process which is dead is free.
+
+    The lock is the operating system's own: it ends with the process, however that ends, and no clock is asked.
+
+    Args:
+        lock: path of the file; it holds `who` while it is held, and is gone afterwards.
+        seconds: to wait.
+        waiting: called again and again while this waits, with what the file says; may raise to give up.
 
     Raises:
         LabError: another process holds it all the time.
     """
     until = time.monotonic() + seconds
-    while not _create(lock):
+    while (handle := _take(lock)) is None:
         held = _read(lock)
-        if held is not None and _is_stale(lock, held):
-            # Only one may take it away, and only if it still is the one that was found to be stale.
-            with hold(lock.with_name(lock.name + "+"), seconds):
-                if _read(lock) == held:
-                    lock.unlink(missing_ok=True)
-        elif time.monotonic() > until:
-            raise LabError(f"{lock} is held by {held or 'another process'}. If that is gone, delete the file.")
-        else:
-            time.sleep(0.02)
+        if time.monotonic() > until:
+            raise LabError(f"{lock} is held by {held or 'another process'}. Stop that first, or wait for it.")
+        if waiting:
+            waiting(held)
+        time.sleep(0.02)
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a disk that has failed has been told of already
+            lock.unlink()
+        os.close(handle)
 
 
-def _create(lock: Path) -> bool:
+def holder(lock: Path) -> Who | None:
+    """Return who holds a lock file, as far as this machine can tell; None for nobody."""
     try:
-        handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-    except FileExistsError:
-        return False
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(json.dumps(who()))
-    return True
-
-
-def _read(lock: Path) -> str | None:
-    try:
-        return lock.read_text(encoding="utf-8")
-    except FileNotFoundError:
+        held: Who = json.loads(_read(lock))
+        return None if lives(held) is False else held
+    except (ValueError, KeyError, TypeError):  # free, or just being taken
         return None
 
 
-def _is_stale(lock: Path, held: str) -> bool:
+def _take(lock: Path) -> int | None:
+    handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        return lives(json.loads(held)) is False
-    except (ValueError, KeyError, TypeError):  # not written yet; or never, because who made it died before
-        with contextlib.suppress(FileNotFoundError):
-            return time.time() - lock.stat().st_mtime > 5
-        return False
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:  # a file system without locks shuts nobody out
+            os.close(handle)
+            raise
+    try:
+        # Who held it before may have taken the file away in between; then this is a lock on nothing.
+        if os.fstat(handle).st_ino == lock.stat().st_ino:
+            os.ftruncate(handle, 0)
+            os.write(handle, json.dumps(who()).encode())
+            return handle
+    except FileNotFoundError:
+        pass
+    except BaseException:
+        os.close(handle)
+        raise
+    os.close(handle)
+    return None
+
+
+def _read(lock: Path) -> str:
+    try:
+        return lock.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""

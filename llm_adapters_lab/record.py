@@ -1,11 +1,18 @@
 """Run: the folder a run leaves behind, and the only thing that curves, tables and reports read.
 
 <root>/<id>/spec.json           what was asked for
+            hashes.json         of the base and the rows it began with
             events.jsonl        what happened, one line per event
+            checkpoints/        a training that has not ended, see `checkpoint`
             adapter/            adapter.safetensors and adapter.json
             train.json          how training went; its presence means that the adapter is complete
             predictions.jsonl   every answer that was scored
             summary.json        the result; its presence means that the run is complete
+            note.txt            what a person has written about it; kept when the run is done again
+            lock                the process that works on it
+
+A process may die at any moment: what is in one piece is written beside its place, flushed and renamed; what grows line
+by line may end in a torn line, which no reader minds and the next attempt takes away.
 """
 
 from __future__ import annotations
@@ -13,15 +20,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_adapters_lab.errors import BadSpec, choices
+from llm_adapters_lab.errors import BadSpec, CannotWrite, choices
 from llm_adapters_lab.events import Event
 from llm_adapters_lab.spec import RunSpec
+
+PART = ".part"
+"""How the names of files end that are still being written."""
+_SCORING = ("Scoring", "Scored", "Finished", "Stopped", "Failed")
 
 
 @dataclass(frozen=True)
@@ -53,45 +65,71 @@ class Run:
         return (self.folder / "summary.json").is_file()
 
     @property
+    def lock(self) -> Path:
+        """The file that the process at work on the run holds, see `processes.hold`."""
+        return self.folder / "lock"
+
+    @property
     def summary(self) -> dict[str, Any]:
         """The result, or for an unfinished run only its id and status."""
         try:
             summary: dict[str, Any] = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
             return summary
         except FileNotFoundError:
-            last = next((e for e in reversed(list(self.events())) if e["event"] in ("Failed", "Stopped")), None)
-            status = "unfinished" if last is None else last["event"].lower()
-            return {"id": self.id, "status": status} | ({"error": last["error"]} if last and "error" in last else {})
+            from llm_adapters_lab.tail import last_event
+
+            last = last_event(self) or {}
+            failed = last.get("event") == "Failed"
+            status = "failed" if failed else "stopped" if last.get("event") == "Stopped" else "unfinished"
+            known = ("error", "stage", "step", "advice", "traceback") if failed else ()
+            return {"id": self.id, "status": status} | {key: last[key] for key in known if key in last}
 
     def events(self, *kinds: str) -> Iterator[dict[str, Any]]:
         """Yield the events so far, all or those of the given class names; a torn last line is left out."""
-        yield from (e for e in _lines(self.folder / "events.jsonl") if not kinds or e["event"] in kinds)
+        yield from (e for e in _lines(self.folder / "events.jsonl", kinds) if not kinds or e["event"] in kinds)
 
     def predictions(self) -> Iterator[dict[str, Any]]:
         """Yield every scored answer, with the keys that `evaluate` gives it."""
         yield from _lines(self.folder / "predictions.jsonl")
 
+    def is_of(self, spec: RunSpec) -> bool:
+        """Say whether this is a record of that very spec, up to settings that change no result."""
+        try:
+            return self.spec.canonical() == spec.canonical()
+        except (OSError, BadSpec):
+            return False
+
     def is_trained(self, spec: RunSpec) -> bool:
         """Say whether this is a run of that very spec that has nothing but its scoring left."""
-        try:
-            return self.spec == spec and (spec.adapter is None or (self.folder / "train.json").is_file())
-        except (OSError, ValueError, BadSpec):
-            return False
+        return self.is_of(spec) and (spec.adapter is None or (self.folder / "train.json").is_file())
 
     def clear(self) -> None:
         """Make the folder, and take out what an earlier attempt has left: the run starts from the beginning."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name in ("summary.json", "train.json", "events.jsonl", "predictions.jsonl"):
+        # The result first: what is left when this is interrupted must not look like more than it is.
+        for name in ("summary.json", "train.json", "hashes.json", "events.jsonl", "predictions.jsonl"):
             (self.folder / name).unlink(missing_ok=True)
+        for name in ("adapter", "checkpoints"):
+            if (self.folder / name).is_dir():
+                shutil.rmtree(self.folder / name)
 
     def mend(self) -> None:
-        """Make the logs of an interrupted run fit to be continued: whole lines only, the last answer to each row."""
+        """Make the logs of a run interrupted in its scoring fit to be continued, as if it had not been.
+
+        Whole lines only, the last answer to each row, and of the scoring nothing, which is told again.
+        """
+        _rewrite(self.folder / "events.jsonl", (e for e in self.events() if e["event"] not in _SCORING))
         answers = {(p["task"], p["id"]): p for p in self.predictions()}
-        for name, lines in (("events.jsonl", self.events()), ("predictions.jsonl", answers.values())):
-            content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
-            path = self.folder / name
-            if path.is_file() and path.read_bytes() != content:
-                write_atomically(path, content)
+        _rewrite(self.folder / "predictions.jsonl", answers.values())
+
+    def cut(self, size: int) -> None:
+        """Take away what was said after the first so many bytes of the log."""
+        os.truncate(self.folder / "events.jsonl", size)
+
+    def sweep(self) -> None:
+        """Take away files that a process was killed over while it wrote them."""
+        for path in list(self.folder.glob(f"**/*{PART}")):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def append(self, event: Event) -> None:
         """Add an event to the log."""
@@ -103,8 +141,8 @@ class Run:
 
 
 def runs(root: str | Path = "runs") -> list[Run]:
-    """Return all runs under a root, oldest first."""
-    folders = [p.parent for p in Path(root).glob("*/spec.json")]
+    """Return all runs under a root, oldest first; links that lead out of it are passed over."""
+    folders = [p.parent for p in Path(root).glob("*/spec.json") if not p.parent.is_symlink()]
     return [Run(f) for f in sorted(folders, key=lambda f: (f / "spec.json").stat().st_mtime)]
 
 
@@ -126,33 +164,77 @@ def find(name: str, root: str | Path = "runs") -> Run:
     raise BadSpec(f"There is no run {name!r} under {root}. {hint}")
 
 
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be written to, or made.
+
+    Raises:
+        CannotWrite: it is a link, or it or what it would be in is read-only.
+    """
+    if folder.is_symlink():
+        raise CannotWrite(
+            f"{folder} is a link, and nothing is written beyond it. Move what it leads to into its place."
+        )
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise CannotWrite(f"{there} cannot be written to. Choose another root (--root), or lift the protection.")
+
+
 def append_line(path: Path, value: dict[str, Any]) -> None:
-    """Append one JSON line and hand it to the operating system at once."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(value, ensure_ascii=False) + "\n")
+    """Append one JSON line and hand it to the operating system at once; the whole of it, or nothing and an OSError."""
+    line = (json.dumps(value, ensure_ascii=False) + "\n").encode()
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        size = os.fstat(handle).st_size
+        try:
+            while line:
+                line = line[os.write(handle, line) :]
+        except OSError:
+            os.ftruncate(handle, size)
+            raise
+    finally:
+        os.close(handle)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, then rename it into place."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+def write_atomically(path: Path, content: bytes | Iterable[bytes]) -> None:
+    """Write a file under a temporary name, flush it to the disk, then rename it into place."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=PART)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            file.writelines([content] if isinstance(content, bytes) else content)
+            file.flush()
+            os.fsync(file.fileno())
         mask = os.umask(0)
         os.umask(mask)
         Path(name).chmod(0o666 & ~mask)  # mkstemp keeps a file to its owner; a record is for colleagues too
         Path(name).replace(path)
+        flush(path.parent)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _rewrite(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    if path.is_file():
+        write_atomically(path, ((json.dumps(line, ensure_ascii=False) + "\n").encode() for line in lines))
+
+
+def _lines(path: Path, words: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
+    """Yield the whole lines of a file, of those without any of the words perhaps none."""
     if not path.is_file():
         return
+    wanted = [word.encode() for word in words] or [b""]
     # As bytes: a line may be torn in the middle of a character.
     with path.open("rb") as file:
         for line in file:
-            if line.endswith(b"\n"):
+            if line.endswith(b"\n") and any(word in line for word in wanted):
                 with contextlib.suppress(ValueError):
                     yield json.loads(line)

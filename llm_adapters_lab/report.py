@@ -18,10 +18,12 @@ import yaml
 from llm_adapters_lab import plots
 from llm_adapters_lab.comparison import Look, leak, looks, mean_accuracy, notes, table, task_names
 from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.groups import groups
 from llm_adapters_lab.markup import Html, el
 from llm_adapters_lab.markup import tabular as _table
 from llm_adapters_lab.picture import figure as _plot
 from llm_adapters_lab.record import Run, write_atomically
+from llm_adapters_lab.untrusted import to_write
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -48,11 +50,13 @@ def report(runs: Sequence[Run], path: str | Path, more: Sequence[go.Figure] = ()
         The path.
 
     Raises:
-        BadSpec: there are no runs.
+        BadSpec: there are no runs, or the path is that of no file.
     """
     from plotly.offline import get_plotlyjs
 
-    runs = list({run.id: run for run in runs}.values())
+    runs, path = list({run.id: run for run in runs}.values()), to_write(path)
+    if path.is_dir():
+        raise BadSpec(f"{path} is a folder. Name a file for the report, as in {path / 'report.html'}.")
     if not runs:
         raise BadSpec("A report needs at least one run; none was given.")
     seen, library = looks(runs), get_plotlyjs()
@@ -72,7 +76,7 @@ def report(runs: Sequence[Run], path: str | Path, more: Sequence[go.Figure] = ()
     )
     scripts = el("script", Html(library)), el("script", Html(draw))
     page = el("html", head, el("body", el("h1", title), *_body(runs, seen, more), *scripts), lang="en")
-    (path := Path(path)).parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, f"<!doctype html>\n{page}\n".encode())
     return path
 
@@ -86,6 +90,12 @@ def _body(runs: Sequence[Run], seen: dict[str, Look], more: Sequence[go.Figure])
         yield _accuracies(runs, seen)
         yield el("p", FORMAT_NOTE, class_="soft")
         yield _group("marks", [_plot(plots.accuracy(*runs))])
+        if any(len(group.runs) > 1 for group in groups(runs)):
+            yield _plot(plots.means(groups(runs)))
+    failures = [run for run in runs if "error" in run.summary]
+    if failures:
+        yield el("h2", "What failed")
+        yield from (_failure(run, seen[run.id]) for run in failures)
     yield el("h2", "Cost")
     yield _costs(runs, seen)
     if task_names(runs) and trained:
@@ -188,6 +198,15 @@ def _question(given: dict[str, dict[str, Any]], seen: dict[str, Look]) -> Iterab
         parts = (header, el("pre", _short(row["text"] or "")), el("small", read))
         cards.append(el("div", *parts, class_="answer", style=f"border-color: {seen[run].colour}"))
     yield _group("answers", cards)
+
+
+def _failure(run: Run, look: Look) -> Html:
+    found = run.summary
+    trace = (
+        el("details", el("summary", "Traceback"), el("pre", found["traceback"])) if found.get("traceback") else Html()
+    )
+    words = el("p", _named(look), f" failed while {found['stage']}: {found['error']}")
+    return _group("failure", (words, el("p", found.get("advice", "")), trace))
 
 
 def _again(run: Run, look: Look) -> Html:

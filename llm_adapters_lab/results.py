@@ -119,7 +119,14 @@ def show_result(record: Run) -> None:
             f"trained {trained['steps']} steps in {clock(trained['seconds'])}, loss {trained['loss_first']:.3f} to "
             f"{trained['loss_last']:.3f}, {trained['tokens_per_second']:,.0f} tokens/s"
         )
-    if not record.done:
-        reason = f": {summary['error']}" if "error" in summary else ""
-        say(f"{summary['status']}{reason}. Running the same spec starts it again.")
+    if "error" in summary:
+        say(summary.get("traceback", ""))
+        say(f"failed while {summary['stage']}: {summary['error']}")
+        say(summary.get("advice", ""))
+    elif not record.done:
+        from llm_adapters_lab.outcome import goes_on
+
+        begun = (record.folder / "spec.json").is_file()
+        where = goes_on(record, record.spec) if begun else "at the beginning"
+        say(f"{summary['status']}. Run the same spec again: it goes on {where}.")
     say(f"run: {record.folder}")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +16,44 @@ import torch
 
 from llm_adapters_lab import models
 from llm_adapters_lab.batches import encode, step_count
-from llm_adapters_lab.environment import environment, peak_memory
+from llm_adapters_lab.checkpoint import Checkpoint
+from llm_adapters_lab.environment import base_hash
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.evaluate import decoder, evaluate
-from llm_adapters_lab.events import Event, Failed, Finished, Scored, Scoring, Started, Step, Stopped
+from llm_adapters_lab.events import Event, Finished, Noticed, Resumed, Scored, Scoring, Stopped
 from llm_adapters_lab.inject import Injection, inject
+from llm_adapters_lab.keeper import Keeper, Stopping, Taken, alone, refuse_changes, take_up
 from llm_adapters_lab.leaks import overlap
 from llm_adapters_lab.memory import WORTH_IT, estimate, estimated
 from llm_adapters_lab.merge import written
-from llm_adapters_lab.prepare import Rows, preflight, read_rows
-from llm_adapters_lab.record import Run, append_line
-from llm_adapters_lab.saving import load_adapter, read_tensors, save_adapter
+from llm_adapters_lab.outcome import explained, failed, started, summary, training
+from llm_adapters_lab.prepare import Rows, changed_files, preflight, read_rows
+from llm_adapters_lab.record import Run, append_line, check_writable
+from llm_adapters_lab.saving import load_adapter, read_json, read_tensors, save_adapter
 from llm_adapters_lab.scores import score
 from llm_adapters_lab.spec import RunSpec
-from llm_adapters_lab.tasks import Example, get_task
+from llm_adapters_lab.tasks import get_task
 from llm_adapters_lab.train import make_accelerator, train
+from llm_adapters_lab.wrappers.quantize import load
 
 Listener = Callable[[Event], None]
 
 
-class _Stop(Exception):
-    """The stop event was set."""
+@dataclass(frozen=True)
+class _Work:
+    """What the stages of a run share."""
+
+    spec: RunSpec
+    base: models.Base
+    rows: Rows
+    record: Run
+    keeper: Keeper
+    on_event: Listener | None
+
+    def tell(self, event: Event) -> None:
+        self.record.append(event)
+        if self.on_event:
+            self.on_event(event)
 
 
 def run(
@@ -47,65 +67,87 @@ def run(
     """Do a run, or return its record if it has been done.
 
     Everything that can be known to be wrong is found before any weight loads and before a folder is made. A run that
-    was interrupted while it was scored goes on at the next row; one that was interrupted in training starts again.
+    was interrupted goes on: in training after its last checkpoint, in scoring at the next row, and on the CPU to the
+    same result, bit for bit. One process works on a run; another waits for it, and then has its result.
 
     Args:
         spec: what to do.
         root: folder of all runs.
         fresh: do it again even if there is a finished record.
-        stop: set it from another thread to stop after the current step or batch of prompts.
+        stop: set it from another thread to stop after the current step or batch of prompts; the training is saved.
         on_event: called with every event, in addition to the log.
 
     Returns:
         The record. After a stop it is unfinished, and the same call takes it up again.
 
     Raises:
-        LabError: the spec, the model, the data or the training is at fault.
+        LabError: the spec, the model, the data, the training or the disk is at fault.
+        BadSpec: the run was interrupted, and its rows or its base are no longer those it began with.
     """
     record = Run(Path(root) / spec.id)
     if record.done and not fresh:
+        _check_files(spec, record, on_event)
         return record
+    check_writable(record.folder)
     rows = read_rows(spec)
     preflight(spec)
-    leaks = {name: overlap(rows.train, test) for name, test in rows.test.items()} if spec.adapter else {}
-    began = time.perf_counter()
-    base = models.load(spec.base, spec.dtype, trust_remote_code=spec.trust_remote_code)
-    if base.tokenizer is None:
-        raise BadSpec(f"{spec.base} is random and has no tokenizer: it can be inspected, not run. Use base: nano.")
-    resumes = not fresh and record.is_trained(spec)
-    record.mend() if resumes else record.clear()
-    record.write("spec.json", spec.model_dump(mode="json"))
-    stage = "loading"
-
-    def tell(event: Event) -> None:
-        record.append(event)
-        if on_event:
-            on_event(event)
-        if stop is not None and stop.is_set():
-            raise _Stop
-
+    mine = partial(alone, record, stop, lambda text: _notice(text, on_event))
     try:
+        if record.lock.exists():  # two models of one run would be one too many
+            with mine():
+                pass
+        if fresh or not record.done:
+            base = models.load(spec.base, spec.dtype, trust_remote_code=spec.trust_remote_code)
+            if base.tokenizer is None:
+                raise BadSpec(
+                    f"{spec.base} is random and has no tokenizer: it can be inspected, not run. Use base: nano."
+                )
+            keeper = Keeper(record, spec, {"base": base_hash(base.model), "data": rows.digests()}, stop)
+            record.folder.mkdir(parents=True, exist_ok=True)
+            with mine():
+                if fresh or not record.done:
+                    _do(_Work(spec, base, rows, record, keeper, on_event), fresh)
+    except Stopping:  # while another process worked on it
+        pass
+    return record
+
+
+def _do(work: _Work, fresh: bool) -> None:
+    """Do a run that no other process works on."""
+    spec, base, rows, record = work.spec, work.base, work.rows, work.record
+    began, stage, hashes = time.perf_counter(), "loading", work.keeper.facts["hashes"]
+    if not fresh:
+        refuse_changes(record, spec, hashes)
+    try:
+        taken = take_up(record, spec, hashes, fresh)
+        leaks = {name: overlap(rows.train, test) for name, test in rows.test.items()} if spec.adapter else {}
         torch.manual_seed(spec.seed)
         injection = inject(base.model, spec.adapter, tokenizer=base.tokenizer) if spec.adapter else None
         stage = "training"
-        trained = _adapt(spec, base, injection, rows, record, tell, resumes)
+        trained = _adapt(work, injection, taken)
         stage = "scoring"
         with written(injection):
-            scores = {name: _score(spec, base, name, rows, record, tell) for name in spec.eval.tasks}
-        record.mend()
-        record.write("summary.json", _summary(spec, base, injection, scores, trained) | {"leaks": leaks})
+            scores = {name: _score(work, name) for name in spec.eval.tasks}
+        record.write("summary.json", summary(spec, base, injection, scores, trained, hashes) | {"leaks": leaks})
         record.append(finished := Finished(spec.id, time.perf_counter() - began))
-    except _Stop:
-        record.append(Stopped(spec.id, stage))
-        if on_event:
-            on_event(Stopped(spec.id, stage))
+    except Stopping:
+        work.tell(Stopped(spec.id, stage))
     except (Exception, KeyboardInterrupt) as error:
-        record.append(Failed(spec.id, stage, f"{type(error).__name__}: {error}"))
-        raise
+        with suppress(Exception):  # the disk may be what has failed
+            work.keeper.save()
+        told = explained(error, record)
+        with suppress(OSError):
+            record.append(failed(spec, record, stage, told))
+        if told is error:
+            raise
+        raise told from error
     else:
-        if on_event:  # outside: what a listener does wrong now does not undo the run
-            on_event(finished)
-    return record
+        if work.on_event:  # outside: what a listener does wrong now does not undo the run
+            work.on_event(finished)
+
+
+def _notice(text: str, on_event: Listener | None) -> None:
+    on_event(Noticed(text)) if on_event else warnings.warn(text, stacklevel=4)
 
 
 def restore(record: Run) -> tuple[models.Base, Injection | None]:
@@ -124,42 +166,38 @@ def restore(record: Run) -> tuple[models.Base, Injection | None]:
     return base, load_adapter(base.model, record.folder / "adapter", tokenizer=base.tokenizer)
 
 
-def _started(spec: RunSpec, base: models.Base, injection: Injection | None, steps: int) -> Started:
-    trainable = injection.count() if injection else 0
-    total = sum(p.numel() for p in base.model.parameters())
-    return Started(spec.id, steps, trainable, total - trainable, str(base.model.device))
+def _check_files(spec: RunSpec, record: Run, on_event: Listener | None) -> None:
+    """Say so, if own files, which a spec knows by name alone, have changed since a run was done."""
+    if changed := changed_files(spec, record.summary.get("hashes", {}).get("data", {})):
+        said = f"Since the run {spec.id} was done, {changed} has changed. Its result is that of the earlier rows: "
+        said += "do it again with fresh (--fresh), or save the new rows under a new name."
+        _notice(said, on_event)
 
 
-def _adapt(
-    spec: RunSpec,
-    base: models.Base,
-    injection: Injection | None,
-    rows: Rows,
-    record: Run,
-    tell: Listener,
-    resumes: bool,
-) -> dict[str, Any] | None:
+def _adapt(work: _Work, injection: Injection | None, taken: Taken) -> dict[str, Any] | None:
     """Train the adapter, or load what an interrupted run has trained; return how training went."""
-    if injection is not None and not resumes:
-        trained = _train(spec, base, injection, rows.train, tell)
+    spec, base, record = work.spec, work.base, work.record
+    if taken.faults:
+        work.tell(Noticed(" ".join(taken.faults)))
+    if injection is not None and not taken.trained:
+        trained = _train(work, injection, taken.saved)
         save_adapter(injection, record.folder / "adapter", spec.base)
         record.write("train.json", trained)
+        work.keeper.close()
         return trained
     base.model.to(make_accelerator(spec.train.precision).device)
+    work.tell(Resumed(spec.id, "scoring", 0) if taken.trained else started(spec, base, injection, 0))
+    work.keeper.check()
     if injection is None:
-        tell(_started(spec, base, None, 0))
         return None
-    injection.load_state_dict(read_tensors(record.folder / "adapter" / "adapter.safetensors"))
-    tell(_started(spec, base, injection, 0))
-    earlier: dict[str, Any] = json.loads((record.folder / "train.json").read_text(encoding="utf-8"))
-    return earlier
+    load(injection, read_tensors(record.folder / "adapter" / "adapter.safetensors"))
+    return read_json(record.folder / "train.json")
 
 
-def _train(
-    spec: RunSpec, base: models.Base, injection: Injection, rows: list[Example], tell: Listener
-) -> dict[str, Any]:
+def _train(work: _Work, injection: Injection, saved: Checkpoint | None) -> dict[str, Any]:
+    spec, base = work.spec, work.base
     template = spec.data.template or get_task(spec.data.task).template
-    samples, too_long = encode(base.tokenizer, rows, template, spec.data.max_tokens, spec.data.loss_on)
+    samples, too_long = encode(base.tokenizer, work.rows.train, template, spec.data.max_tokens, spec.data.loss_on)
     held_out, learnt = samples[: spec.data.validation], samples[spec.data.validation :]
     if not learnt:
         raise BadSpec(f"After {too_long} rows too long for data.max_tokens, validation leaves none to train on.")
@@ -167,32 +205,22 @@ def _train(
     base.model.to(accelerator.device)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    tell(_started(spec, base, injection, step_count(spec.train, len(learnt))))
-    if base.model.get_memory_footprint() >= WORTH_IT and (memory := estimate(spec, learnt, base.tokenizer)):
-        tell(estimated(memory))
-    steps: list[Step] = []
-    pad_id = base.tokenizer.pad_token_id
-    for event in train(
-        base.model, injection, learnt, spec.train, accelerator, validation=held_out, seed=spec.seed, pad_id=pad_id
-    ):
-        steps += [event] if isinstance(event, Step) else []
-        tell(event)
-    last = steps[-1]
-    return {
-        "steps": last.step,
-        "tokens": last.tokens,
-        "seconds": last.seconds,
-        "tokens_per_second": last.tokens_per_second,
-        "loss_first": steps[0].loss,
-        "loss_last": last.loss,
-        "peak_memory_bytes": peak_memory(),
-        "rows": len(learnt),
-        "rows_too_long": too_long,
-    }
+    begun = started(spec, base, injection, step_count(spec.train, len(learnt)))
+    work.tell(Resumed(spec.id, "training", saved.facts["step"]) if saved else begun)
+    work.keeper.check()
+    large = base.model.get_memory_footprint() >= WORTH_IT
+    if large and not saved and (memory := estimate(spec, learnt, base.tokenizer)):
+        work.tell(estimated(memory))
+    options: dict[str, Any] = {"validation": held_out, "seed": spec.seed, "pad_id": base.tokenizer.pad_token_id}
+    options |= {"saved": saved, "after_step": work.keeper}
+    for event in train(base.model, injection, learnt, spec.train, accelerator, **options):
+        work.tell(event)
+    return training(work.record) | {"rows": len(learnt), "rows_too_long": too_long}
 
 
-def _score(spec: RunSpec, base: models.Base, name: str, rows: Rows, record: Run, tell: Listener) -> dict[str, Any]:
-    task, plan, test = get_task(name), spec.eval, rows.test[name]
+def _score(work: _Work, name: str) -> dict[str, Any]:
+    spec, base, record = work.spec, work.base, work.record
+    task, plan, test = get_task(name), spec.eval, work.rows.test[name]
     done = {p["id"]: p for p in record.predictions() if p["task"] == name}
     predictions: list[dict[str, Any]] = []
     for prediction in evaluate(
@@ -206,36 +234,17 @@ def _score(spec: RunSpec, base: models.Base, name: str, rows: Rows, record: Run,
         max_new_tokens=plan.max_new_tokens,
         rule=plan.extraction,
         likelihood=plan.likelihood,
-        exemplars=rows.shots.get(name, ()),
+        exemplars=work.rows.shots.get(name, ()),
         done=done,
     ):
         predictions.append(prediction)
         if prediction is not done.get(prediction["id"]):
             append_line(record.folder / "predictions.jsonl", prediction)
         if len(predictions) % plan.batch == 0 or len(predictions) == len(test):
-            tell(Scoring(name, len(predictions), len(test)))
+            work.tell(Scoring(name, len(predictions), len(test)))
+            work.keeper.check()
     result = score(task, predictions, test, protocol=plan.protocol, rule=plan.extraction, shots=plan.shots)
     result["decoding"] = decoder(base.model, plan.protocol)
-    tell(Scored(name, result))
+    work.tell(Scored(name, result))
+    work.keeper.check()
     return result
-
-
-def _summary(
-    spec: RunSpec,
-    base: models.Base,
-    injection: Injection | None,
-    scores: dict[str, Any],
-    trained: dict[str, Any] | None,
-) -> dict[str, Any]:
-    started = _started(spec, base, injection, 0)
-    return {
-        "id": spec.id,
-        "status": "finished",
-        "adapter": spec.adapter.model_dump(mode="json") if spec.adapter else None,
-        "base": spec.base,
-        "trainable_parameters": started.trainable_parameters,
-        "base_parameters": started.base_parameters,
-        "scores": scores,
-        "train": trained,
-        "environment": environment(started.device),
-    }

@@ -7,8 +7,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,9 @@ from llm_adapters_lab.chain import stand_back
 from llm_adapters_lab.errors import BadSpec, WrongBase
 from llm_adapters_lab.fields import parse
 from llm_adapters_lab.inject import Injection, inject
-from llm_adapters_lab.record import write_atomically
+from llm_adapters_lab.record import PART, flush, write_atomically
+from llm_adapters_lab.untrusted import pickles
+from llm_adapters_lab.wrappers.quantize import load, packed
 
 SAMPLES = 4096
 SHOWN = 4
@@ -42,7 +47,7 @@ def save_adapter(injection: Injection, folder: str | Path, base: str = "") -> No
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(injection.state_dict(), folder / "adapter.safetensors")
+    write_tensors(folder / "adapter.safetensors", packed(injection))
     write_json(folder / "base.json", fingerprint(injection.model))
     meta = {"base": base, "config": injection.config.model_dump(mode="json"), "lab": __version__}
     write_json(folder / "adapter.json", meta)
@@ -67,7 +72,7 @@ def load_adapter(
         CannotImport: the folder is one of peft and has a feature that has no counterpart here.
     """
     folder = Path(folder)
-    if not (folder / "adapter.json").is_file():
+    if not os.path.isfile(folder / "adapter.json"):
         from llm_adapters_lab.export import from_peft
 
         return from_peft(model, folder, name=name, tokenizer=tokenizer)
@@ -77,10 +82,14 @@ def load_adapter(
     config = parse(get_adapter(str(fields["type"])).config, fields, f"{folder / 'adapter.json'}: ")
     state = read_tensors(folder / "adapter.safetensors")
     if check_base and (folder / "base.json").is_file():
-        _compare(read_json(folder / "base.json"), fingerprint(model), folder)
+        saved = read_json(folder / "base.json")
+        try:
+            _compare(saved, fingerprint(model), folder)
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise BadSpec(f"{folder / 'base.json'} is no fingerprint of a base ({error!r}). Save it again.") from None
     injection = inject(model, config, name=name, tokenizer=tokenizer)
     try:
-        injection.load_state_dict(state)
+        load(injection, state)
     except BaseException:
         injection.eject()
         raise
@@ -136,12 +145,35 @@ def _compare(saved: dict[str, Any], present: dict[str, Any], folder: Path) -> No
         )
 
 
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write a safetensors file in one piece.
+
+    Raises:
+        OSError: it cannot be written, for instance because the disk is full; there is no file then, or the earlier one.
+    """
+    part = path.with_name(path.name + PART)
+    try:
+        save_file(tensors, part)
+        flush(part)
+        part.replace(path)
+        flush(path.parent)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Read a safetensors file.
 
     Raises:
         BadSpec: it is missing or damaged.
     """
+    if not path.is_file() and (others := pickles(path.parent)) != "none":
+        raise BadSpec(
+            f"There is no {path}, and pickled weights are never opened; here they are {others}. Save it again."
+        )
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -159,7 +191,7 @@ def read_json(path: Path) -> dict[str, Any]:
         if not isinstance(fields, dict):
             raise ValueError(f"it holds a {type(fields).__name__}, not names with values")
         return fields
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadSpec(f"{path} cannot be read as JSON: {error}.") from None
 
 

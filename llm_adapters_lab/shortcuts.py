@@ -15,6 +15,7 @@ from llm_adapters_lab.events import FellBack
 from llm_adapters_lab.inject import Injection, injections
 from llm_adapters_lab.objective import Objective, Shortcuts
 from llm_adapters_lab.packing import why_not
+from llm_adapters_lab.sequence import looks_back
 from llm_adapters_lab.spec import TrainSpec
 
 TOLERANCE = 1e-3
@@ -57,6 +58,10 @@ def told(
     config = model.get_submodule(injection.anatomy.decoder).config
     longest = max(len(sample.ids) for sample in samples)
     packing = why_not(model, config, longest)
+    if injection.config.split:
+        packing = "a split adapter runs every batch twice"
+    if looks_back(model):
+        packing = "an adapter looks at earlier tokens, and would see those of the row before"
     if wanted.packing and (reason := f"{whole[0]} puts virtual tokens before every row" if whole else packing):
         reasons["packing"] = reason
     elif wanted.share_prefix and (name := _dropout(model)):

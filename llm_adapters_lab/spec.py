@@ -10,9 +10,9 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
 from llm_adapters_lab.adapter import AdapterConfig, get_adapter
 from llm_adapters_lab.errors import BadSpec
@@ -20,9 +20,11 @@ from llm_adapters_lab.fields import change, parse
 from llm_adapters_lab.models import Dtype
 from llm_adapters_lab.presets import expand, read_spec
 from llm_adapters_lab.prompts import get_template
-from llm_adapters_lab.tasks import Rule, get_task
+from llm_adapters_lab.tasks import Rule, get_task, split_names
+from llm_adapters_lab.untrusted import tilde
 
 Protocol = Literal["lab", "paper", "options"]
+Place = Annotated[str, AfterValidator(tilde)]
 
 
 class Part(BaseModel):
@@ -37,7 +39,7 @@ class DataSpec(Part):
     task: str = Field(
         default="mini-math", description="task whose train split is learnt, or own:FILE; see the command `tasks`"
     )
-    root: str | None = Field(
+    root: Place | None = Field(
         default=None, description="folder with the benchmark files; default: LAB_DATA, else the web"
     )
     rows: int | None = Field(default=None, ge=1, description="use only the first so many rows after shuffling")
@@ -49,7 +51,7 @@ class DataSpec(Part):
     @field_validator("task")
     @classmethod
     def _task(cls, name: str) -> str:
-        task = get_task(name)
+        task = get_task(name := tilde(name))
         if "train" not in task.splits:
             raise BadSpec(f"The task {name!r} has no train split; it can only be scored on.")
         return name
@@ -91,6 +93,9 @@ class TrainSpec(Part):
     probe_every: int = Field(
         default=0, ge=0, description="steps between measurements of weights, gradients and updates by site; 0: none"
     )
+    checkpoint_every: int = Field(
+        default=0, ge=0, description="steps between checkpoints; 0: by time, so that they cost little"
+    )
 
     @model_validator(mode="after")
     def _divides(self) -> TrainSpec:
@@ -116,14 +121,17 @@ class EvalSpec(Part):
     )
     likelihood: bool = Field(default=True, description="on choice sets also score the likelihood of every option")
     shots: int = Field(default=0, ge=0, le=64, description="solved examples of the train split before every question")
-    root: str | None = Field(default=None, description="folder with the benchmark files; default: data.root")
+    root: Place | None = Field(default=None, description="folder with the benchmark files; default: data.root")
 
     @field_validator("tasks", mode="before")
     @classmethod
     def _tasks(cls, names: Any) -> Any:
-        names = tuple(n.strip() for n in names.split(",") if n.strip()) if isinstance(names, str) else tuple(names)
+        names = split_names(names) if isinstance(names, str) else names
+        if not isinstance(names, list | tuple):
+            raise BadSpec(f"eval.tasks is {names!r:.60}; give a list of tasks, as in [boolq, piqa].")
+        names = tuple(tilde(str(name)) for name in names)
         for name in names:
-            task = get_task(str(name))
+            task = get_task(name)
             if "test" not in task.splits:
                 raise BadSpec(f"The task {name!r} has no test split; it can only be trained on.")
         if len(set(names)) != len(names):
@@ -144,7 +152,7 @@ class EvalSpec(Part):
 class RunSpec(Part):
     """One run: a base model, perhaps an adapter, data, training and scoring."""
 
-    base: str = Field(
+    base: Place = Field(
         default="nano", min_length=1, description="nano, smollm2-135m, a hub id, folder, GGUF or tiny:family"
     )
     adapter: SerializeAsAny[AdapterConfig] | None = Field(
@@ -172,19 +180,22 @@ class RunSpec(Part):
     @model_validator(mode="after")
     def _placed(self) -> RunSpec:
         # The usual placement is written out, so that naming it or not is the same run.
-        if self.adapter is not None and not self.adapter.at and (at := get_adapter(self.adapter.type).at):
+        # Asked in any case: the type becomes a part of the run's id, and so of a path.
+        if self.adapter is not None and (at := get_adapter(self.adapter.type).at) and not self.adapter.at:
             object.__setattr__(self, "adapter", self.adapter.model_copy(update={"at": at}))
         return self
 
     def canonical(self) -> str:
         """Return the JSON that the id is made of.
 
-        What cannot change a result is left out: for a bare base, how it would have been trained.
+        What cannot change a result is left out: how often it is saved, and for a bare base, how it would be trained.
         """
         # What equals its default is left out too: a field that is added later, with a default that does what was done
         # before, then changes the id of no earlier run. In return a default, once released, may never change: the old
         # and the new meaning would share an id. The adapter's type is the default of its config, and stays.
-        fields = self.model_dump(mode="json", exclude_defaults=True)
+        fields = self.model_dump(mode="json", exclude_defaults=True, exclude={"train": {"checkpoint_every"}})
+        if not fields.get("train", True):
+            del fields["train"]
         if self.adapter is None:
             # The seed of a bare base chooses the solved examples in its prompts, and nothing else.
             kept = ("base", "eval", "dtype", "trust_remote_code", *(["seed"] if self.eval.shots else []))

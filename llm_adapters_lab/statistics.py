@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -36,6 +37,34 @@ def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, f
         return 0.0, 1.0
     interval = binomtest(correct, total).proportion_ci(confidence_level=confidence, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def mean_interval(correct: Sequence[float], totals: Sequence[int], confidence: float = 0.95) -> tuple[float, float]:
+    r"""Return an interval of the unweighted mean of the accuracies of several tasks.
+
+    With T tasks, z the normal quantile, n = total + z²/T and p = (correct + z²/2T) / n of each task:
+    mean(p) ± z √(Σ p(1-p)/n) / T. For one task these are about the ends that `wilson` gives.
+
+    Args:
+        correct: right answers of each task; a mean over seeds need not be whole.
+        totals: questions of each task, 1 or more.
+        confidence: share of such intervals that hold the true mean, between 0 and 1.
+
+    Returns:
+        (low, high), both within 0 to 1; (0, 1) for no tasks.
+
+    Source: Agresti and Coull (1998), "Approximate is better than 'exact'", their added answers spread over the tasks.
+    """
+    from scipy.stats import norm
+
+    if not totals:
+        return 0.0, 1.0
+    count, z = len(totals), float(norm.ppf(0.5 + confidence / 2))
+    sizes = [total + z * z / count for total in totals]
+    shares = [(c + z * z / 2 / count) / n for c, n in zip(correct, sizes, strict=True)]
+    middle = math.fsum(shares) / count
+    half = z * math.sqrt(math.fsum(p * (1 - p) / n for p, n in zip(shares, sizes, strict=True))) / count
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,13 +18,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from llm_adapters_lab.errors import BadSpec
-
 if TYPE_CHECKING:
     from llm_adapters_lab.events import Event
     from llm_adapters_lab.record import Run
     from llm_adapters_lab.spec import RunSpec
 
+# Control characters but for tab and line feed, marks that turn the direction of text, halves of characters.
+_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 PARTS = {"training": 10, "scoring": 2}  # how often a stage reports where there is no terminal
 
 
@@ -37,12 +38,17 @@ def console() -> Console:
 
 def print_json(value: Any) -> None:
     """Print plain data as JSON on one line."""
-    print(json.dumps(value, ensure_ascii=False), flush=True)
+    print(_UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False)), flush=True)
 
 
 def say(text: str) -> None:
-    """Print a line as it stands."""
-    console().print(text, markup=False, soft_wrap=True)
+    """Print a line as it stands, but for what a terminal would obey."""
+    console().print(inert(text), markup=False, soft_wrap=True)
+
+
+def inert(text: str) -> str:
+    """Return text whose control characters are spelled out: what data and models say must not steer a terminal."""
+    return _UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class Progress:
@@ -53,10 +59,10 @@ class Progress:
         self.events = 0
         self.console = console()
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(30),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         self.bars = Bars(*columns, console=self.console, disable=not self.console.is_terminal)
         self.tasks: dict[str, TaskID] = {}
@@ -73,13 +79,16 @@ class Progress:
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
-        self.events += 1
         fields = event.to_json()
         kind = fields["event"]
+        self.events += kind != "Noticed"
         if kind == "Started":
             share = fields["trainable_parameters"] / max(1, fields["base_parameters"])
             trains = f"{fields['trainable_parameters']:,} trainable parameters ({share:.2%} of the base)"
             self._print(f"{fields['id']} on {fields['device']}: {trains}")
+        elif kind == "Resumed":
+            where = f"its training after step {fields['step']}" if fields["stage"] == "training" else "its scoring"
+            self._print(f"{fields['id']} goes on with {where}")
         elif kind == "Estimated":
             parts = ", ".join(f"{key} {size(fields[key])}" for key in ("weights", "adapter", "optimizer", "step"))
             self._print(f"memory of the training: about {size(fields['total'])} ({parts})")
@@ -91,6 +100,8 @@ class Progress:
         elif kind == "Validated":
             best = ", the best so far" if fields["best"] else ""
             self._print(f"validation loss {fields['loss']:.3f} after step {fields['step']}{best}")
+        elif kind == "Noticed":
+            self._print(fields["text"])
         elif kind == "Scoring":
             self._advance(f"scoring {fields['task']}", fields["done"], fields["total"], "")
 
@@ -102,11 +113,11 @@ class Progress:
             self.parts[stage] = part
             return
         if stage not in self.tasks:
-            self.tasks[stage] = self.bars.add_task(stage, total=total, note=note)
+            self.tasks[stage] = self.bars.add_task(inert(stage), total=total, note=note)
         self.bars.update(self.tasks[stage], completed=done, total=total, note=note)
 
     def _print(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(inert(text), markup=False, soft_wrap=True)
 
 
 def size(count: int) -> str:
@@ -127,9 +138,11 @@ def show_rows(rows: Sequence[dict[str, Any]]) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     for column in columns:
         numbers = all(isinstance(row.get(column), int | float | None) for row in rows)
-        table.add_column(escape(column.replace("_", " ")), justify="right" if numbers else "left", overflow="fold")
+        table.add_column(
+            escape(inert(column.replace("_", " "))), justify="right" if numbers else "left", overflow="fold"
+        )
     for row in rows:
-        table.add_row(*(escape(cell(row.get(column))) for column in columns))
+        table.add_row(*(escape(inert(cell(row.get(column)))) for column in columns))
     console().print(table)
 
 
@@ -168,34 +181,32 @@ def show_spec(record: Run) -> None:
 
 def load_spec(path: Path, changes: Sequence[str] = ()) -> RunSpec:
     """Load a spec and change it by texts of the form key=value."""
-    import yaml
-
+    from llm_adapters_lab.fields import assignments
     from llm_adapters_lab.spec import RunSpec
 
-    values = {}
-    for text in changes:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise BadSpec(f"--set {text!r} is not of the form key=value, e.g. adapter.rank=16.")
-        try:
-            values[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise BadSpec(f"--set {text!r}: the value cannot be read as YAML. Put it in quotes.") from None
-    return RunSpec.load(path, values)
+    return RunSpec.load(path, assignments(changes))
+
+
+class Stop(threading.Event):
+    """Set by a signal; `code` is what the process then exits with."""
+
+    code = 130
 
 
 @contextmanager
-def stop_on_interrupt() -> Iterator[threading.Event]:
-    """The first Ctrl-C ends the run after the current step, the second one at once."""
-    stop = threading.Event()
+def stop_on_signal() -> Iterator[Stop]:
+    """The first Ctrl-C or SIGTERM ends the run, saved, after the current step; the second one at once."""
+    stop = Stop()
 
-    def interrupted(signum: int, frame: Any) -> None:
+    def asked(signum: int, frame: Any) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
+        stop.code = 128 + signum
         stop.set()
 
-    before = signal.signal(signal.SIGINT, interrupted)
+    before = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

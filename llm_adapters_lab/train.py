@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -16,12 +18,14 @@ from accelerate.state import AcceleratorState
 
 from llm_adapters_lab import dynamics
 from llm_adapters_lab.batches import Sample, order, step_count
+from llm_adapters_lab.checkpoint import Checkpoint, State
 from llm_adapters_lab.errors import BadSpec, TrainingFailed
 from llm_adapters_lab.events import Event, Norms, Step, Validated
 from llm_adapters_lab.gradients import Gradients, make_optimizer, set_checkpointing
 from llm_adapters_lab.inject import Injection
 from llm_adapters_lab.models import pick_dtype
 from llm_adapters_lab.spec import TrainSpec
+from llm_adapters_lab.wrappers import quantize, sparse
 
 NORM_POINTS = 20
 """How often, over a whole training, the adapter norms are recorded."""
@@ -55,6 +59,8 @@ def train(
     validation: Sequence[Sample] = (),
     seed: int = 0,
     pad_id: int = 0,
+    saved: Checkpoint | None = None,
+    after_step: Callable[[State], None] | None = None,
 ) -> Iterator[Event]:
     """Train the injected adapter; the base stays as it is.
 
@@ -70,13 +76,16 @@ def train(
         validation: rows whose loss chooses the best step.
         seed: of row order and dropout.
         pad_id: token id of padding.
+        saved: go on from there.
+        after_step: called when a step and its events are over; what it raises ends the training.
 
     Yields:
         `FellBack`, `Step`, `Probed`, `Norms` and `Validated` events, in order of time.
 
     Raises:
         BadSpec: the batch cannot be shared among the processes, or nothing can be compiled here.
-        TrainingFailed: the loss is not finite, or one row alone needs more memory than there is.
+        TrainingFailed: loss or gradient are not finite; the message names step and rows, and the step is not taken. Or
+            one row alone needs more memory than there is.
     """
     accelerator = accelerator or make_accelerator(plan.precision)
     world, rank = accelerator.num_processes, accelerator.process_index
@@ -88,26 +97,27 @@ def train(
     prepared, optimizer = accelerator.prepare(model, make_optimizer(injection.parameters(), plan))
     steps = step_count(plan, len(samples))
     check = plan.evaluate_every or steps
-    best: tuple[float, dict[str, torch.Tensor]] | None = None
-    start = dynamics.copied(injection)
+    state = State(injection, optimizer, accelerator.scaler, dynamics.copied(injection))
+    quantize.train_on(injection)
     torch.manual_seed(seed)
+    if saved:
+        state.restore(saved)
+        gradients.news()  # told before
     prepared.train()
-    began, tokens = time.perf_counter(), 0
+    began, tokens = time.perf_counter() - state.seconds, state.tokens
     try:
-        for step, rows in enumerate(order(len(samples), plan.batch, steps, seed)):
+        for step, rows in islice(enumerate(order(len(samples), plan.batch, steps, seed)), state.step, None):
             rate = learning_rate(plan, step, steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             batch = [samples[i] for i in rows]
-            loss = gradients.step(accelerator, prepared, batch[rank::world], sum(s.counted for s in batch))
+            work = (accelerator, prepared, batch[rank::world], sum(s.counted for s in batch))
+            sparse.settle(injection, step, partial(gradients.step, *work))
+            loss = gradients.step(*work)
             yield from gradients.news()
-            if not math.isfinite(loss):
-                names = ", ".join(s.id for s in batch[:8])
-                raise TrainingFailed(
-                    f"The loss of step {step + 1} is {loss}; its rows begin with {names}. "
-                    "Lower train.learning_rate, lengthen train.warmup, or use fp32 or bf16 instead of fp16."
-                )
             norm = float(accelerator.clip_grad_norm_(injection.parameters(), plan.clip or math.inf) or 0.0)
+            _check_finite(step, loss, 0.0 if accelerator.scaler else norm, batch)
+            state.whole = False
             probed = dynamics.update(optimizer, injection, step + 1, plan.probe_every, norm, plan.clip)
             tokens += sum(len(s.ids) for s in batch)
             spent = time.perf_counter() - began
@@ -116,17 +126,32 @@ def train(
             yield from probed
             last = step + 1 == steps
             if last or (step + 1) % max(1, steps // NORM_POINTS) == 0:
-                yield Norms(step + 1, dynamics.moved(injection, start))
+                yield Norms(step + 1, dynamics.moved(injection, state.start))
             if validation and (last or (step + 1) % check == 0):
                 held_out = gradients.validation_loss(prepared, validation)
-                better = best is None or held_out < best[0]
+                better = state.best is None or held_out < state.best[0]
                 if better:
-                    best = held_out, injection.state_dict()
+                    state.best = held_out, injection.state_dict()
                 yield Validated(step + 1, held_out, better)
-        if best:
-            injection.load_state_dict(best[1])
+            state.done(step + 1, tokens, time.perf_counter() - began)
+            if after_step:
+                after_step(state)
+        if state.best:
+            injection.load_state_dict(state.best[1])
     finally:
         accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
         if plan.gradient_checkpointing:
             set_checkpointing(model, False)
         model.eval()
+
+
+def _check_finite(step: int, loss: float, norm: float, batch: Sequence[Sample]) -> None:
+    """Refuse a step, counted from 0, that would leave the adapter without a finite value."""
+    if math.isfinite(loss) and math.isfinite(norm):
+        return
+    what = f"loss of step {step + 1} is {loss}" if not math.isfinite(loss) else f"gradient of step {step + 1} is {norm}"
+    names = ", ".join(s.id for s in batch[:8])
+    raise TrainingFailed(
+        f"The {what}; its rows begin with {names}. "
+        "Lower train.learning_rate, lengthen train.warmup, or use fp32 or bf16 instead of fp16."
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -62,8 +63,9 @@ def merge(
 
 def _new(out: Path) -> None:
     from llm_adapters_lab.errors import BadSpec
+    from llm_adapters_lab.untrusted import to_write
 
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if to_write(out).exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadSpec(f"{out} exists already. Name a new folder.")
 
 
@@ -76,13 +78,13 @@ def _load(source: str, root: Path, base: str | None) -> tuple[Base, Injection]:
 
     folder = Path(source)
     for file, key in (("adapter.json", "base"), ("adapter_config.json", "base_model_name_or_path")):
-        if (folder / file).is_file():
+        if os.path.isfile(folder / file):
             named = base or read_json(folder / file).get(key)
-            if not named:
+            if not (named and isinstance(named, str)):
                 raise BadSpec(f"{folder / file} does not name its base. Give it with --base.")
             loaded = models.load(named)
             return loaded, load_adapter(loaded.model, folder, tokenizer=loaded.tokenizer)
-    record = Run(folder) if (folder / "spec.json").is_file() else find(source, root)
+    record = Run(folder) if os.path.isfile(folder / "spec.json") else find(source, root)
     loaded, injection = restore(record)
     if injection is None:
         raise BadSpec(f"The run {record.id} is one of the bare base; it has no adapter.")

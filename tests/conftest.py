@@ -5,6 +5,8 @@ import os
 # No test may reach for a network. The hub's library reads these once, when it is imported.
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -16,3 +18,11 @@ torch.set_num_threads(1)
 def no_data_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a person has set up must not change what a test sees."""
     monkeypatch.delenv("LAB_DATA", raising=False)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """Folder and ids of the finished runs of `small_runs`."""
+    from small_runs import make
+
+    return make(tmp_path_factory.mktemp("finished"))

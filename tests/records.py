@@ -1,4 +1,4 @@
-"""Small run folders made of real record files, for tests of what reads them."""
+"""Small run folders made of real record files, for tests of what reads them, and what two runs must have in common."""
 
 import math
 from pathlib import Path
@@ -11,6 +11,23 @@ from llm_adapters_lab.statistics import wilson
 
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>"
 QKEYS = {f"model.layers.{layer}.self_attn.{name}": layer + 0.5 for layer in range(2) for name in ("q_proj", "v_proj")}
+
+TIMES = ("seconds", "tokens_per_second", "seconds_left", "peak_memory_bytes")
+
+
+def timeless(record: Run) -> dict[str, Any]:
+    """Return everything a finished run has left, but for times and for what tells that it was interrupted."""
+    summary = record.summary
+    train = {key: value for key, value in (summary.pop("train") or {}).items() if key not in TIMES}
+    told = [e for e in record.events() if e["event"] not in ("Resumed", "Noticed", "Finished")]
+    return {
+        "summary": summary,
+        "train": train,
+        "events": [{key: value for key, value in event.items() if key not in TIMES} for event in told],
+        "predictions": list(record.predictions()),
+        "adapter": {path.name: path.read_bytes() for path in (record.folder / "adapter").glob("*")},
+        "files": sorted(str(path.relative_to(record.folder)) for path in record.folder.rglob("*")),
+    }
 
 
 def make_run(

@@ -51,6 +51,7 @@ def test_help_in_a_process():
         "compare",
         "report",
         "rescore",
+        "sweep",
         "export",
         "merge",
         "adapters",

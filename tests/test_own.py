@@ -217,3 +217,39 @@ def test_own_rows_are_learnt_and_scored(tmp_path: Path) -> None:
     record = run(spec, root=tmp_path / "runs")
     assert record.summary["scores"][name]["total"] == 3
     assert [p["gold"] for p in record.predictions()] == ["0", "1", "2"]
+
+
+def test_empty_cells_are_absent(rows: Callable[..., str]) -> None:
+    content = "id,instruction,input,output,answer\n,1 + 1 ?,,,2\nb,2 + 2 ?,,It is 4.,\n"
+    first, second = get_task(rows(content, name="mine.csv")).load("test", None)
+    assert (first.id.rpartition("/")[2], first.input, first.output, first.answer) == ("0", "", "2", "2")
+    assert (second.id.rpartition("/")[2], second.output, second.answer) == ("b", "It is 4.", "It is 4.")
+    with pytest.raises(BadRow, match="row 1: field 'instruction' is empty"):
+        get_task(rows("instruction,answer\n,2\n", name="mine.csv")).load("test", None)
+
+
+def test_a_column_stands_in_a_header_once(rows: Callable[..., str]) -> None:
+    with pytest.raises(BadRow, match=r"mine\.csv: the header has 'answer' more than once\. Rename the columns"):
+        get_task(rows("instruction,answer,answer\na,b,c\n", name="mine.csv")).load("test", None)
+
+
+def test_labels_match_in_any_case_and_spacing(rows: Callable[..., str]) -> None:
+    content = [{"instruction": "Cold?", "answer": " YES  sir"}, {"instruction": "Hot?", "answer": "No"}]
+    found = get_task(rows(content, "?labels=yes sir|no")).load("test", None)
+    assert [row.answer for row in found] == ["yes sir", "no"]
+    content[1]["answer"] = "nO"
+    with pytest.raises(BadRow, match="'nO'; give one of yes sir, No, no"):  # not if capitals tell labels apart
+        get_task(rows(content, "?labels=yes sir|No|no")).load("test", None)
+
+
+def test_a_list_of_tasks_may_hold_labels_with_commas() -> None:
+    first, second = "own:a,b.csv?labels=yes, sir|no", "own:c.csv"
+    for text in (f"{first},boolq, {second}", f"boolq ,{first} ,{second}"):
+        tasks = RunSpec.parse({"eval": {"tasks": text}}).eval.tasks
+        assert set(tasks) == {first, "boolq", second}
+        assert RunSpec.parse({"eval": {"tasks": list(tasks)}}).eval.tasks == tasks
+    assert RunSpec.parse({"eval": {"tasks": " boolq,,piqa,"}}).eval.tasks == ("boolq", "piqa")
+    with pytest.raises(BadSpec, match="no task 'bolq'"):
+        RunSpec.parse({"eval": {"tasks": "bolq,own:a.csv"}})
+    with pytest.raises(BadSpec, match=r"eval\.tasks is 5; give a list"):
+        RunSpec.parse({"eval": {"tasks": 5}})

@@ -13,7 +13,7 @@ from llm_adapters_lab.adapter import all_adapters, get_adapter
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.inject import inject
 from llm_adapters_lab.presets import adapter_presets, expand, get_spec_preset, read_spec, spec_presets
-from llm_adapters_lab.spec import RunSpec
+from llm_adapters_lab.spec import RunSpec, TrainSpec
 
 PAPER = {
     f"paper/{base}-{kind}"
@@ -22,15 +22,16 @@ PAPER = {
 }
 WITHOUT = {"data.task": "mini-math"}
 EACH_ADAPTER = pytest.mark.parametrize("name", adapter_presets())
-EACH_SPEC = pytest.mark.parametrize("name", spec_presets())
+EACH_SPEC = pytest.mark.parametrize("name", sorted(PAPER))
 
 
 def test_these_presets_there_are() -> None:
     assert set(adapter_presets()) == {
         *("adapterH", "adapterP", "houlsby", "pfeiffer", "parallel-sublayer", "parallel-linear", "parallel-qkv"),
         *("scaled-parallel", "scaled-parallel-learned", "rslora", "pissa"),
+        *("adapter-plus", "hydra-text", "sparse-series", "large-sparse", "mosa", "one-bit-parallel"),
     }
-    assert set(spec_presets()) == PAPER
+    assert set(spec_presets()) == PAPER | {"quickstart"}
     assert not set(adapter_presets()) & set(all_adapters()), "an adapter's own name would hide the preset"
 
 
@@ -47,9 +48,9 @@ def test_a_preset_is_the_same_run_as_its_fields_written_out(name: str) -> None:
     fields = adapter_presets()[name].fields
     ids = {RunSpec.parse({"adapter": form}).id for form in (name, {"type": name}, fields)}
     assert len(ids) == 1
-    dropped = RunSpec.parse({"adapter": {"type": name, "dropout": 0.5}})
-    assert dropped.id == RunSpec.parse({"adapter": {**fields, "dropout": 0.5}}).id
-    assert dropped.id not in ids
+    moved = RunSpec.parse({"adapter": {"type": name, "at": "up@0"}})
+    assert moved.id == RunSpec.parse({"adapter": {**fields, "at": "up@0"}}).id
+    assert moved.id not in ids
 
 
 def test_given_fields_win_over_those_of_a_preset() -> None:
@@ -122,13 +123,15 @@ def test_the_papers_recipe(name: str) -> None:
     assert read_spec(name)["data"]["task"] == "math10k"
     assert spec.adapter is not None and spec.adapter.type == kind
     held, often = (120, 10) if kind == "prefix" else (120, 80) if kind == "series" and llama else (0, 0)
-    assert spec.train.model_dump() == {
-        **{"epochs": 3, "batch": 16, "micro_batch": 4, "learning_rate": 3e-4, "warmup": 100, "schedule": "linear"},
-        **{"weight_decay": 0.0, "clip": 1.0, "precision": "fp16", "max_steps": None, "evaluate_every": often},
-        **({"epochs": 5, "batch": 8, "learning_rate": 3e-2} if kind == "prefix" else {}),
-        "probe_every": 0,
-        "gradient_checkpointing": "13b" in name and kind != "prefix",
-    }
+    # Everything else is as it is by default.
+    assert spec.train == TrainSpec.model_validate(
+        {
+            **{"epochs": 3, "batch": 16, "micro_batch": 4, "learning_rate": 3e-4, "warmup": 100, "schedule": "linear"},
+            **{"weight_decay": 0.0, "clip": 1.0, "precision": "fp16", "max_steps": None, "evaluate_every": often},
+            **({"epochs": 5, "batch": 8, "learning_rate": 3e-2} if kind == "prefix" else {}),
+            "gradient_checkpointing": "13b" in name and kind != "prefix",
+        }
+    )
     assert (spec.data.max_tokens, spec.data.loss_on, spec.data.validation) == (256, "all", held)
     assert set(spec.eval.tasks) == {"multiarith", "gsm8k", "addsub", "aqua", "singleeq", "svamp"}
     assert spec.eval.protocol == "paper"

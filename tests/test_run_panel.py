@@ -107,11 +107,12 @@ def test_stop_and_resume(root: Path) -> None:
     assert panel.state.name in ("stopping", "stopped")
     until(panel, lambda: panel.state.name == "stopped")
     assert enabled(panel) == {"Resume", "Clone"}
-    assert "Stopped while training. · Resume starts the training again." in panel.status.value
     reached = panel.curves.points()[0][0][-1]
+    assert f"Stopped while training. · Resume goes on after step {reached:.0f}." in panel.status.value
     panel.resume.click()
     assert panel.problem.value == ""
-    until(panel, lambda: 0 < len(panel.curves.points()[0][0]) < reached)
+    until(panel, lambda: panel.curves.points()[0][0][-1:] > [reached])
+    assert panel.curves.points()[0][0] == list(range(1, int(panel.curves.points()[0][0][-1]) + 1))
     panel.halt.click()
     until(panel, lambda: panel.state.name == "stopped")
 
@@ -183,7 +184,7 @@ def test_hostile_text_is_escaped_once(tmp_path: Path) -> None:
     record = Run(tmp_path / small().id)
     record.folder.mkdir()
     record.append(Started(record.id, 3, 1, 1, "cpu"))
-    record.append(Failed(record.id, "training", f"ValueError: {HOSTILE}"))
+    record.append(Failed(record.id, "training", f"ValueError: {HOSTILE}", HOSTILE, 4, HOSTILE))
     beside(record, "log").parent.mkdir()
     beside(record, "log").write_text(HOSTILE, encoding="utf-8")
     panel = RunPanel(small(base=HOSTILE), tmp_path)
@@ -195,7 +196,8 @@ def test_hostile_text_is_escaped_once(tmp_path: Path) -> None:
         assert "<img" not in line
         assert "<script" not in line
         assert "&amp;lt;" not in line
-    assert ESCAPED in panel.error.value
+    assert panel.error.value.count(ESCAPED) == 3
+    assert "<summary>traceback</summary>" in panel.error.value
     assert panel.log.value == HOSTILE  # a text area shows text as it stands
 
 

@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as W
 import yaml
+from pydantic import BaseModel
+
+from llm_adapters_lab.safe_yaml import read_yaml
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-NAME_WIDTH = "150px"
+NAME_WIDTH = "var(--lab-name-width, 150px)"
+"""Of the names before controls; a narrow page sets the variable to 0 and puts them above."""
 WIDTH = "440px"
 """Of a control with its name."""
 NONE = "(default)"
@@ -214,12 +218,14 @@ def _anything(shown: dict[str, Any]) -> Control:
 
     def decode(text: str) -> Any:
         try:
-            return yaml.safe_load(text)
-        except yaml.YAMLError:
+            return read_yaml(text)
+        except ValueError:
             return text
 
     def encode(value: Any) -> str:
         plain = list(value) if isinstance(value, tuple | set | frozenset) else value
+        if isinstance(value, BaseModel):
+            plain = value.model_dump(mode="json", exclude_defaults=True)
         return "" if value is None else yaml.safe_dump(plain, default_flow_style=True).removesuffix("...\n").strip()
 
     box = W.Text(continuous_update=False, **shown)

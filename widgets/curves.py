@@ -1,8 +1,4 @@
-"""Curves: loss, gradient norm and movement of one run, drawn while it grows.
-
-The points are kept here, not in the figure: what a figure widget was given after it was made is lost when a page is
-reloaded. `redraw` makes a new one with all points in its constructor.
-"""
+"""Curves: loss, gradient norm and movement of one run, drawn while it grows."""
 
 from __future__ import annotations
 
@@ -10,11 +6,11 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import ipywidgets as W
 import plotly.graph_objects as go
 
 from llm_adapters_lab.comparison import colour
 from llm_adapters_lab.plots.style import INK, style
+from widgets.live_figure import LiveFigure
 
 POINTS = 600
 """Points drawn of each curve: every update sends all of them."""
@@ -26,7 +22,7 @@ class Curves:
 
     Attributes:
         widget: what is shown.
-        figure: the figure in it.
+        figure: the figure in it, as of the last `update`.
     """
 
     def __init__(self, kind: str | None = None) -> None:
@@ -35,7 +31,7 @@ class Curves:
         Args:
             kind: adapter type, which has its colour.
         """
-        self.widget = W.VBox(layout=W.Layout(width="100%", min_height="440px"))
+        self.widget = LiveFigure(layout={"width": "100%"})
         self.clear(kind)
 
     def clear(self, kind: str | None) -> None:
@@ -47,7 +43,8 @@ class Curves:
         self._sums = [0.0]
         self._held_out: list[tuple[int, float]] = []
         self._moved: list[tuple[int, float]] = []
-        self.redraw()
+        self.figure = self._figure()
+        self.update()
 
     def add(self, events: Iterable[Mapping[str, Any]]) -> bool:
         """Take events in; return whether there was a point among them. `update` draws them."""
@@ -65,18 +62,10 @@ class Curves:
         return self._count() > before
 
     def update(self) -> None:
-        """Draw all points in the figure that is shown."""
-        with self.figure.batch_update():
-            for trace, (x, y) in zip(self.figure.data, self.points(), strict=True):
-                trace.x, trace.y = x, y
-
-    def redraw(self) -> None:
-        """Show a new figure with all points."""
-        old = self.widget.children
-        self.figure = self._figure()
-        self.widget.children = [self.figure]
-        for figure in old:
-            figure.close()
+        """Draw all points."""
+        for trace, (x, y) in zip(self.figure.data, self.points(), strict=True):
+            trace.x, trace.y = x, y
+        self.widget.show(self.figure if self._count() else None)
 
     def points(self) -> list[tuple[list[int], list[float]]]:
         """Return x and y of each trace: batches, running mean, held-out rows, gradient norm, distance."""
@@ -97,7 +86,7 @@ class Curves:
     def _count(self) -> int:
         return len(self._steps) + len(self._held_out) + len(self._moved)
 
-    def _figure(self) -> Any:
+    def _figure(self) -> go.Figure:
         hue = colour(self.kind)
         looks: list[dict[str, Any]] = [
             {"mode": "lines", "line": {"color": hue, "width": 1}, "opacity": 0.35, "hoverinfo": "skip"},
@@ -106,22 +95,20 @@ class Curves:
             {"mode": "lines", "line": {"color": INK, "width": 1}, "yaxis": "y2"},
             {"mode": "lines+markers", "line": {"color": hue, "width": 1, "dash": "dash"}, "yaxis": "y2"},
         ]
-        drawn = zip(_NAMES, self.points(), looks, strict=True)
-        # Traces go to the constructor: a page that opens later is told of no others.
-        traces = [go.Scatter(name=name, x=x, y=y, **look) for name, (x, y), look in drawn]
-        layout = go.Figure()
-        style(layout, "Training", "above: loss; below: norms", "update step", "loss (nats per label token)", 440)
-        layout.update_layout(
+        figure = go.Figure([go.Scatter(name=name, **look) for name, look in zip(_NAMES, looks, strict=True)])
+        style(figure, "Training", "above: loss; below: norms", "update step", "loss (nats per label token)", 440)
+        figure.update_layout(
+            uirevision="kept",  # a part that was enlarged stays so
             yaxis={"domain": [0.34, 1], "rangemode": "tozero"},
             yaxis2={
-                **layout.layout.yaxis.to_plotly_json(),
+                **figure.layout.yaxis.to_plotly_json(),
                 "domain": [0, 0.26],
                 "nticks": 4,
-                "title": {"text": "norm"},
+                "title": {"text": "norm", "font": {"size": 13}},
             },
             xaxis_anchor="y2",
         )
-        return go.FigureWidget(data=traces, layout=layout.layout)
+        return figure
 
 
 def _thinned(points: list[tuple[int, float]]) -> tuple[list[int], list[float]]:

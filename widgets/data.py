@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from llm_adapters_lab.prepare import read_rows
 from llm_adapters_lab.prompts import TEMPLATES
 from llm_adapters_lab.spec import DataSpec, RunSpec
 from llm_adapters_lab.tasks import Example, all_tasks, get_task
+from widgets.figure import picture
 from widgets.form import Form, note, why
 from widgets.guard import message
 
@@ -51,12 +51,6 @@ def lengths(counts: Sequence[int], limit: int) -> go.Figure:
     figure.add_histogram(x=list(counts), marker={"color": BLUE}, showlegend=False, nbinsx=40)
     figure.add_vline(x=limit, line={"color": ORANGE, "dash": "dash", "width": 1.5})
     return figure
-
-
-def picture(figure: go.Figure) -> dict[str, Any]:
-    """Return a figure as the output of a cell: a figure widget would carry five megabytes of its own."""
-    data = {"application/vnd.plotly.v1+json": json.loads(figure.to_json()), "text/plain": "histogram of row lengths"}
-    return {"output_type": "display_data", "data": data, "metadata": {}}
 
 
 def leak_words(name: str, found: dict[str, Any]) -> str:
@@ -109,22 +103,31 @@ class Data:
         self._spec = spec
         self.form.value = spec.data
 
+    def look_with(self, spec: RunSpec) -> None:
+        """Take all but the data from a spec that was edited elsewhere; rows that would now look different go."""
+        before, self._spec = self._spec, spec
+        if any(getattr(before, name) != getattr(spec, name) for name in ("base", "seed", "eval", "trust_remote_code")):
+            self._forget()
+
     def observe(self, observer: Callable[[Data], None]) -> None:
         """Call `observer` with the panel after every change."""
         self._observers.append(observer)
 
     def _changed(self, form: Form[DataSpec]) -> None:
-        self.prompts.value = self.warning.value = self.about.value = ""
-        self.plot.outputs = ()
+        self._forget()
+        self.about.value = ""
         if form.value:
             task = get_task(form.value.task)
             self.about.value = note(f"{task.summary} {task.source}".strip())
         for observer in self._observers:
             observer(self)
 
-    def _look(self, _: Any) -> None:
+    def _forget(self) -> None:
         self.prompts.value = self.warning.value = ""
         self.plot.outputs = ()
+
+    def _look(self, _: Any) -> None:
+        self._forget()
         try:
             self._show()
         except Exception as error:  # an exception in a callback is seen nowhere else

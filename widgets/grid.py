@@ -128,7 +128,7 @@ class Grid:
                 button.observe(self._clicked, "value")
                 self.buttons[layer, name] = button
                 line.append(button)
-        sizes = f"56px repeat({len(names)}, minmax(52px, 92px))"
+        sizes = f"minmax(28px, 56px) repeat({len(names)}, minmax(40px, 92px))"
         self._replace(W.GridBox(line, layout=W.Layout(grid_template_columns=sizes)))
 
     def _replace(self, *boxes: Any) -> None:

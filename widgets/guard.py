@@ -11,7 +11,8 @@ from llm_adapters_lab.errors import LabError
 from llm_adapters_lab.markup import el
 
 _LOOK = "color: var(--jp-error-color1, #b00020); line-height: 1.4"
-_WRAP = "white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; max-height: 24em; overflow: auto"
+_WRAP = "white-space: pre-wrap; word-break: normal; overflow-wrap: anywhere; margin: 0"
+_WRAP += "; max-height: 24em; overflow: auto"
 
 
 class Guarded(Protocol):

@@ -11,13 +11,13 @@ from typing import Any
 import ipywidgets as W
 import yaml
 
+from llm_adapters_lab.parameters import LIMITS
 from llm_adapters_lab.spec import RunSpec
+from widgets.copy_button import CopyButton
 from widgets.form import note, why
 from widgets.guard import message
 
 NOTEBOOK = "papermill_runs/run.ipynb"
-LIMIT = 1200
-"""Seconds a cell of the notebook may take; papermill has no limit of its own."""
 
 
 def short(spec: RunSpec) -> dict[str, Any]:
@@ -53,9 +53,7 @@ def as_command(spec: RunSpec, file: str | None = None) -> str:
 def as_papermill(spec: RunSpec, file: str | None = None) -> str:
     """Return the papermill line that does the run from the YAML file, in the run notebook."""
     out = f"{spec.id}.ipynb"
-    return shlex.join(
-        ["papermill", NOTEBOOK, out, "-f", file or file_name(spec), "--execution-timeout", str(LIMIT), "--log-output"]
-    )
+    return shlex.join(["papermill", NOTEBOOK, out, "-f", file or file_name(spec), *LIMITS, "--log-output"])
 
 
 FORMS: dict[str, Callable[[RunSpec], str]] = {
@@ -72,6 +70,7 @@ class HandOver:
     Attributes:
         widget: what is shown.
         texts: by form.
+        copies: the button of each text.
         save: writes the YAML into `folder`.
         said: where it was written, or why not.
     """
@@ -86,7 +85,9 @@ class HandOver:
         self.save: Any = W.Button(description="Save the YAML file", disabled=True, layout=W.Layout(width="auto"))
         self.save.on_click(self._save)
         self.said: Any = W.HTML()
-        tabs = W.Tab(list(self.texts.values()), titles=list(self.texts))
+        self.copies = {name: CopyButton(label=f"Copy the {name}") for name in FORMS}
+        pages = [W.VBox([text, self.copies[name]]) for name, text in self.texts.items()]
+        tabs = W.Tab(pages, titles=list(self.texts), selected_index=0)
         self.widget: Any = W.VBox([tabs, W.HBox([self.save, self.said])])
         self.spec = spec
 
@@ -103,7 +104,7 @@ class HandOver:
         self._spec, self.said.value = spec, ""
         self.save.disabled = spec is None
         for name, write in FORMS.items():
-            self.texts[name].value = write(spec) if spec else ""
+            self.texts[name].value = self.copies[name].text = write(spec) if spec else ""
 
     def _save(self, _: Any) -> None:
         if self._spec is None:

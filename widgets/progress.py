@@ -37,7 +37,7 @@ class Progress:
         """
         self.bar.bar_style = _COLOURS.get(state.name, "")
         share, words = (0.0, "") if state.name == "running" and state.reason else _share(last)  # a reason: it loads
-        self.bar.value, self.words.value = 1.0 if state.name == "finished" else share, words
+        self.bar.value, self.words.value = (1.0, "") if state.name == "finished" else (share, words)
 
 
 def _share(last: Mapping[str, Mapping[str, Any]]) -> tuple[float, str]:

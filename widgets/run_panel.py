@@ -18,12 +18,14 @@ import ipywidgets as W
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.launch import State, beside, launch, spec_of, state, stop
 from llm_adapters_lab.markup import el
+from llm_adapters_lab.outcome import goes_on
 from llm_adapters_lab.record import Run
 from llm_adapters_lab.spec import RunSpec
 from llm_adapters_lab.tail import Place, last_lines, news
 from widgets.curves import Curves
 from widgets.guard import guarded, message
 from widgets.progress import Progress
+from widgets.results import Results
 
 LOG_LINES = 40
 SIGNS = {
@@ -46,6 +48,7 @@ class RunPanel:
         state: as last seen.
         progress: bar and figures.
         curves: loss and norms.
+        results: accuracy, once it is finished.
         problem: what the last callback raised.
         widget: what is shown; the panel itself shows it too.
     """
@@ -67,6 +70,7 @@ class RunPanel:
         self._spec: RunSpec | None = None
         self._last: dict[str, dict[str, Any]] = {}
         self._listeners: list[Callable[[RunSpec], None]] = []
+        self._observers: list[Callable[[RunPanel], None]] = []
         self._build()
         self._forget()
         self.spec = spec_of(run_id, self.root) if run_id else spec
@@ -96,9 +100,18 @@ class RunPanel:
         """Id of the run that is shown; "" for none."""
         return self.run.id if self.run else ""
 
+    @property
+    def is_adapted(self) -> bool:
+        """Whether the run is finished and has left an adapter."""
+        return self.state.name == "finished" and self._spec is not None and self._spec.adapter is not None
+
     def on_clone(self, listener: Callable[[RunSpec], None]) -> None:
         """Call `listener` with the spec when Clone is clicked, for instance to put it into a form."""
         self._listeners.append(listener)
+
+    def observe(self, observer: Callable[[RunPanel], None]) -> None:
+        """Call `observer` with the panel after every look."""
+        self._observers.append(observer)
 
     def close(self) -> None:
         """Look no more. The run goes on."""
@@ -110,16 +123,20 @@ class RunPanel:
     def refresh(self) -> None:
         """Look once, and show what is there."""
         self.heartbeat.value = f"last looked at {time.strftime('%H:%M:%S')}; the run does not need this page"
+        self._see()
+        for observer in self._observers:
+            observer(self)
+
+    def _see(self) -> None:
         if self.run is None:
             self._say(State("unfinished", "There is no spec yet."))
             return
         found = state(self.run)
         if self._read(self.run, until=time.monotonic() + 0.5):
             self.curves.update()
-        if self.state.works and not found.works:
-            self.curves.redraw()  # the last figure is complete also for a page that opens later
         self._say(found)
         self.progress.show(found, self._last)
+        self.results.show(self._spec if found.name == "finished" else None)
         self.log.value = "\n".join(last_lines(beside(self.run, "log"), LOG_LINES))
 
     def _build(self) -> None:
@@ -129,26 +146,24 @@ class RunPanel:
         self.halt = W.Button(description="Stop", tooltip="Stop after the step it is at")
         self.resume = W.Button(description="Resume")
         self.clone = W.Button(description="Clone", tooltip="Take this spec as the beginning of another")
-        self.renew = W.Button(description="Redraw", tooltip="Draw the curves anew, if the page has lost them")
         for button, callback in (
             (self.start, self._start),
             (self.resume, self._start),
             (self.halt, self._stop),
             (self.clone, self._clone),
-            (self.renew, self._redraw),
         ):
             button.on_click(callback)
         self.progress = Progress()
         self.heartbeat = W.Label()
         # A text area shows what it is given as it stands.
         self.log = W.Textarea(disabled=True, rows=8, layout=wide)
-        self.curves = Curves()
+        self.curves, self.results = Curves(), Results(self.root)
         folded = W.Accordion([self.log], titles=("Log of the process",), selected_index=None)
-        buttons = W.HBox([self.start, self.halt, self.resume, self.clone, self.renew])
+        buttons = W.HBox([self.start, self.halt, self.resume, self.clone])
         self.widget = W.VBox(
             [
                 *(self.title, buttons, self.problem, self.status, self.error),
-                *(self.progress.widget, self.curves.widget, folded, self.heartbeat),
+                *(self.progress.widget, self.results.widget, self.curves.widget, folded, self.heartbeat),
             ],
             layout=wide,
         )
@@ -195,14 +210,16 @@ class RunPanel:
         if found.name == "finished" and self.run:
             scores = self.run.summary.get("scores", {}).items()
             words = ", ".join(f"{task} {100 * score['accuracy']:.1f}%" for task, score in scores)
-        head = el("b", f"{SIGNS[found.name]} {found.name}")
+        head = el("b", f"{SIGNS[found.name]} {found.name if begun else 'not started'}")
+        words = words if begun or self.run is None else ""
         text = " · ".join(part for part in (words, note) if part)
         self.status.value = el("div", head, f"  {text}", style=_STEADY, role="status")
-        self.error.value = message(found.reason) if bad else ""
+        trace = self._last.get("Failed", {}).get("traceback") if found.name == "failed" else ""
+        folded = [el("details", el("summary", "traceback"), el("pre", trace, style="overflow: auto"))] if trace else []
+        self.error.value = message(found.reason, *folded) if bad else ""
 
     def _resumption(self) -> str:
-        trained = self.run is not None and self._spec is not None and self.run.is_trained(self._spec)
-        return "Resume goes on with scoring." if trained else "Resume starts the training again."
+        return f"Resume goes on {goes_on(self.run, self._spec)}." if self.run and self._spec else ""
 
     @guarded
     def _start(self, button: Any) -> None:
@@ -222,10 +239,6 @@ class RunPanel:
         if self._spec is not None:
             for listener in self._listeners:
                 listener(self._spec)
-
-    @guarded
-    def _redraw(self, button: Any) -> None:
-        self.curves.redraw()
 
     async def _look(self) -> None:
         while True:

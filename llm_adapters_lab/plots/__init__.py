@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from llm_adapters_lab.plots.groups import means
 from llm_adapters_lab.plots.layers import ablation_bars, interpolation_curve, placement, stream_similarity
 from llm_adapters_lab.plots.runs import accuracy, loss_curve, parameters_against_accuracy
 from llm_adapters_lab.plots.style import data
@@ -27,6 +28,7 @@ __all__ = [
     "loss_curve",
     "accuracy",
     "parameters_against_accuracy",
+    "means",
     "norm_heatmap",
     "norm_evolution",
     "site_norms",

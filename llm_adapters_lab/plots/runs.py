@@ -20,6 +20,8 @@ DASHES, HATCHES = ("solid", "dash", "dot", "dashdot"), ("", "/", ".", "x")
 BESIDE = ("middle left", "middle right", "bottom center", "top center")
 SYMBOLS = ("circle", "diamond", "square", "triangle-up")
 POINTS = 800
+ROOM = 8
+"""Runs whose names have room beside their points."""
 
 
 def loss_curve(*runs: Run) -> go.Figure:
@@ -153,6 +155,7 @@ def parameters_against_accuracy(*runs: Run) -> go.Figure:
     import plotly.graph_objects as go
 
     figure, tasks, seen, sizes = go.Figure(), task_names(runs), looks(runs), []
+    crowded = len(runs) > ROOM  # names beside the points would cover each other
     for run in runs:
         look, mean, size = seen[run.id], mean_accuracy(run, tasks), run.summary.get("trainable_parameters")
         if mean is None:
@@ -163,7 +166,8 @@ def parameters_against_accuracy(*runs: Run) -> go.Figure:
             continue
         sizes.append(math.log10(size))
         figure.add_scatter(
-            **{"x": [size], "y": [100 * mean], "mode": "markers+text", "name": label, "showlegend": False},
+            **{"x": [size], "y": [100 * mean], "name": label},
+            **{"mode": "markers" if crowded else "markers+text", "showlegend": crowded},
             **{"text": [label], "textposition": BESIDE[len(sizes) % 4], "cliponaxis": False},
             marker={"color": look.colour, "size": 13, "symbol": SYMBOLS[look.turn % 4]},
             hovertemplate=f"<b>{label}</b><br>%{{x:,}} trainable parameters<br>accuracy %{{y:.1f}}%<extra></extra>",

@@ -25,6 +25,7 @@ def token_strip(
     title: str = "Where the adapter changes the loss",
     words: str = "blue: likelier with the adapter, orange: less likely",
     unit: str = "change (nats)",
+    line: int = LINE,
 ) -> go.Figure:
     """Show a text with a colour behind each token.
 
@@ -35,13 +36,14 @@ def token_strip(
         title: what is seen.
         words: how to read the colours.
         unit: of the values.
+        line: characters in a line; fewer for a narrow page, where tokens would overlap.
 
     Returns:
         The text in lines of equal width; blue is below zero, orange above, pale is zero or no value.
     """
     import plotly.graph_objects as go
 
-    figure, flow = go.Figure(), list(_flow(tokens))
+    figure, flow = go.Figure(), list(_flow(tokens, line))
     last = flow[-1][0] if flow else 0
     style(figure, escape(title), escape(words), "", "", 120 + 30 * (last + 1))
     numbers = [float(v) for v in values]
@@ -52,7 +54,7 @@ def token_strip(
     low = 0.0 if all(v >= 0 for v in numbers if v == v) else -most
     figure.add_bar(
         **{"orientation": "h", "base": [at for _, at, _ in flow], "width": 0.82},
-        **{"x": [wide - 0.25 for _, _, wide in flow], "y": [line for line, _, _ in flow]},
+        **{"x": [wide - 0.25 for _, _, wide in flow], "y": [row for row, _, _ in flow]},
         **{"text": [text(token) for token in tokens], "textposition": "inside", "insidetextanchor": "middle"},
         **{"textangle": 0, "constraintext": "none", "insidetextfont": {"family": MONO, "size": 12}},
         marker={
@@ -66,18 +68,18 @@ def token_strip(
     )
     bare = {"visible": False, "fixedrange": True}
     up = bare | {"range": [last + 0.5, -0.5]}
-    figure.update_layout(margin={"l": 4, "b": 16}, xaxis=bare | {"range": [0, LINE]}, yaxis=up)
+    figure.update_layout(margin={"l": 4, "b": 16}, xaxis=bare | {"range": [0, line]}, yaxis=up)
     return figure
 
 
-def _flow(tokens: Sequence[str]) -> Iterator[tuple[int, float, float]]:
-    """Yield line, start and width of each token, in characters."""
-    line, at = 0, 0.0
+def _flow(tokens: Sequence[str], line: int) -> Iterator[tuple[int, float, float]]:
+    """Yield row, start and width of each token, in characters; a row has `line` of them."""
+    row, at = 0, 0.0
     for token in tokens:
         width = max(len(token), 1) + 0.6
-        if at and at + width > LINE:
-            line, at = line + 1, 0.0
-        yield line, at, width
+        if at and at + width > line:
+            row, at = row + 1, 0.0
+        yield row, at, width
         at += width
 
 

@@ -89,7 +89,9 @@ def _sites(
     style(figure, title, words, "layer", "site", height=170 + 34 * max(rows, 2))
     if not rows:
         return say(figure, "no adapter norms")
-    top = max(v for values in frames for v in values.values() if v is not None and math.isfinite(v))
+    top = max((v for values in frames for v in values.values() if v is not None and math.isfinite(v)), default=None)
+    if top is None:
+        return say(figure, "no finite value: the base holds only zeros at these places")
     for i, ((columns, sites, cells), name) in enumerate(zip(grids, names, strict=True)):
         figure.add_heatmap(
             **{"x": columns, "y": sites, "z": cells, "name": name if len(frames) > 1 else None},

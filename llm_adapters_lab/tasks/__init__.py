@@ -93,6 +93,21 @@ def all_tasks() -> dict[str, Task]:
     return TASKS
 
 
+def split_names(text: str) -> list[str]:
+    """Return the names of tasks in a list with commas; what is no name belongs to the own file before it.
+
+    ``own:mine.csv?labels=yes,sir|no,boolq`` names two tasks.
+    """
+    names: list[str] = []
+    for part in text.split(","):
+        new = part.strip() in all_tasks() or part.strip().startswith("own:")
+        if names and names[-1].startswith("own:") and not new:
+            names[-1] += "," + part.rstrip()
+        elif part.strip():
+            names.append(part.strip())
+    return names
+
+
 def get_task(name: str) -> Task:
     """Return the task of that name, registered or, as in ``own:questions.csv``, described by it.
 

@@ -49,7 +49,7 @@ def find(name: str, places: Sequence[str], root: Path | None, url: str, reposito
     advice = f"Run `git clone {repository}` and set LAB_DATA, or `--set data.root=...`, to its folder."
     if root:
         paths = [root / place for place in places]
-        found = next((path for path in paths if path.is_file()), None)
+        found = next((path for path in paths if os.path.isfile(path)), None)
         if found is None:
             raise DataUnavailable(f"No {name}. Looked at {', '.join(map(str, paths))}. {advice}")
         return found
@@ -87,7 +87,7 @@ def read(path: Path, suffix: str | None = None) -> Rows:
         raise
     except FileNotFoundError:
         raise DataUnavailable(f"There is no data file {path}. Give the path of a file that exists.") from None
-    except (OSError, ValueError, csv.Error) as error:  # broken text and broken parquet are ValueErrors
+    except Exception as error:  # broken text, parquet and nesting have no error class in common
         raise BadRow(f"{path} cannot be read: {error}. Fetch or write the file again.") from error
     if not rows:
         raise BadRow(f"{path} holds no rows: the file is empty. Give at least one row.")
@@ -124,7 +124,7 @@ def from_hub(hub: str, config: str | None, split: str, revision: str | None = No
 def _json(path: Path) -> Rows:
     try:
         rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadRow(f"{path} is not JSON: {error}. Fetch or write the file again.") from error
     if not isinstance(rows, list):
         raise BadRow(f"{path} holds a JSON {type(rows).__name__}; give a list of rows.")
@@ -139,18 +139,22 @@ def _json_lines(path: Path) -> Rows:
             where = f"{path}, row {index + 1}"
             try:
                 rows.append((where, json.loads(line)))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise BadRow(f"{where}: not JSON: {error}. Give one object a line.") from error
     return rows
 
 
 def _csv(path: Path) -> Rows:
     with path.open(encoding="utf-8-sig", newline="") as lines:
-        rows = _placed(path, csv.DictReader(lines, strict=True))
+        reader = csv.DictReader(lines, strict=True)
+        header = list(reader.fieldnames or ())
+        if twice := sorted({name for name in header if header.count(name) > 1}):
+            raise BadRow(f"{path}: the header has {', '.join(map(repr, twice))} more than once. Rename the columns.")
+        rows = [(f"{path}, row {index + 1}", row) for index, row in enumerate(reader)]
     for where, row in rows:
-        if isinstance(row, dict) and (None in row or None in row.values()):
+        if None in row or None in row.values():
             raise BadRow(f"{where}: not as many values as the header has columns. Quote values that hold commas.")
-    return rows
+    return [*rows]
 
 
 def _parquet(path: Path) -> Rows:

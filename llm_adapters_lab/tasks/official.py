@@ -35,6 +35,7 @@ rationale and "The answer is 7." ``gsm8k-official-short`` leaves the rationale o
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from functools import partial
@@ -126,7 +127,7 @@ def local(release: Release, split: str, root: Path | None) -> list[Path]:
     if root is None:
         return []
     wanted = re.compile(rf"{release.splits[split]}(?![a-z])")
-    for folder in (release.hub, *release.folders):
+    for folder in (f for f in (release.hub, *release.folders) if os.path.isdir(root / f)):
         found = [
             path
             for path in sorted((root / folder).rglob("*"))

@@ -26,11 +26,14 @@ train, test  splits of a hub data set                           ``train``, ``tes
 A relative path counts from the data folder, if the file is there, else from the working directory. A file serves any
 split: the same rows, whether they are learnt or scored. A row may be ``{"question": "2 + 3?", "solution": 5}``.
 
-The name, not the content of the file, is what a run is known by: save changed rows under a new name.
+The name, not the content of the file, is what a run is known by: save changed rows under a new name. Labels match in
+any case and spacing; an empty cell counts as absent.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -39,11 +42,12 @@ from typing import cast, get_args
 
 from llm_adapters_lab.errors import BadRow, BadSpec, choices
 from llm_adapters_lab.tasks import Example, Task, files
-from llm_adapters_lab.tasks.forms import LETTERS, Form, Kind, form
+from llm_adapters_lab.tasks.forms import LETTERS, Form, Kind, form, same_line
 from llm_adapters_lab.tasks.offers import Options, offered
 
 PREFIX = "own:"
 COLUMNS = ("instruction", "input", "output", "answer", "id")
+_HUB = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 KEYS = (*COLUMNS, "form", "labels", "template", "config", "train", "test")
 
 
@@ -70,7 +74,7 @@ class Source:
 
     def column(self, name: str, row: object) -> str | None:
         """Return the column that holds `name`: the one set, else that of the same name if the row has it."""
-        has = isinstance(row, dict) and row.get(name) is not None
+        has = isinstance(row, dict) and row.get(name) not in (None, "")  # so are the empty cells of a CSV file
         return self.given.get(name) or (name if has else None)
 
 
@@ -107,7 +111,7 @@ def _parse(name: str) -> Source:
         if not (equals and value) or key in given:
             raise BadSpec(f"{name!r}: give {key!r} once, with a value, as in {key}=...")
         given[key] = value
-    if Path(place).suffix.lower() not in files.READERS and place.count("/") != 1:
+    if Path(place).suffix.lower() not in files.READERS and not _HUB.fullmatch(place):
         ends = ", ".join(files.READERS)
         raise BadSpec(f"{name!r}: {place!r} is neither a file that ends in {ends} nor a hub id such as owner/name.")
     get_template(given.get("template", "alpaca"))
@@ -137,9 +141,14 @@ def load(source: Source, name: str, split: str, root: Path | None = None) -> lis
         BadRow: the file cannot be read, a column is missing, an answer is not of the form, or two rows share an id.
     """
     if Path(source.place).suffix.lower() in files.READERS:
-        below = (files.data_root(root) or Path()) / source.place
-        rows = files.read(below if below.is_file() else Path(source.place))
+        place = os.path.expanduser(source.place)
+        below = (files.data_root(root) or Path()) / place
+        rows = files.read(below if os.path.isfile(below) else Path(place))
     else:
+        if os.path.isdir(source.place):  # which would be read in its place, whatever is in it
+            raise BadSpec(
+                f"{name!r}: {source.place} is a folder here. Name a file in it, as in own:{source.place}/x.csv."
+            )
         given = source.given
         rows = files.from_hub(source.place, given.get("config"), given.get(split, split))
     return list(_distinct(source, rows, f"{source.place}/{split}"))
@@ -179,7 +188,10 @@ def _answer(source: Source, row: object, said: str | None, short: str | None, wh
     found = given if short else source.form.extract(given, "lab")
     if not found:
         raise BadRow(f"{where}: field {key!r} is {given!r:.60}; no {source.kind} can be read from it.")
-    return files.one_of(source.labels, found, key, where) if source.labels else found
+    if not source.labels:
+        return found
+    alike = [label for label in source.labels if same_line(label, found)]
+    return files.one_of(source.labels, alike[0] if len(alike) == 1 else found, key, where)
 
 
 def _options(source: Source, instruction: str) -> Options:

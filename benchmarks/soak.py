@@ -1,0 +1,84 @@
+"""Soak: small runs in real processes, killed again and again at random moments; counts what is lost and what differs.
+
+    python benchmarks/soak.py --kills 200 --minutes 30 --seed 0
+
+Every run is killed one to six times: when its logs have grown by a number of lines drawn from what is left, rather few,
+and up to a twentieth of a second later. It is taken up again after each, and in the end compared with a run that
+nothing has interrupted: events, losses, adapter, answers and summary, to the bit but for times. It stops after so many
+kills or minutes, prints what it has counted as JSON, and fails if a run was lost or differed.
+"""
+
+import argparse
+import json
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[1] / name) for name in ("", "tests", "tests/faults")]
+
+from nursery import FIELDS, Nursery
+from records import timeless
+
+from llm_adapters_lab.record import Run
+from llm_adapters_lab.spec import RunSpec
+from llm_adapters_lab.tail import last_event
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--kills", type=int, default=200, help="stop after so many")
+    parser.add_argument("--minutes", type=float, default=30.0, help="stop after so many, if sooner")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, Nursery(Path(folder)) as nursery:
+        found = soak(nursery, Path(folder), options.kills, options.minutes, random.Random(options.seed))
+    print(json.dumps(found, indent=2))
+    return int(bool(found["lost"] or found["differing"]) or not found["kills"])
+
+
+def soak(nursery: Nursery, folder: Path, kills: int, minutes: float, chance: random.Random) -> dict:
+    name = RunSpec.parse(FIELDS).id
+    spec = folder / "spec.json"
+    spec.write_text(json.dumps(FIELDS), encoding="utf-8")
+    child = nursery.start("run", spec, "--root", folder / "whole")
+    assert child.wait() == 0, child.said
+    whole, total = timeless(Run(folder / "whole" / name)), lines(folder / "whole" / name)
+    found = {"kills": 0, "runs": 0, "lost": 0, "differing": 0}
+    after: Counter[str] = Counter()
+    began = time.monotonic()
+    while found["kills"] < kills and time.monotonic() - began < 60 * minutes:
+        root = folder / str(found["runs"])
+        for _ in range(chance.randint(1, 6)):
+            now = min(lines(root / name), total)
+            target = round(chance.triangular(now, total, now))
+            child = nursery.start("run", spec, "--root", root)
+            while lines(root / name) < target and child.poll() is None:
+                time.sleep(0.005)
+            time.sleep(chance.uniform(0.0, 0.05))
+            child.send(signal.SIGKILL)
+            if child.wait() == 0:  # it was done before
+                break
+            found["kills"] += 1
+            after[(last_event(Run(root / name)) or {}).get("event", "nothing")] += 1
+        child = nursery.start("run", spec, "--root", root)
+        found["runs"] += 1
+        if child.wait() != 0 or not Run(root / name).done:
+            found["lost"] += 1
+            print(child.said, file=sys.stderr)
+        elif timeless(Run(root / name)) != whole:
+            found["differing"] += 1
+    return {**found, "killed_after": dict(after.most_common()), "minutes": round((time.monotonic() - began) / 60, 1)}
+
+
+def lines(folder: Path) -> int:
+    """Return how much a run has said and answered."""
+    logs = (folder / name for name in ("events.jsonl", "predictions.jsonl"))
+    return sum(path.read_bytes().count(b"\n") for path in logs if path.is_file())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""AdapterBias: one shift for all tokens, as strong as each token asks for.
+
+    y = W u + b + (w · u + c) v
+
+with u: (..., d_in) the wide activation that the MLP's exit projection reads, w: (d_in,) and the number c the weight of
+a token, v: (d_out,) the shift. v is zero at the start, so training starts at the base. It is linear in u: W' = W + v wᵀ
+and b' = b + c v merge exactly, the latter only where the projection has a bias; `offset: false` leaves c out and merges
+everywhere. The paper also trains the norm after the MLP: inject `norm-tuning` beside it for that. It can share w among
+layers; here every layer has its own.
+
+Parameters: d_in + d_out for each site, plus 1 with `offset`.
+
+Source: Fu et al. 2022, arXiv:2205.00305, section 3 (their α, v / our w · u + c, v).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+from torch.nn.functional import linear
+
+from llm_adapters_lab.adapter import Adapter, AdapterConfig, register
+from llm_adapters_lab.anatomy import Site
+
+
+class AdapterBiasConfig(AdapterConfig):
+    """Config of AdapterBias."""
+
+    type: Literal["adapter-bias"] = Field(default="adapter-bias", description="name of the adapter")
+    offset: bool = Field(default=True, description="a token's weight has a constant c; it merges into a bias only")
+
+
+@register("adapter-bias", config=AdapterBiasConfig, at="down", source="arXiv:2205.00305", colour="#7A9A01")
+class AdapterBias(Adapter):
+    """Token-dependent shift of one projection's output."""
+
+    def __init__(self, config: AdapterBiasConfig, site: Site, base: nn.Module) -> None:
+        """Make w (1, d_in), c (1,) and v (d_out,)."""
+        super().__init__(config, site, base)
+        self.w = nn.Parameter(torch.empty(1, site.d_in))
+        self.c = nn.Parameter(torch.zeros(1)) if config.offset else None
+        self.v = nn.Parameter(torch.zeros(site.d_out))
+        nn.init.kaiming_uniform_(self.w, a=math.sqrt(5))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Return y + (w · x + c) v."""
+        return y + linear(x, self.w, self.c) * self.v
+
+    def merged(self, own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return W + v wᵀ and, with c, b + c v."""
+        changed = {"weight": own["weight"] + self.v[:, None] * self.w}
+        return changed if self.c is None else changed | {"bias": own.get("bias", 0) + self.c * self.v}

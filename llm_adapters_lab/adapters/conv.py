@@ -1,0 +1,66 @@
+"""Convolutional adapter: a bottleneck that also looks a few tokens back.
+
+    z = GLU(V LN(x)),   c_t = Σ_j K_j ∘ z_{t-j} for j = 0 … k-1,   y' = y + s U silu(RMS(c))
+
+with x: (..., n, d) the site's output (`form: series`) or input (`parallel`), V: (2 m, d), GLU(a, b) = a σ(b), K: (m, k)
+one filter for each of the m channels, U: (d, m). U is zero, so training starts at the base. The convolution is causal:
+token t sees t-k+1 … t, never what follows, and padding counts as nothing before the beginning. With k = 1 it acts on
+each token alone. In the paper, for speech, filters look both ways and batch norm takes the place of RMS.
+
+Parameters: for each site 3 m d + m k + 2 d + m: V, U, the filters, the norms' scales and shift.
+
+Source: Cappellazzo et al. 2024, arXiv:2312.03694, section 3.3 (their Conformer adapter).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+from torch.nn.functional import conv1d, glu, silu
+
+from llm_adapters_lab.adapter import AdapterConfig, register
+from llm_adapters_lab.anatomy import Site
+from llm_adapters_lab.sequence import SequenceAdapter
+
+
+class ConvConfig(AdapterConfig):
+    """Config of the convolutional adapter."""
+
+    type: Literal["conv"] = Field(default="conv", description="name of the adapter")
+    bottleneck: int = Field(default=64, ge=1, le=65536, description="channels m")
+    kernel: int = Field(default=4, ge=1, le=64, description="tokens k that a filter sees, the present one included")
+    form: Literal["parallel", "series"] = Field(default="parallel", description="reads the site's input or its output")
+    scaling: float = Field(default=1.0, gt=0, description="the branch is scaled by s")
+
+
+@register("conv", config=ConvConfig, at="mlp", source="arXiv:2312.03694", colour="#00876C")
+class Conv(SequenceAdapter):
+    """Gated bottleneck with a causal depthwise convolution."""
+
+    level = "sublayer"
+
+    def __init__(self, config: ConvConfig, site: Site, base: nn.Module) -> None:
+        """Make V (2 m, d), the filters (m, 1, k) and U (d_out, m)."""
+        super().__init__(config, site, base)
+        self.series, self.scaling = config.form == "series", config.scaling
+        width = site.d_out if self.series else site.d_in
+        self.before, self.within = nn.LayerNorm(width), nn.RMSNorm(config.bottleneck, eps=1e-6)
+        self.V = nn.Linear(width, 2 * config.bottleneck, bias=False)
+        self.K = nn.Parameter(torch.empty(config.bottleneck, 1, config.kernel))
+        self.U = nn.Linear(config.bottleneck, site.d_out, bias=False)
+        nn.init.kaiming_uniform_(self.K, a=math.sqrt(5))
+        nn.init.zeros_(self.U.weight)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Return y + s U silu(RMS(c))."""
+        z = glu(self.V(self.before(y if self.series else x)), dim=-1)
+        k = self.K.shape[-1]
+        # conv1d slides its filter unturned: its last entry meets the present token.
+        wide = self.with_past(z, k - 1) if k > 1 else z
+        c = conv1d(wide.transpose(-1, -2), self.K, groups=len(self.K)).transpose(-1, -2)
+        changed: torch.Tensor = y + self.scaling * self.U(silu(self.within(c.reshape(z.shape))))
+        return changed

@@ -1,0 +1,84 @@
+"""Executors: where the runs of a sweep are done."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from llm_adapters_lab import launch
+from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.launch import State
+from llm_adapters_lab.record import Run
+from llm_adapters_lab.run import run
+from llm_adapters_lab.spec import RunSpec
+
+
+class Executor(Protocol):
+    """Where runs are done. A cluster would be one more: `start` submits, `state` asks the queue and the record."""
+
+    jobs: int
+
+    def start(self, spec: RunSpec, root: Path, look: Callable[[], None], stop: threading.Event) -> None:
+        """Begin a run, and return before its end or at it.
+
+        Args:
+            spec: what to do.
+            root: folder of all runs.
+            look: called now and then by one that returns at the end only.
+            stop: once it is set, such a one ends the run after the step it is at.
+
+        Raises:
+            Exception: the run has failed; the others are done all the same.
+        """
+
+    def state(self, run: Run) -> State:
+        """Say how a run stands."""
+
+
+class Local:
+    """In this process, one after the other."""
+
+    def __init__(self, jobs: int = 1) -> None:
+        """Do one run at a time; `jobs` can be nothing else."""
+        if jobs != 1:
+            raise BadSpec(f"jobs = {jobs}: local does one run at a time. Use the executor process.")
+        self.jobs, self.at_work = 1, ""
+
+    def start(self, spec: RunSpec, root: Path, look: Callable[[], None], stop: threading.Event) -> None:
+        """Do a run to its end."""
+        self.at_work = spec.id
+        try:
+            run(spec, root=root, stop=stop, on_event=lambda _: look())
+        finally:
+            self.at_work = ""
+
+    def state(self, run: Run) -> State:
+        """Say how a run stands."""
+        return State("running") if run.id == self.at_work else launch.state(run)
+
+
+class Processes:
+    """In processes of their own on this machine; they go on when the sweep is gone, and it finds them again.
+
+    They share processors and GPU: with several of them set OMP_NUM_THREADS to the share of processors of each.
+    """
+
+    def __init__(self, jobs: int = 1) -> None:
+        """Do at most so many runs at a time."""
+        if jobs < 1:
+            raise BadSpec(f"jobs = {jobs}: at least one run at a time must be allowed.")
+        self.jobs = jobs
+
+    def start(self, spec: RunSpec, root: Path, look: Callable[[], None], stop: threading.Event) -> None:
+        """Launch a run and return at once."""
+        launch.launch(spec, root)
+
+    def state(self, run: Run) -> State:
+        """Say how a run stands."""
+        return launch.state(run)
+
+
+EXECUTORS: dict[str, Callable[[int], Executor]] = {"local": Local, "process": Processes}
+"""By the name that the command line gives them; each is called with the number of jobs."""

@@ -1,0 +1,137 @@
+"""A notebook in a browser: cells are written and run, panels are used by their names, pictures are taken."""
+
+import json
+import os
+import re
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import expect
+
+expect.set_options(timeout=60_000)
+READY = """() => {
+  const widget = window.jupyterapp?.shell.currentWidget;
+  const session = widget?.sessionContext;
+  const kernel = session?.session?.kernel;
+  return Boolean(session?.isReady && kernel?.connectionStatus === 'connected' && kernel.status === 'idle');
+}"""
+COUNTED = """() => [...document.querySelectorAll('.jp-CodeCell')].every(
+  cell => /\\[\\d+\\]/.test(cell.querySelector('.jp-InputPrompt')?.textContent ?? ''))"""
+SCROLLS = """() => {
+  const area = document.querySelector('.lab').closest('.jp-OutputArea-output') ?? document.body;
+  return area.scrollWidth - area.clientWidth;
+}"""
+CUT = """() => [...document.querySelectorAll('.lab .lm-TabBar-tabLabel, .lab .jupyter-button, .lab .widget-label')]
+  .filter(e => e.offsetParent && e.scrollWidth > e.clientWidth + 1).map(e => e.textContent)"""
+
+
+class Notebook:
+    """A notebook file of a server, opened in a page."""
+
+    def __init__(self, page: Any, server: Any, name: str, pictures: Path) -> None:
+        self.page, self.server, self.name, self.pictures = page, server, name, pictures
+        self.folder, self.path, self.taken = server.folder / name, f"{name}/nb.ipynb", 0
+
+    def write(self, *cells: str) -> None:
+        """Write the file: an empty cell, or these."""
+        made = [
+            {"cell_type": "code", "source": text, "metadata": {}, "outputs": [], "execution_count": None, "id": f"c{i}"}
+            for i, text in enumerate(cells or ("",))
+        ]
+        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        content = {"cells": made, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
+        (self.folder / "nb.ipynb").write_text(json.dumps(content), encoding="utf-8")
+
+    def open(self) -> None:
+        """Open it in JupyterLab, and wait for its kernel."""
+        self.page.goto(f"{self.server.url}/lab/tree/{self.path}?token={self.server.token}&reset")
+        self.ready()
+
+    def ready(self) -> None:
+        self.page.wait_for_function(READY)
+
+    def run(self) -> None:
+        """Run all cells; once in a while a kernel answers nobody, and gets another start."""
+        for left in (2, 1, 0):
+            self.page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")
+            try:
+                self.page.wait_for_function(COUNTED, timeout=90_000)
+                return
+            except Exception:
+                if not left:
+                    raise
+            self._end_sessions()
+            self.open()
+
+    def show(self, *cells: str) -> None:
+        """Write, open and run cells, and wait for the lab."""
+        self.write(*cells)
+        self.open()
+        self.run()
+        self.bar()
+
+    def bar(self) -> Any:
+        """Return the bar's line once it is there."""
+        bar = self.page.locator(".lab-bar [role=status], .lab-bar [role=alert]")
+        bar.wait_for()
+        return bar
+
+    def says(self, text: str, seconds: float = 60) -> None:
+        """Wait until the bar says so."""
+        expect(self.bar()).to_contain_text(re.compile(text), timeout=1000 * seconds)
+
+    def tab(self, title: str) -> None:
+        self.page.get_by_role("tab", name=title, exact=True).click()
+
+    def button(self, name: str) -> Any:
+        return self.page.locator(".lab").get_by_role("button", name=name, exact=True).locator("visible=true")
+
+    def field(self, name: str) -> Any:
+        return self.page.locator(".lab").get_by_label(name, exact=True).locator("visible=true")
+
+    def fill(self, name: str, text: str) -> None:
+        """Type into a field, and leave it."""
+        self.field(name).fill(text)
+        self.field(name).press("Tab")
+
+    def restart(self) -> None:
+        """Restart the kernel, as its menu does, without its question."""
+        self.page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+        self.ready()
+
+    def shoot(self, step: str) -> None:
+        """Take pictures, in both themes and widths where they are asked for; nothing may be cut or scroll sideways."""
+        self.taken += 1
+        stem = f"{self.name.removeprefix('test_')}-{self.taken}-{step}"
+        for width in (1280, 800):
+            self.page.set_viewport_size({"width": width, "height": 1400})
+            self.page.wait_for_timeout(300)
+            assert self.page.evaluate(SCROLLS) <= 0, f"{stem} scrolls sideways at {width}"
+            assert self.page.evaluate(CUT) == [], f"{stem} is cut at {width}"
+            for theme in ("Light", "Dark") if "LAB_SCREENSHOTS" in os.environ else ("Light",):
+                self._theme(theme)
+                self.page.screenshot(path=self.pictures / f"{stem}-{width}-{theme.lower()}.png")
+        self._theme("Light")
+        self.page.set_viewport_size({"width": 1280, "height": 1400})
+
+    def _theme(self, name: str) -> None:
+        change = "name => jupyterapp.commands.execute('apputils:change-theme', {theme: `JupyterLab ${name}`})"
+        if self.page.evaluate("() => window.jupyterapp?.commands.hasCommand('apputils:change-theme')"):
+            drawn = self.page.locator(".lab .main-svg").count()
+            self.page.evaluate(change, name)
+            self.page.wait_for_function("name => document.body.dataset.jpThemeName?.endsWith(name)", arg=name)
+            self.page.locator("#jupyterlab-splash").wait_for(state="detached")
+            expect(self.page.locator(".lab .main-svg")).to_have_count(drawn)  # figures are drawn anew
+
+    def _end_sessions(self) -> None:
+        for session in json.loads(self._ask("GET", "/api/sessions")):
+            if session["path"] == self.path:
+                self._ask("DELETE", f"/api/sessions/{session['id']}")
+
+    def _ask(self, method: str, place: str) -> bytes:
+        token = {"Authorization": f"token {self.server.token}"}
+        asked = urllib.request.Request(self.server.url + place, method=method, headers=token)
+        with urllib.request.urlopen(asked, timeout=10) as answer:
+            content: bytes = answer.read()
+        return content

@@ -1,0 +1,63 @@
+"""A figure with, on request, the numbers behind it as a table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as W
+
+from llm_adapters_lab import plots
+from llm_adapters_lab.markup import Html, el
+from widgets.figure import picture
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+ROWS = 1000
+"""A table has no more."""
+_CELL = "padding: 1px 10px 1px 0; text-align: left; white-space: pre-wrap; overflow-wrap: anywhere"
+_BOX = "max-height: 24em; overflow: auto; line-height: 1.4; font-variant-numeric: tabular-nums"
+
+
+class Shown:
+    """Figure and table.
+
+    Attributes:
+        figure: what is drawn.
+        table: button that shows the numbers.
+        widget: all of it.
+    """
+
+    def __init__(self, figure: go.Figure) -> None:
+        """Show a figure of `plots`."""
+        self.figure = figure
+        self.picture = W.Output(layout=W.Layout(width="100%"))
+        self.picture.outputs = (picture(figure),)
+        self.table: Any = W.ToggleButton(description="Table", tooltip="The numbers behind the figure")
+        self.rows: Any = W.HTML(layout=W.Layout(width="100%"))
+        self.table.observe(self._toggled, "value")
+        self.widget: Any = W.VBox(
+            [self.picture, self.table, self.rows], layout=W.Layout(width="100%", margin="0 0 16px")
+        )
+
+    def close(self) -> None:
+        """Be gone."""
+        for widget in (self.picture, self.table, self.rows, self.widget):
+            widget.close()
+
+    def _toggled(self, change: Any) -> None:
+        self.rows.value = _table(plots.data(self.figure)) if change["new"] else ""
+
+
+def _table(rows: list[dict[str, Any]]) -> Html:
+    heads = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [el("tr", *(el("td", _word(row.get(head)), style=_CELL) for head in heads)) for row in rows[:ROWS]]
+    top = el("tr", *(el("th", head, scope="col", style=_CELL) for head in heads))
+    more = el("div", f"the first {ROWS} of {len(rows)} rows") if len(rows) > ROWS else el("span")
+    return el("div", el("table", el("thead", top), el("tbody", *lines)), more, style=_BOX, tabindex="0")
+
+
+def _word(value: Any) -> str:
+    if value is None or value != value:  # not a number: there is none
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
