@@ -58,6 +58,11 @@ def constant(field: FieldInfo) -> tuple[Any, ...]:
     return values if len(values) == 1 and not optional else ()
 
 
+def is_group(field: FieldInfo) -> bool:
+    """Return whether a field holds fields of its own."""
+    return any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in _kinds(field.annotation)[0])
+
+
 def limits(field: FieldInfo) -> dict[str, float]:
     """Return the bounds of a field, such as {"ge": 1, "le": 4096}."""
     return {a: value for m in field.metadata for a in _BOUNDS if (value := getattr(m, a, None)) is not None}

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from llm_adapters_lab.errors import BadSpec, LabError
 from llm_adapters_lab.fields import faults, parse
 from llm_adapters_lab.markup import el
-from widgets.controls import NAME_WIDTH, Control, constant, control, help_text
+from widgets.controls import NAME_WIDTH, Control, constant, control, help_text, is_group
 from widgets.guard import message
 
 M = TypeVar("M", bound=BaseModel)
@@ -70,7 +70,8 @@ class Form(Generic[M]):
         self._observers: list[Callable[[Form[M]], None]] = []
         self._quiet = False
         rows = []
-        for name, field in model.model_fields.items():
+        # What has fields of its own comes last: it is the rarer choice.
+        for name, field in sorted(model.model_fields.items(), key=lambda item: is_group(item[1])):
             if only := constant(field):
                 self._kept[name] = only[0]
             elif name not in skip:
