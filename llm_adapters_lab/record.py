@@ -119,6 +119,10 @@ class Run:
         Whole lines only, the last answer to each row, and of the scoring nothing, which is told again.
         """
         _rewrite(self.folder / "events.jsonl", (e for e in self.events() if e["event"] not in _SCORING))
+        self.keep_last_answers()
+
+    def keep_last_answers(self) -> None:
+        """Take away every answer that was given again, in place of which the last one then stands."""
         answers = {(p["task"], p["id"]): p for p in self.predictions()}
         _rewrite(self.folder / "predictions.jsonl", answers.values())
 

@@ -99,9 +99,7 @@ def run(
         if fresh or not record.done:
             base = models.load(spec.base, spec.dtype, trust_remote_code=spec.trust_remote_code)
             if base.tokenizer is None:
-                raise BadSpec(
-                    f"{spec.base} is random and has no tokenizer: it can be inspected, not run. Use base: nano."
-                )
+                raise BadSpec(f"{spec.base} is random and has no tokenizer: inspect it, or use base: nano.")
             keeper = Keeper(record, spec, {"base": base_hash(base.model), "data": rows.digests()}, stop)
             record.folder.mkdir(parents=True, exist_ok=True)
             with mine():
@@ -128,6 +126,7 @@ def _do(work: _Work, fresh: bool) -> None:
         stage = "scoring"
         with written(injection):
             scores = {name: _score(work, name) for name in spec.eval.tasks}
+        record.keep_last_answers()
         record.write("summary.json", summary(spec, base, injection, scores, trained, hashes) | {"leaks": leaks})
         record.append(finished := Finished(spec.id, time.perf_counter() - began))
     except Stopping:

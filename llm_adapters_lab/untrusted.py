@@ -86,7 +86,8 @@ def _check_weights(source: str, base: str, named: Any) -> None:
         if index := cached_file(source, named, **quiet):
             parts = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
             _check_names(base, named, dict.fromkeys(parts.values()))
-    if os.path.isdir(source) and not any(Path(source).rglob("*.safetensors")):
+    # A folder with a configuration alone is enough to count and to look; loading it says what is missing.
+    if os.path.isdir(source) and pickles(source) != "none" and not any(Path(source).rglob("*.safetensors")):
         raise ModelUnavailable(
             f"{base} holds no safetensors weights. What is pickled is never opened, since that can run code; here it "
             f"is {pickles(source)}. Save the model anew with save_pretrained, where you trust it."

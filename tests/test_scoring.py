@@ -318,7 +318,9 @@ def test_another_answer_in_the_file_is_another_row(tmp_path: Path) -> None:
     record = run(spec, root=tmp_path)
     (record.folder / "summary.json").unlink()
     file.write_text(json.dumps([{**row, "a": "yes"} for row in rows]))
-    assert {p["gold"] for p in run(spec, root=tmp_path).predictions()} == {"yes"}
+    with pytest.raises(BadSpec, match="rows changed"):
+        run(spec, root=tmp_path)
+    assert {p["gold"] for p in run(spec, root=tmp_path, fresh=True).predictions()} == {"yes"}
 
 
 def test_options_need_no_room_for_an_answer() -> None:

@@ -243,7 +243,7 @@ def test_runs_are_found_and_named(finished: Finished, tmp_path: Path) -> None:
 def test_the_list_keeps_what_is_picked_and_leaves_out_what_cannot_be_read(finished: Finished, tmp_path: Path) -> None:
     root, names = finished
     for name in ("lora", "prefix"):
-        (tmp_path / names[name]).symlink_to(root / names[name])
+        shutil.copytree(root / names[name], tmp_path / names[name])
     panel = TryPanel(tmp_path, names["lora"])
     called: list[Callable[[], object]] = []
     panel.pick.observe(lambda: called.append(panel.refresh))
@@ -253,7 +253,7 @@ def test_the_list_keeps_what_is_picked_and_leaves_out_what_cannot_be_read(finish
     panel.refresh()
     assert panel.run_id == names["lora"]
     assert not called
-    (tmp_path / names["lora"]).unlink()
+    shutil.rmtree(tmp_path / names["lora"])
     panel.refresh()
     assert panel.run_id == names["prefix"]
     assert called
