@@ -18,6 +18,7 @@ from llm_adapters_lab.models import Base
 from llm_adapters_lab.record import Run
 from llm_adapters_lab.spec import RunSpec
 from llm_adapters_lab.untrusted import without_home
+from llm_adapters_lab.wrappers.quantize import packed
 
 LONGEST = 10_000
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
@@ -48,6 +49,7 @@ def summary(
         "base": spec.base,
         "trainable_parameters": begun.trainable_parameters,
         "base_parameters": begun.base_parameters,
+        "adapter_bytes": sum(t.numel() * t.element_size() for t in packed(injection).values()) if injection else 0,
         "scores": scores,
         "train": trained,
         "environment": environment(begun.device, base.model.dtype),

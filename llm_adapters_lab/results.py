@@ -119,6 +119,8 @@ def show_result(record: Run) -> None:
             f"trained {trained['steps']} steps in {clock(trained['seconds'])}, loss {trained['loss_first']:.3f} to "
             f"{trained['loss_last']:.3f}, {trained['tokens_per_second']:,.0f} tokens/s"
         )
+    if held := summary.get("adapter_bytes"):
+        say(f"adapter: {summary['trainable_parameters']:,} parameters, {held / 1000:,.1f} kB of tensors on disk")
     if "error" in summary:
         say(summary.get("traceback", ""))
         say(f"failed while {summary['stage']}: {summary['error']}")

@@ -260,6 +260,8 @@ def test_a_run_is_trained_scored_saved_and_comes_back_the_same(wrapper: dict[str
     base, injection = restore(record)
     assert injection is not None
     assert record.summary["trainable_parameters"] == injection.count()
+    stored = load_file(record.folder / "adapter" / "adapter.safetensors").values()
+    assert record.summary["adapter_bytes"] == sum(t.numel() * t.element_size() for t in stored)
     again = run(RunSpec.parse(fields), root=tmp_path / "again")
     assert [e["loss"] for e in again.events("Step")] == losses
     ids = torch.tensor([[5, 6, 7, 8]])

@@ -210,6 +210,8 @@ class RunPanel:
         if found.name == "finished" and self.run:
             scores = self.run.summary.get("scores", {}).items()
             words = ", ".join(f"{task} {100 * score['accuracy']:.1f}%" for task, score in scores)
+            if held := self.run.summary.get("adapter_bytes"):
+                words += f" · adapter {held / 1000:,.1f} kB"
         head = el("b", f"{SIGNS[found.name]} {found.name if begun else 'not started'}")
         words = words if begun or self.run is None else ""
         text = " · ".join(part for part in (words, note) if part)
