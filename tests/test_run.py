@@ -36,12 +36,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_the_summary_has_every_key_with_a_sensible_value(finished: Run) -> None:
     summary = finished.summary
     keys = {"id", "status", "adapter", "base", "trainable_parameters", "base_parameters", "scores", "train"}
-    assert set(summary) == keys | {"environment", "leaks", "hashes"}
+    assert set(summary) == keys | {"adapter_bytes", "environment", "leaks", "hashes"}
     assert {name: leak["total"] for name, leak in summary["leaks"].items()} == {"mini-addsub": 5, "mini-bool": 5}
     assert summary["id"] == finished.id == small().id
     assert summary["status"] == "finished"
     assert summary["adapter"]["rank"] == 4
     assert 0 < summary["trainable_parameters"] < 0.08 * summary["base_parameters"]
+    assert summary["adapter_bytes"] == 4 * summary["trainable_parameters"]
     assert set(summary["scores"]) == {"mini-addsub", "mini-bool"}
     for score in summary["scores"].values():
         assert score["total"] == 5
