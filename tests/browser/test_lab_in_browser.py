@@ -67,7 +67,7 @@ def test_stop_and_resume(notebook):
     notebook.shoot("running")
     notebook.button("Stop").click()
     notebook.says("stopped")
-    expect(notebook.page.locator(".lab").get_by_text("Resume starts the training again.")).to_be_visible()
+    expect(notebook.page.locator(".lab").get_by_text(re.compile(r"Resume goes on after step \d+"))).to_be_visible()
     notebook.shoot("stopped")
     notebook.button("Resume").last.click()
     notebook.says(r"running · step \d+ of 20000", seconds=90)
