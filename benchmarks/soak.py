@@ -16,7 +16,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1] / name) for name in ("", "tests", "tests/faults")]
 
@@ -40,7 +42,7 @@ def main() -> int:
     return int(bool(found["lost"] or found["differing"]) or not found["kills"])
 
 
-def soak(nursery: Nursery, folder: Path, kills: int, minutes: float, chance: random.Random) -> dict:
+def soak(nursery: Nursery, folder: Path, kills: int, minutes: float, chance: random.Random) -> dict[str, Any]:
     name = RunSpec.parse(FIELDS).id
     spec = folder / "spec.json"
     spec.write_text(json.dumps(FIELDS), encoding="utf-8")
@@ -69,15 +71,19 @@ def soak(nursery: Nursery, folder: Path, kills: int, minutes: float, chance: ran
         if child.wait() != 0 or not Run(root / name).done:
             found["lost"] += 1
             print(child.said, file=sys.stderr)
-        elif timeless(Run(root / name)) != whole:
+        elif unlike := [key for key, value in timeless(Run(root / name)).items() if value != whole[key]]:
             found["differing"] += 1
+            print(f"{root / name} differs in {', '.join(unlike)}", file=sys.stderr)
     return {**found, "killed_after": dict(after.most_common()), "minutes": round((time.monotonic() - began) / 60, 1)}
 
 
 def lines(folder: Path) -> int:
     """Return how much a run has said and answered."""
-    logs = (folder / name for name in ("events.jsonl", "predictions.jsonl"))
-    return sum(path.read_bytes().count(b"\n") for path in logs if path.is_file())
+    count = 0
+    for name in ("events.jsonl", "predictions.jsonl"):
+        with suppress(FileNotFoundError):  # not there yet, or just taken away to begin anew
+            count += (folder / name).read_bytes().count(b"\n")
+    return count
 
 
 if __name__ == "__main__":

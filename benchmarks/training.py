@@ -102,7 +102,7 @@ def trainer(work: Work) -> Iterator[None]:
 
 class _InOrder(Trainer):
     def _get_train_sampler(self, *args: Any) -> Any:
-        return torch.utils.data.SequentialSampler(self.train_dataset)
+        return torch.utils.data.SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
 
 
 class _Clock(TrainerCallback):
@@ -183,11 +183,12 @@ def _peft(work: Work) -> tuple[Any, Any]:
     injection.eject()
     config = work.config
     model = get_peft_model(
-        base.model, LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=0.0, target_modules=paths)
+        base.model, LoraConfig(r=config.rank, lora_alpha=int(config.alpha), lora_dropout=0.0, target_modules=paths)
     )
     with torch.no_grad():
         for path in paths:
-            model.base_model.model.get_submodule(path).lora_A.default.weight.copy_(start[f"{path}/A"])
+            theirs: Any = model.get_submodule(f"base_model.model.{path}")
+            theirs.lora_A.default.weight.copy_(start[f"{path}/A"])
     return model, base.tokenizer
 
 
@@ -280,7 +281,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         "labels_per_row": sum(s.counted for s in samples) / len(samples),
         "ways": results,
         "targets": TARGETS,
-        "environment": environment("cuda" if torch.cuda.is_available() else "cpu"),
+        "environment": environment(make_accelerator("auto").device.type, models.pick_dtype("auto")),
     }
 
 

@@ -6,12 +6,12 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any, NamedTuple
 
 from llm_adapters_lab import checkpoint
 from llm_adapters_lab.checkpoint import Checkpoint, State
-from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.errors import BadSpec, LabError
 from llm_adapters_lab.processes import hold
 from llm_adapters_lab.record import Run
 from llm_adapters_lab.saving import read_json, read_tensors
@@ -107,6 +107,13 @@ def alone(run: Run, stop: threading.Event | None, say: Callable[[str], None]) ->
             say(f"Another process works on {run.id}, and this one waits for its result: {holder}")
 
     return hold(run.lock, math.inf, waiting)
+
+
+def unlock(run: Run) -> None:
+    """Take away the lock of a process that died after it had written the result, and nobody else's."""
+    if run.lock.exists():
+        with suppress(LabError, OSError), hold(run.lock, seconds=0):
+            pass
 
 
 class Taken(NamedTuple):

@@ -22,7 +22,7 @@ from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.evaluate import decoder, evaluate
 from llm_adapters_lab.events import Event, Finished, Noticed, Resumed, Scored, Scoring, Stopped
 from llm_adapters_lab.inject import Injection, inject
-from llm_adapters_lab.keeper import Keeper, Stopping, Taken, alone, refuse_changes, take_up
+from llm_adapters_lab.keeper import Keeper, Stopping, Taken, alone, refuse_changes, take_up, unlock
 from llm_adapters_lab.leaks import overlap
 from llm_adapters_lab.memory import WORTH_IT, estimate, estimated
 from llm_adapters_lab.merge import written
@@ -86,6 +86,7 @@ def run(
     """
     record = Run(Path(root) / spec.id)
     if record.done and not fresh:
+        unlock(record)
         _check_files(spec, record, on_event)
         return record
     check_writable(record.folder)

@@ -1,5 +1,6 @@
 """Several processes and one run: one works on it, the others wait for its result or say who does."""
 
+import json
 import signal
 import warnings
 from pathlib import Path
@@ -11,7 +12,7 @@ from records import timeless
 from llm_adapters_lab.errors import LabError
 from llm_adapters_lab.events import Event, Noticed
 from llm_adapters_lab.launch import State, beside, launch, state, stop
-from llm_adapters_lab.processes import who
+from llm_adapters_lab.processes import hold, who
 from llm_adapters_lab.run import run
 from llm_adapters_lab.spec import RunSpec
 
@@ -84,3 +85,13 @@ def test_the_lock_of_a_dead_process_holds_nobody_up(lab: Lab, tmp_path: Path) ->
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert run(RunSpec.load(lab.spec), root=tmp_path).done
+
+
+def test_the_lock_of_a_process_that_died_after_its_last_word_is_taken_away(lab: Lab, tmp_path: Path) -> None:
+    lab.finish(tmp_path)
+    record = lab.record(tmp_path)
+    record.lock.write_text(json.dumps(who() | {"pid": 2**22 + 1}), encoding="utf-8")
+    lab.finish(tmp_path)  # everything is there already, and nothing more afterwards
+    with hold(record.lock):  # that of a process which is at work stays
+        lab.start(tmp_path).wait()
+        assert record.lock.is_file()
