@@ -70,6 +70,16 @@ def test_killed_at_five_random_moments_it_loses_nothing(seed: int, lab: Lab, tmp
     assert not record.lock.exists()
 
 
+def test_killed_over_its_last_word_it_leaves_nothing_more(lab: Lab, tmp_path: Path) -> None:
+    for number in range(3):  # with the result written, and the lock not yet taken away
+        root = tmp_path / str(number)
+        child = lab.start(root)
+        until((lab.record(root).folder / "summary.json").is_file, child)
+        child.send(signal.SIGKILL)
+        child.wait()
+        lab.finish(root)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_asked_to_end_it_is_saved_and_says_so(number: int, code: int, lab: Lab, tmp_path: Path) -> None:
     record, child = lab.record(tmp_path), lab.start(tmp_path)
