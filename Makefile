@@ -8,7 +8,7 @@ DEMO := papermill_runs/executed
 # The bare base first: it is the "before" of every comparison.
 DEMO_SPECS := $(foreach name,base lora series parallel prefix,$(SPECS)/nano-$(name).yaml)
 
-.PHONY: setup test browser lint format demo bench clean
+.PHONY: setup test cluster-test browser lint format demo bench clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -23,6 +23,11 @@ $(STAMP): pyproject.toml constraints.txt
 
 test: $(STAMP) browser
 	$(BIN)/python -m pytest
+
+# Sweeps on a real Ray cluster of two nodes on this machine. Ray alone takes 240 MB, so it comes only here.
+cluster-test: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[ray]"
+	$(BIN)/python -m pytest tests/test_ray.py
 
 # The tests of the panels use Chromium. Where it is missing and cannot be installed they are skipped, with LAB_BROWSER=1
 # they fail.

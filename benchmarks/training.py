@@ -58,12 +58,19 @@ class Work:
     trial: int = 0  # FLOPs of the lab's trial of its shortcuts, once in a training
     wall: float = 0.0
     cpu: float = 0.0
+    ends: list[float] = field(default_factory=list)  # of every step, by the clock
+
+    def load(self) -> models.Base:
+        """Return the base, afresh."""
+        return models.load(self.base)
 
     @contextmanager
     def clock(self) -> Iterator[None]:
-        """Measure what is done inside."""
+        """Measure what is done inside, a GPU's part too."""
         wall, cpu = time.perf_counter(), time.process_time()
         yield
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self.wall += time.perf_counter() - wall
         self.cpu += time.process_time() - cpu
 
@@ -85,6 +92,7 @@ def trainer(work: Work) -> Iterator[None]:
             max_steps=plan.max_steps or -1,
             learning_rate=plan.learning_rate,
             max_grad_norm=plan.clip,
+            bf16=plan.precision == "bf16",
             logging_steps=1,
             save_strategy="no",
             report_to="none",
@@ -115,6 +123,7 @@ class _Clock(TrainerCallback):
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         self.running.__exit__(None, None, None)
+        self.work.ends.append(self.work.wall)
 
 
 def loop(work: Work) -> Iterator[None]:
@@ -128,12 +137,14 @@ def loop(work: Work) -> Iterator[None]:
         with work.clock():
             optimizer.param_groups[0]["lr"] = learning_rate(plan, step, plan.max_steps or 1)
             batch = collate(rows, work.pad_id, model.device)
-            loss = model(**batch).loss
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
+                loss = model(**batch).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(own, plan.clip)
             optimizer.step()
             optimizer.zero_grad()
             work.losses.append(float(loss.detach()))
+        work.ends.append(work.wall)
 
 
 def off(work: Work) -> Iterator[None]:
@@ -150,7 +161,7 @@ WAYS: dict[str, Callable[[Work], Iterator[None]]] = {"trainer": trainer, "loop":
 
 
 def _lab(work: Work, changes: dict[str, Any]) -> Iterator[None]:
-    base = models.load(work.base)
+    base = work.load()
     torch.manual_seed(0)
     injection = inject(base.model, work.config)
     plan = work.plan.model_copy(update=changes)
@@ -169,14 +180,16 @@ def _lab(work: Work, changes: dict[str, Any]) -> Iterator[None]:
             event = next(events, None)
         if event is None:
             return
-        work.losses += [event.loss] if isinstance(event, Step) else []
+        if isinstance(event, Step):
+            work.losses.append(event.loss)
+            work.ends.append(work.wall)
         if isinstance(event, FellBack):
             print(event)
 
 
 def _peft(work: Work) -> tuple[Any, Any]:
     """Return a model with peft's LoRA, which starts from the tensors that the lab's starts from."""
-    base = models.load(work.base)
+    base = work.load()
     torch.manual_seed(0)
     injection = inject(base.model, work.config)
     paths, start = [site.path for site in injection.sites.values()], injection.state_dict()

@@ -50,6 +50,10 @@ class CannotExport(LabError):
     """The other format has no place for what the adapter does."""
 
 
+class CannotPush(LabError):
+    """The hub cannot be written to."""
+
+
 class CannotImport(LabError):
     """A saved adapter of another library has a feature that has no counterpart here."""
 
@@ -80,6 +84,14 @@ class TrainingFailed(LabError):
 
 class CannotWrite(LabError, OSError):
     """The folder of a run cannot be written to."""
+
+
+class NodesDiffer(LabError):
+    """Machines that are to work together have other versions, or other weights under one name."""
+
+
+class Unreachable(LabError):
+    """Another machine, or the storage that all share, does not answer."""
 
 
 def choices(given: str, known: Iterable[str]) -> str:

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
 from llm_adapters_lab import launch
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.launch import State
+from llm_adapters_lab.ray_executor import Ray
 from llm_adapters_lab.record import Run
 from llm_adapters_lab.run import run
+from llm_adapters_lab.slurm_executor import Slurm
 from llm_adapters_lab.spec import RunSpec
 
 
 class Executor(Protocol):
-    """Where runs are done. A cluster would be one more: `start` submits, `state` asks the queue and the record."""
+    """Where runs are done."""
 
     jobs: int
+
+    def opened(self, root: Path) -> AbstractContextManager[None]:
+        """Be ready for work inside `with`, and end there what cannot go on without this process.
+
+        Raises:
+            LabError: there is nothing to work with; no run was started.
+        """
 
     def start(self, spec: RunSpec, root: Path, look: Callable[[], None], stop: threading.Event) -> None:
         """Begin a run, and return before its end or at it.
@@ -46,6 +57,10 @@ class Local:
             raise BadSpec(f"jobs = {jobs}: local does one run at a time. Use the executor process.")
         self.jobs, self.at_work = 1, ""
 
+    def opened(self, root: Path) -> AbstractContextManager[None]:
+        """Need nothing."""
+        return nullcontext()
+
     def start(self, spec: RunSpec, root: Path, look: Callable[[], None], stop: threading.Event) -> None:
         """Do a run to its end."""
         self.at_work = spec.id
@@ -71,6 +86,10 @@ class Processes:
             raise BadSpec(f"jobs = {jobs}: at least one run at a time must be allowed.")
         self.jobs = jobs
 
+    def opened(self, root: Path) -> AbstractContextManager[None]:
+        """Need nothing."""
+        return nullcontext()
+
     def start(self, spec: RunSpec, root: Path, look: Callable[[], None], stop: threading.Event) -> None:
         """Launch a run and return at once."""
         launch.launch(spec, root)
@@ -80,5 +99,21 @@ class Processes:
         return launch.state(run)
 
 
-EXECUTORS: dict[str, Callable[[int], Executor]] = {"local": Local, "process": Processes}
-"""By the name that the command line gives them; each is called with the number of jobs."""
+EXECUTORS: dict[str, Callable[..., Executor]] = {"local": Local, "process": Processes, "ray": Ray, "slurm": Slurm}
+"""By the name that the command line gives them."""
+
+
+def executor(name: str, **asked: float | None) -> Executor:
+    """Return the executor of that name.
+
+    Args:
+        name: of `EXECUTORS`.
+        asked: what it is made with; what is None is left to it.
+
+    Raises:
+        BadSpec: it takes no such thing, or not that much of it.
+    """
+    given = {key: value for key, value in asked.items() if value is not None}
+    if odd := given.keys() - inspect.signature(EXECUTORS[name]).parameters:
+        raise BadSpec(f"The executor {name} takes no {', '.join(f'--{key}' for key in sorted(odd))}.")
+    return EXECUTORS[name](**given)

@@ -60,18 +60,15 @@ def sweep(
 
     Raises:
         BadSpec: combinations cannot be run; nothing was started.
+        LabError: the executor cannot work; nothing was started.
     """
     points = what.points()
     work = _Work(points, where or Local(), Path(root), stop or threading.Event(), on_look, every)
     check([point for point in points if point.spec.id in work.waiting])
     work.look()
-    while not work.stop.is_set():
-        work.begin()
-        if not work.waiting and not work.at_work():
-            break
-        if not work.waiting or work.at_work() >= work.where.jobs:
-            time.sleep(every)
-        work.look()
+    if work.waiting or work.at_work():
+        with work.where.opened(work.root):
+            work.to_the_end()
     work.look()
     return work.standings()
 
@@ -148,6 +145,16 @@ class _Work:
         self.ended: dict[str, State] = {}
         self.waiting = {p.spec.id for p in points if where.state(self._record(p)).name != "finished"}
         self._looked = 0.0
+
+    def to_the_end(self) -> None:
+        """Start all, and follow until nothing is at work or it is asked to stop."""
+        while not self.stop.is_set():
+            self.begin()
+            if not self.waiting and not self.at_work():
+                return
+            if not self.waiting or self.at_work() >= self.where.jobs:
+                time.sleep(self.every)
+            self.look()
 
     def begin(self) -> None:
         """Start what may be started; what somebody else has started is followed."""

@@ -19,10 +19,10 @@ from rich.text import Text
 
 from llm_adapters_lab import terminal
 from llm_adapters_lab.catalogue import Json
-from llm_adapters_lab.terminal import cell, clock, percent, say
+from llm_adapters_lab.sweep_costs import changed, show_costs
+from llm_adapters_lab.terminal import clock, percent, say
 
 if TYPE_CHECKING:
-    from llm_adapters_lab.estimate import Cost
     from llm_adapters_lab.groups import Group
     from llm_adapters_lab.sweep import Standing
 
@@ -34,7 +34,6 @@ COLOURS = {
     "failed": "red",
     "dead": "red",
 }
-GIGA = 1e9
 
 
 class Where(StrEnum):
@@ -42,6 +41,14 @@ class Where(StrEnum):
 
     local = "local"
     process = "process"
+    ray = "ray"
+    slurm = "slurm"
+
+
+WHERE = (
+    "local: in this process, one after the other; process: in others, which go on without this command; ray: on the "
+    "cluster of RAY_ADDRESS, or all of this machine; slurm: as jobs."
+)
 
 
 def sweep(
@@ -49,12 +56,11 @@ def sweep(
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the shared spec.")
     ] = None,
-    executor: Annotated[
-        Where, typer.Option(help="local: in this process, one after the other; process: see --jobs.")
-    ] = Where.local,
-    jobs: Annotated[
-        int, typer.Option(min=1, help="With process: runs at a time. They go on without this command.")
-    ] = 1,
+    executor: Annotated[Where, typer.Option(help=WHERE)] = Where.local,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; with ray and slurm: in the queue.")] = None,
+    cpus: Annotated[int | None, typer.Option(min=1, help="With ray and slurm: processors for each run.")] = None,
+    gpus: Annotated[float | None, typer.Option(min=0, help="With ray and slurm: GPUs for each run.")] = None,
+    hours: Annotated[float | None, typer.Option(min=0.1, help="With slurm: time limit of a job.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Start nothing; show what it would cost.")] = False,
     report: Annotated[
         Path | None, typer.Option(help="File of the report that compares all runs; default: ROOT/NAME.html.")
@@ -65,14 +71,15 @@ def sweep(
     """Do many runs that vary one spec, or only those that are not done yet."""
     from transformers.utils import logging
 
-    from llm_adapters_lab.executors import EXECUTORS
+    from llm_adapters_lab.executors import executor as make
     from llm_adapters_lab.fields import assignments
     from llm_adapters_lab.sweep import sweep as work
     from llm_adapters_lab.sweep_file import Sweep
 
-    what, where = Sweep.load(file, assignments(changes or [])), EXECUTORS[executor](jobs)
+    what = Sweep.load(file, assignments(changes or []))
+    where = make(executor, jobs=jobs, cpus=cpus, gpus=gpus, hours=hours)
     if dry_run:
-        _show_costs(what, root, jobs, as_json)
+        show_costs(what, root, jobs or 1, as_json)
         return
     logging.disable_progress_bar()
     with terminal.stop_on_signal() as stop, nullcontext() if as_json else Board() as board:
@@ -131,7 +138,7 @@ def _table(standings: Sequence[Standing]) -> Table:
     for name in (*names, "state", "", "accuracy", "run"):
         table.add_column(escape(name), overflow="fold", justify="right" if name == "accuracy" else "left")
     for standing in standings:
-        values = [_value(standing, name) for name in names]
+        values = [changed(standing, name) for name in names]
         colour = COLOURS.get(standing.state.name)
         state = f"[{colour}]{standing.state.name}[/]" if colour else standing.state.name
         row = _plain(standing)
@@ -193,55 +200,3 @@ def _plain(standing: Standing) -> dict[str, Any]:
     run, state = standing.run, standing.state
     fixed = {"id": run.id, "changes": standing.changes, "state": state.name, "reason": state.reason}
     return fixed | {"accuracy": mean_accuracy(run) if state.name == "finished" else None}
-
-
-def _show_costs(what: Any, root: Path, jobs: int, as_json: bool) -> None:
-    from llm_adapters_lab.estimate import costs
-    from llm_adapters_lab.sweep import check
-
-    points = what.points()
-    check(points)
-    found = costs(points, root)
-    if as_json:
-        terminal.print_json([_cost(cost) for cost in found])
-        return
-    rows = [
-        {
-            **{name: _value(cost, name) for name in cost.changes},
-            **{"state": cost.state.name, "trainable": cost.size.trainable, "of base": percent(cost.size.share)},
-            "GB": round((cost.size.weights + cost.size.training) / GIGA, 3),
-            **{"time": None if cost.seconds is None else clock(cost.seconds), "run": cost.run.id},
-        }
-        for cost in found
-    ]
-    terminal.show_rows(rows)
-    say(_total(found, jobs))
-
-
-def _total(found: Sequence[Cost], jobs: int) -> str:
-    from llm_adapters_lab.estimate import TIMES
-
-    open_ = [cost for cost in found if cost.state.name != "finished"]
-    known = [cost.seconds for cost in open_ if cost.seconds is not None]
-    lines = [f"{len(found)} runs, {len(found) - len(open_)} of them finished, {len(open_)} to do."]
-    lines.append("GB: weights, adapter, gradients and AdamW's moments; activations and the libraries come on top.")
-    if open_ and known:
-        several = f", {jobs} at a time: {clock(sum(known) / jobs)} at best" if jobs > 1 else ""
-        missing = f"; the other {len(open_) - len(known)}: unknown" if len(known) < len(open_) else ""
-        lines.append(f"Time for {len(known)} to do: {clock(sum(known))}{several} ({TIMES}){missing}.")
-    elif open_:
-        lines.append("Time: unknown; no finished run here has the same base, data, batch, steps and scoring.")
-    return "\n".join(lines)
-
-
-def _cost(cost: Cost) -> dict[str, Any]:
-    size = {"trainable": cost.size.trainable, "base": cost.size.base, "bytes": cost.size.weights + cost.size.training}
-    fixed = {"id": cost.run.id, "changes": cost.changes, "state": cost.state.name}
-    return fixed | size | {"seconds": cost.seconds, "from_runs": cost.alike}
-
-
-def _value(of: Standing | Cost, name: str) -> str:
-    from llm_adapters_lab.sweep_file import value_words
-
-    value = of.changes.get(name)
-    return value_words(value) if name in of.changes else cell(None)

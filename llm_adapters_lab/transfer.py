@@ -14,6 +14,7 @@ from llm_adapters_lab.terminal import say
 if TYPE_CHECKING:
     from llm_adapters_lab.inject import Injection
     from llm_adapters_lab.models import Base
+    from llm_adapters_lab.record import Run
 
 Source = Annotated[str, typer.Argument(help="Run id or folder, or an adapter folder of the lab or of peft.")]
 Out = Annotated[Path, typer.Argument(help="New folder.")]
@@ -34,15 +35,24 @@ def export(
     format: Annotated[Format, typer.Option("--format", help="Form of the new folder.")] = Format.peft,
     base: BaseName = None,
     root: Root = Path("runs"),
+    push: Annotated[str, typer.Option(metavar="OWNER/NAME", help="Also upload it to the Hugging Face hub.")] = "",
+    private: Annotated[bool, typer.Option("--private", help="With --push: nobody else sees it.")] = False,
 ) -> None:
-    """Save an adapter as a folder of peft or of the lab."""
+    """Save an adapter as a folder of peft or of the lab, with a card that tells what it is and how good."""
+    from llm_adapters_lab import hub
+    from llm_adapters_lab.card import write_card
     from llm_adapters_lab.export import to_peft
     from llm_adapters_lab.saving import save_adapter
 
     _new(out)
-    loaded, injection = _load(source, root, base)
+    if push:
+        hub.check_push(push)
+    loaded, injection, record = _load(source, root, base)
     (to_peft if format is Format.peft else save_adapter)(injection, out, loaded.name)
+    write_card(out, loaded.name, injection.config, format, record, push)
     say(f"{injection.config.type} adapter: {out}")
+    if push:
+        say(f"on the hub: {hub.push(out, push, private)}")
 
 
 def merge(
@@ -56,7 +66,7 @@ def merge(
     from llm_adapters_lab.export import save_merged
 
     _new(out)
-    loaded, injection = _load(source, root, base)
+    loaded, injection, _ = _load(source, root, base)
     save_merged(injection, out, loaded.tokenizer, max_shard_size)
     say(f"merged model: {out}")
 
@@ -69,7 +79,7 @@ def _new(out: Path) -> None:
         raise BadSpec(f"{out} exists already. Name a new folder.")
 
 
-def _load(source: str, root: Path, base: str | None) -> tuple[Base, Injection]:
+def _load(source: str, root: Path, base: str | None) -> tuple[Base, Injection, Run | None]:
     from llm_adapters_lab import models
     from llm_adapters_lab.errors import BadSpec
     from llm_adapters_lab.record import Run, find
@@ -83,9 +93,9 @@ def _load(source: str, root: Path, base: str | None) -> tuple[Base, Injection]:
             if not (named and isinstance(named, str)):
                 raise BadSpec(f"{folder / file} does not name its base. Give it with --base.")
             loaded = models.load(named)
-            return loaded, load_adapter(loaded.model, folder, tokenizer=loaded.tokenizer)
+            return loaded, load_adapter(loaded.model, folder, tokenizer=loaded.tokenizer), None
     record = Run(folder) if os.path.isfile(folder / "spec.json") else find(source, root)
     loaded, injection = restore(record)
     if injection is None:
         raise BadSpec(f"The run {record.id} is one of the bare base; it has no adapter.")
-    return loaded, injection
+    return loaded, injection, record

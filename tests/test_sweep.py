@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +289,9 @@ class Threads:
     def __init__(self, jobs: int) -> None:
         self.jobs, self.most, self.started = jobs, 0, []
         self.threads: dict[str, threading.Thread] = {}
+
+    def opened(self, root: Path) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def start(self, spec: RunSpec, root: Path, look: Callable[[], None], stop: threading.Event) -> None:
         self.started.append(spec.seed)
