@@ -49,11 +49,20 @@ def costs(points: Sequence[Point], root: str | Path = "runs") -> list[Cost]:
     found = []
     for changes, spec in points:
         run = Run(Path(root).resolve() / spec.id)
-        times = known.get(_kind(spec, closely=True)) or known.get(_kind(spec)) or []
+        times = _alike(spec, known)
         middle = statistics.median(times) if times else None
         amount = size(spec.base, spec.adapter, spec.dtype, trust_remote_code=spec.trust_remote_code)
         found.append(Cost(changes, run, state(run), amount, middle, len(times)))
     return found
+
+
+def alike(spec: RunSpec, root: str | Path = "runs") -> list[float]:
+    """Return the seconds that finished runs like that of a spec have taken, see `TIMES`; empty if there is none."""
+    return _alike(spec, _times(root))
+
+
+def _alike(spec: RunSpec, known: dict[str, list[float]]) -> list[float]:
+    return known.get(_kind(spec, closely=True)) or known.get(_kind(spec)) or []
 
 
 def _times(root: str | Path) -> dict[str, list[float]]:

@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 from llm_adapters_lab.adapter import get_adapter
 from llm_adapters_lab.errors import BadSpec, LabError
 from llm_adapters_lab.prepare import preflight
-from llm_adapters_lab.processes import exit_code, hold, holder, lives, spawn
+from llm_adapters_lab.processes import command, exit_code, hold, holder, lives, spawn
 from llm_adapters_lab.record import Run, find, write_atomically
 from llm_adapters_lab.spec import RunSpec
 from llm_adapters_lab.tail import Place, last_event, last_lines, news
@@ -189,13 +188,8 @@ def _start(run: Run, spec: RunSpec, fresh: bool) -> None:
         time.sleep(0.05)
     log, began = _log_stat(run), time.time()
     _write(run, "spec.json", spec.model_dump(mode="json"))
-    # -P and the path: the child runs this very code, whatever lies in the folder it is started from.
-    command = [sys.executable, "-P", "-m", "llm_adapters_lab", "run", str(beside(run, "spec.json"))]
-    command += ["--root", str(run.folder.parent), "--json", *(["--fresh"] if fresh else [])]
-    home = Path(__file__).parents[1]
-    paths = ["" if home.name == "site-packages" else str(home), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
-    process = spawn(command, beside(run, "log"), environment)
+    words = ["run", str(beside(run, "spec.json")), "--root", str(run.folder.parent), "--json"]
+    process = spawn(*command(*words, *(["--fresh"] if fresh else [])), beside(run, "log"))
     _write(run, "json", process | {"stop": False, "log": log, "time": began})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -140,11 +141,18 @@ def _config(base: str, source: str, extra: dict[str, str], trust_remote_code: bo
     return config
 
 
+_one_by_one = threading.RLock()
+
+
 @contextmanager
 def _naming(base: str) -> Iterator[None]:
-    """Turn what the libraries raise over a model's files, which share no error class, into an error that names it."""
+    """Turn what the libraries raise over a model's files, which share no error class, into an error that names it.
+
+    One thread at a time: transformers gives two that load at once a model without its head.
+    """
     try:
-        yield
+        with _one_by_one:
+            yield
     except LabError:
         raise
     except Exception as error:

@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,7 +32,15 @@ def who(pid: int | None = None) -> Who:
     return {"pid": pid, "host": platform.node(), "begun": _stat(pid)[1]}
 
 
-def spawn(command: list[str], log: Path, environment: dict[str, str]) -> Who:
+def command(*words: str) -> tuple[list[str], dict[str, str]]:
+    """Return a command line of the lab, and an environment in which a child runs this very code, wherever it is."""
+    home = Path(__file__).parents[1]
+    paths = ["" if home.name == "site-packages" else str(home), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
+    return [sys.executable, "-P", "-m", "llm_adapters_lab", *words], environment
+
+
+def spawn(command: list[str], environment: dict[str, str], log: Path) -> Who:
     """Start a process that goes on without this one and its terminal; what it prints goes to a file."""
     with log.open("wb") as out:
         child = subprocess.Popen(

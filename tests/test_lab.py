@@ -1,19 +1,16 @@
 """The whole lab without a browser: one spec out of all panels, one run that is followed, nothing lost."""
 
 import json
-import os
 import shlex
-import signal
 import time
 from datetime import UTC, datetime
 
 import pytest
 import yaml
+from launches import LONG, SMALL, until
 
 import widgets
-from llm_adapters_lab import processes
 from llm_adapters_lab.launch import launch, state, stop, working
-from llm_adapters_lab.processes import lives
 from llm_adapters_lab.record import Run, runs
 from llm_adapters_lab.run import run
 from llm_adapters_lab.spec import RunSpec
@@ -21,41 +18,13 @@ from tests.test_data_panel import ROOT
 from widgets.bar import words
 from widgets.lab import FIRST, TABS, Lab
 
-SMALL = {
-    "base": "nano",
-    "adapter": {"type": "lora", "rank": 4},
-    "data": {"task": "mini-math", "rows": 24, "validation": 8},
-    "train": {"batch": 8, "max_steps": 3, "learning_rate": 1e-3},
-    "eval": {"tasks": ["mini-bool"], "rows": 5, "batch": 3, "max_new_tokens": 4},
-}
-LONG = {**SMALL, "data": {}, "train": {"batch": 8, "max_steps": 5000, "epochs": 1000.0}}
+ENDLESS = {**SMALL, "data": {}, "train": LONG}
 MODIFIED = datetime(2026, 1, 1, tzinfo=UTC)
 HOSTILE = '<img src=x onerror="alert(1)">'
 
 
-def until(lab, true, seconds=90.0):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, f"waited in vain: {lab.run.state} {lab.run.problem.value} {lab.problem.value}"
-        time.sleep(0.05)
-        lab.run.refresh()
-
-
 def type_in(form, name, text):
     form.controls[name].entry.value = text
-
-
-@pytest.fixture
-def root(tmp_path, monkeypatch):
-    """A root whose processes are gone after the test, whatever became of it."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    yield tmp_path / "runs"
-    for path in tmp_path.glob("runs/.processes/*.json"):
-        process = json.loads(path.read_text(encoding="utf-8"))
-        if "pid" in process and lives(process):
-            os.kill(process["pid"], signal.SIGKILL)
-    for child in processes._children.values():
-        child.wait(30)
 
 
 def test_a_new_lab_is_ready_for_a_first_run(root):
@@ -150,7 +119,7 @@ def test_from_start_to_the_accuracy_beside_the_base(root):
     assert lab.problem.value == lab.run.problem.value == ""
     assert TABS[lab.tabs.selected_index] == "Run"
     assert lab.run.state.name == "running" and lab.bar.start.description == "Show run"
-    until(lab, lambda: lab.run.state.name == "finished")
+    until(lambda: lab.run.state.name == "finished", lab.run.refresh)
     assert "✓ finished" in lab.bar.said.value
     results = lab.run.results
     (output,) = results.plot.outputs
@@ -161,7 +130,7 @@ def test_from_start_to_the_accuracy_beside_the_base(root):
     assert [entry.id for entry in lab.runs.entries] == [lab.run.run_id]
     assert results.base.layout.display == ""
     results.base.click()
-    until(lab, lambda: len(runs(root)) == 2 and figure_names(results.plot.outputs[0]) >= {"base", "lora"})
+    until(lambda: len(runs(root)) == 2 and figure_names(results.plot.outputs[0]) >= {"base", "lora"}, lab.run.refresh)
     assert results.problem.value == "" and results.base.layout.display == "none"
 
     again = Lab(root, run_id=lab.run.run_id)
@@ -177,10 +146,10 @@ def figure_names(output):
 
 
 def test_a_run_that_works_stays_in_sight_and_is_found_again(root):
-    lab = Lab(root, RunSpec.parse(LONG))
+    lab = Lab(root, RunSpec.parse(ENDLESS))
     lab.bar.start.click()
     started = lab.run.run_id
-    until(lab, lambda: "step" in lab.bar.said.value)
+    until(lambda: "step" in lab.bar.said.value, lab.run.refresh)
     type_in(lab.choose.form, "rank", "2")
     assert lab.spec.id in lab.bar.said.value and "not started" in lab.bar.said.value
     assert lab.run.run_id == started and lab.run.state.works  # the tab Run stays with it
@@ -194,11 +163,11 @@ def test_a_run_that_works_stays_in_sight_and_is_found_again(root):
     assert lab.spec.id != started
 
     again = Lab(root)  # a restarted kernel
-    assert again.spec == RunSpec.parse(LONG) and again.run.run_id == started
+    assert again.spec == RunSpec.parse(ENDLESS) and again.run.run_id == started
     assert TABS[again.tabs.selected_index] == "Run"
     assert [each.id for each in working(root)] == [started]
     again.run.halt.click()
-    until(again, lambda: again.run.state.name == "stopped")
+    until(lambda: again.run.state.name == "stopped", again.run.refresh)
     assert again.bar.start.description == "Resume" and working(root) == []
     again.run.clone.click()
     assert TABS[again.tabs.selected_index] == "Choose" and again.spec.id == started
@@ -208,7 +177,7 @@ def test_a_run_that_works_stays_in_sight_and_is_found_again(root):
 
 
 def test_the_run_that_was_started_last_is_the_first_of_those_at_work(root):
-    first, second = (launch(RunSpec.parse({**LONG, "seed": seed}), root) for seed in (1, 2))
+    first, second = (launch(RunSpec.parse({**ENDLESS, "seed": seed}), root) for seed in (1, 2))
     assert [each.id for each in working(root)] == [second.id, first.id]
     for each in (first, second):
         stop(each, now=True)

@@ -7,11 +7,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from launches import LONG, SMALL, small, until
 
 from llm_adapters_lab import launch as module
 from llm_adapters_lab import processes
@@ -21,47 +21,12 @@ from llm_adapters_lab.launch import State, beside, follow, launch, spec_of, stat
 from llm_adapters_lab.processes import hold, lives, who
 from llm_adapters_lab.record import Run
 from llm_adapters_lab.run import run
-from llm_adapters_lab.spec import RunSpec
 from llm_adapters_lab.tail import last_event, last_lines, news
-
-SMALL: dict[str, Any] = {
-    "base": "nano",
-    "adapter": {"type": "lora", "rank": 4},
-    "data": {"task": "mini-math", "rows": 24, "validation": 8},
-    "train": {"batch": 8, "max_steps": 3, "learning_rate": 1e-3},
-    "eval": {"tasks": ["mini-bool"], "rows": 5, "batch": 3, "max_new_tokens": 4},
-}
-LONG = {"batch": 8, "max_steps": 5000, "epochs": 1000.0}
-
-
-def small(**changes: Any) -> RunSpec:
-    return RunSpec.parse({**SMALL, **changes})
-
-
-def until(true: Callable[[], Any], seconds: float = 60.0) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := true()):
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-    return found
 
 
 def pid_of(record: Run) -> int:
     pid: int = json.loads(beside(record, "json").read_text(encoding="utf-8"))["pid"]
     return pid
-
-
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A root whose processes are gone after the test, whatever became of it."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    yield tmp_path
-    for path in tmp_path.glob(".processes/*.json"):
-        process = json.loads(path.read_text(encoding="utf-8"))
-        if "pid" in process and lives(process):
-            os.kill(process["pid"], signal.SIGKILL)
-    for child in processes._children.values():
-        child.wait(30)
 
 
 def timeless(record: Run) -> tuple[Any, ...]:
@@ -147,7 +112,7 @@ def test_two_launches_are_one_process(root: Path) -> None:
 def test_a_bad_spec_is_refused_before_a_process_starts(root: Path) -> None:
     with pytest.raises(EmptyPlacement):
         launch(small(adapter={"type": "lora", "at": "gate_up"}), root)
-    assert not list(root.iterdir())
+    assert not root.exists()
 
 
 def test_an_adapter_of_this_kernel_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +139,7 @@ def test_a_refusal_inside_the_process_is_a_failure_too(root: Path) -> None:
 
 
 def test_a_run_outlives_who_launched_it(root: Path) -> None:
-    spec = root / "spec.json"
+    spec = root.parent / "spec.json"
     spec.write_text(json.dumps(SMALL), encoding="utf-8")
     code = (
         "import os, signal; from llm_adapters_lab.launch import launch; from llm_adapters_lab.spec import RunSpec; "

@@ -5,16 +5,14 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from launches import LONG, small, until
 
-from llm_adapters_lab import processes
 from llm_adapters_lab.events import Failed, Norms, Started, Step, Validated
 from llm_adapters_lab.launch import beside
-from llm_adapters_lab.processes import lives
 from llm_adapters_lab.record import Run
 from llm_adapters_lab.run import run
 from llm_adapters_lab.spec import RunSpec
@@ -22,50 +20,17 @@ from widgets.curves import POINTS, Curves
 from widgets.guard import guarded
 from widgets.run_panel import RunPanel
 
-SMALL: dict[str, Any] = {
-    "base": "nano",
-    "adapter": {"type": "lora", "rank": 4},
-    "data": {"task": "mini-math", "rows": 24, "validation": 8},
-    "train": {"batch": 8, "max_steps": 3, "learning_rate": 1e-3},
-    "eval": {"tasks": ["mini-bool"], "rows": 5, "batch": 3, "max_new_tokens": 4},
-}
-LONG = {"batch": 8, "max_steps": 5000, "epochs": 1000.0}
 HOSTILE = '<img src=x onerror="alert(1)"><script>alert(2)</script> [x](javascript:alert(3)) & </pre>'
 ESCAPED = "&lt;img src=x onerror=&quot;alert(1)&quot;&gt;&lt;script&gt;alert(2)&lt;/script&gt;"
-
-
-def small(**changes: Any) -> RunSpec:
-    return RunSpec.parse({**SMALL, **changes})
 
 
 def step(number: int, loss: float = 1.0, of: int = 100) -> Step:
     return Step(number, of, loss, 1e-3, 0.5, 100 * number, 0.1 * number + loss * 1e-9, 3400.4, 41.4)
 
 
-def until(panel: RunPanel, true: Callable[[], Any], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, f"waited in vain: {panel.state}"
-        time.sleep(0.05)
-        panel.refresh()
-
-
 def enabled(panel: RunPanel) -> set[str]:
     buttons = (panel.start, panel.halt, panel.resume, panel.clone)
     return {button.description for button in buttons if not button.disabled}
-
-
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A root whose processes are gone after the test, whatever became of it."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    yield tmp_path
-    for path in tmp_path.glob(".processes/*.json"):
-        process = json.loads(path.read_text(encoding="utf-8"))
-        if "pid" in process and lives(process):
-            os.kill(process["pid"], signal.SIGKILL)
-    for child in processes._children.values():
-        child.wait(30)
 
 
 def test_from_start_to_finish(root: Path) -> None:
@@ -77,7 +42,7 @@ def test_from_start_to_finish(root: Path) -> None:
     assert panel.state.name == "running"
     assert "being loaded" in panel.status.value
     assert enabled(panel) == {"Stop", "Clone"}
-    until(panel, lambda: panel.state.name == "finished")
+    until(lambda: panel.state.name == "finished", panel.refresh)
     assert "✓ finished" in panel.status.value
     assert "mini-bool" in panel.status.value
     assert panel.progress.bar.value == 1
@@ -94,36 +59,36 @@ def test_from_start_to_finish(root: Path) -> None:
     assert batches[1] == [e["loss"] for e in Run(root / panel.run_id).events("Step")]
     assert len(held_out[0]) == 1
     assert moved[1][-1] > 0
-    assert [list(trace.x) for trace in panel.curves.figure.data] == [x for x, _ in again.curves.points()]
+    assert [trace["x"] for trace in panel.curves.widget.figure["data"]] == [x for x, _ in again.curves.points()]
 
 
 def test_stop_and_resume(root: Path) -> None:
     panel = RunPanel(small(train=LONG), root)
     panel.start.click()
-    until(panel, lambda: "tokens/s" in panel.progress.words.value)
+    until(lambda: "tokens/s" in panel.progress.words.value, panel.refresh)
     assert 0 < panel.progress.bar.value < 1
     assert "of 3000" in panel.progress.words.value
     panel.halt.click()
     assert panel.state.name in ("stopping", "stopped")
-    until(panel, lambda: panel.state.name == "stopped")
+    until(lambda: panel.state.name == "stopped", panel.refresh)
     assert enabled(panel) == {"Resume", "Clone"}
     reached = panel.curves.points()[0][0][-1]
     assert f"Stopped while training. · Resume goes on after step {reached:.0f}." in panel.status.value
     panel.resume.click()
     assert panel.problem.value == ""
-    until(panel, lambda: panel.curves.points()[0][0][-1:] > [reached])
+    until(lambda: panel.curves.points()[0][0][-1:] > [reached], panel.refresh)
     assert panel.curves.points()[0][0] == list(range(1, int(panel.curves.points()[0][0][-1]) + 1))
     panel.halt.click()
-    until(panel, lambda: panel.state.name == "stopped")
+    until(lambda: panel.state.name == "stopped", panel.refresh)
 
 
 def test_a_dead_run_is_shown_as_such_and_can_be_resumed(root: Path) -> None:
     panel = RunPanel(small(train=LONG), root)
     panel.start.click()
-    until(panel, lambda: panel.progress.words.value.startswith("step"))
+    until(lambda: panel.progress.words.value.startswith("step"), panel.refresh)
     process = json.loads(beside(Run(root / panel.run_id), "json").read_text(encoding="utf-8"))
     os.kill(process["pid"], signal.SIGKILL)
-    until(panel, lambda: panel.state.name == "dead")
+    until(lambda: panel.state.name == "dead", panel.refresh)
     assert "✗ dead" in panel.status.value
     assert f"process {process['pid']}" in panel.error.value
     assert panel.error.value.count("lack of memory") == 1
@@ -219,7 +184,7 @@ def test_a_run_of_another_process_is_followed(tmp_path: Path) -> None:
     assert held_out == ([50], [2.5])
     assert moved == ([50], [5.0])
     assert norms[1] == [0.5] * 50
-    assert list(panel.curves.figure.data[0].y) == batches[1]
+    assert panel.curves.widget.figure["data"][0]["y"] == batches[1]
     with (record.folder / "events.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"event": "Step", "st')  # torn
     panel.refresh()
@@ -253,6 +218,15 @@ def test_a_long_run_is_drawn_with_few_points() -> None:
     began = time.perf_counter()
     curves.update()
     assert time.perf_counter() - began < 2
+    drawn = curves.widget.figure
+    curves.add([step(20_001).to_json()])
+    curves.update(all_of_them=False)
+    assert curves.widget.figure is drawn  # nobody could see it
+    curves.update()
+    assert curves.widget.figure["data"][0]["x"][-1] == 20_001
+    curves.add(step(number).to_json() for number in range(20_002, 20_041))
+    curves.update(all_of_them=False)
+    assert curves.widget.figure["data"][0]["x"][-1] == 20_040
 
 
 def test_inside_a_loop_it_looks_by_itself(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ class Bar:
         begun = state.name != "unfinished"
         again = begun and not state.works and state.name != "finished"
         self.start.description = "Resume" if again else "Show run" if begun else "Start"
-        self.start.tooltip = "Start it in its own process, and show how it goes" if not begun else "Open the tab Run"
+        self.start.tooltip = "Start it, and show how it goes" if not begun else "Open the tab Run"
         name = f"{SIGNS[state.name]} {state.name}" if begun else f"{SIGNS['unfinished']} not started"
         head = el("div", el("code", spec.id), "  ", el("b", name), f" · {detail}" if detail else "", role="status")
         self.said.value = el("div", head, el("div", words(spec), style=_FAINT), style="line-height: 1.4")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as W
@@ -17,35 +18,44 @@ from llm_adapters_lab.presets import expand
 from llm_adapters_lab.sizes import outline, size
 from llm_adapters_lab.spec import RunSpec
 from widgets.controls import NAME_WIDTH, WIDTH
+from widgets.costs import Costs
 from widgets.explain import BARE, about, kinds, sizes
+from widgets.fold import Fold
 from widgets.form import Form, note, why
 from widgets.grid import Grid, spell
 from widgets.guard import message
+from widgets.panel import Panel
 
 OTHER = ("base", "adapter", "data", "train", "eval")
 
 
-class Choose:
+class Choose(Panel):
     """Controls for base, adapter, placement and what else belongs to neither data nor training.
 
     Attributes:
-        widget: what is shown; the panel itself shows it too.
         base: the base model.
         kind: type of the adapter, or a preset.
         form: fields of the adapter; None for the bare base.
         at: the placement as text.
         grid: the placement as buttons.
+        costs: time, and memory against that of this machine.
         other: weights' dtype, seed and trust in repository code.
         errors: the line under each part: "base", "kind", "at", and "" for the whole.
     """
 
-    def __init__(self, spec: RunSpec | None = None) -> None:
-        """Build the panel, with a spec filled in if there is one; its data, training and scoring are kept."""
+    def __init__(self, spec: RunSpec | None = None, root: str | Path = "runs") -> None:
+        """Build the panel.
+
+        Args:
+            spec: filled in; its data, training and scoring are kept.
+            root: folder of all runs, which know how long they took.
+        """
+        super().__init__()
+        self.costs = Costs(root)
         self._rest = RunSpec()
         self._spec: RunSpec | None = None
         self._entry: Entry | None = None
         self._places: dict[str, str] = {}
-        self._observers: list[Callable[[Choose], None]] = []
         self._forms: dict[str, Form[Any]] = {}
         self._quiet = self._none = False
         self.form: Form[Any] | None = None
@@ -81,13 +91,10 @@ class Choose:
         buttons = W.HBox([self.everything, self.usual])
         below = [self.help, self.errors["at"], buttons, self.grid.widget]
         self.place = W.VBox([self.at, W.VBox(below, layout=inside)])
-        self.more: Any = W.Accordion([self.other.widget], titles=["Number format, seed, repository code"])
+        self.more = Fold("Number format, seed, repository code", self.other.widget)
         parts = [self.base, W.VBox([self.model, self.errors["base"]], layout=inside)]
         parts += [self.kind, W.VBox([self.about, self.errors["kind"]], layout=inside), self.fields, self.place]
-        self.widget: Any = W.VBox([*parts, self.more, self.cost, self.errors[""]])
-
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        return self.widget._repr_mimebundle_(**options)
+        self.widget: Any = W.VBox([*parts, self.more.widget, self.cost, self.costs.widget, self.errors[""]])
 
     @property
     def spec(self) -> RunSpec | None:
@@ -109,10 +116,6 @@ class Choose:
         finally:
             self._quiet = False
         self._changed(None)
-
-    def observe(self, observer: Callable[[Choose], None]) -> None:
-        """Call `observer` with the panel after every change."""
-        self._observers.append(observer)
 
     def _chosen(self, change: Any) -> None:
         """Another type: its own fields and placement, as they were left or as they usually are."""
@@ -157,8 +160,8 @@ class Choose:
         self._changed(None)
 
     def _back_to_usual(self, _: Any) -> None:
-        self._quiet, self._none = True, False
-        self.at.value, self._quiet = "", False
+        self._quiet, self._none, self.at.value = True, False, ""
+        self._quiet = False
         self._changed(None)
 
     def _trusts(self) -> bool:
@@ -171,8 +174,8 @@ class Choose:
             self._none = False
         for line in self.errors.values():
             line.value = ""
-        self._spec = None
-        self.cost.value = ""
+        self._spec, self.cost.value = None, ""
+        self.costs.show(None)
         steps: list[Callable[[], object]] = [self._compose, *(partial(o, self) for o in self._observers)]
         for step in steps:
             try:
@@ -187,7 +190,7 @@ class Choose:
         placed = self._look_at_place(anatomy, entry)
         other, config = self.other.value, self.form.value if self.form else None
         if other is None:
-            self.more.selected_index = 0  # or nobody sees what is wrong there
+            self.more.button.value = True  # or nobody sees what is wrong there
         if anatomy is None or not placed or other is None or (self.form and config is None):
             self.cost.value = note("There is nothing to run yet: see the messages marked ✗ above.")
             return
@@ -197,6 +200,7 @@ class Choose:
         mine = {name: getattr(other, name) for name in self.other.controls}
         spec = RunSpec.parse({**kept, **mine, "base": self.base.value.strip(), "adapter": adapter})
         self._count(spec)
+        self.costs.show(spec)
         self._spec = spec
 
     def _look_at_base(self) -> Anatomy | None:

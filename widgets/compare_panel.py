@@ -18,6 +18,7 @@ from widgets.compare_tables import differing, legend, scores, significance
 from widgets.figure import picture
 from widgets.form import note, why
 from widgets.guard import guarded
+from widgets.panel import Panel
 
 MOST = 20
 """Runs that one figure can hold, at the very most."""
@@ -55,7 +56,7 @@ TESTED = ("significance", "specs")
 """Parts that set one run against the others."""
 
 
-class ComparePanel:
+class ComparePanel(Panel):
     """What is shown for the chosen runs.
 
     Attributes:
@@ -64,24 +65,21 @@ class ComparePanel:
         parts: for each of `PARTS` what shows it: `outputs` of a figure, `value` of a table.
         advice: what is missing.
         problem: what could not be shown, and why.
-        widget: what is shown; the panel itself shows it too.
     """
 
     def __init__(self, runs: Sequence[Run] = ()) -> None:
         """Compare runs, or none yet."""
+        super().__init__()
         self.runs: list[Run] = []
-        self.problem_of, self._quiet = "", False
+        self._quiet = False
         named = {"style": {"description_width": "initial"}, "layout": W.Layout(width="420px", max_width="98%")}
         self.against: Any = W.Dropdown(description="test against", **named)
         self.against.observe(self._turned, "value")
-        self.legend, self.problem, self.advice = W.HTML(), W.HTML(), W.HTML()
+        self.legend, self.advice = W.HTML(), W.HTML()
         self.parts: dict[str, Any] = {name: W.Output() if name in FIGURES else W.HTML() for name in PARTS}
         shown = [self.legend, self.against, self.advice, self.problem, *self.parts.values()]
         self.widget: Any = W.VBox(shown, layout=W.Layout(width="100%"))
         self.show(runs)
-
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        return self.widget._repr_mimebundle_(**options)
 
     @guarded
     def show(self, runs: Sequence[Run]) -> None:

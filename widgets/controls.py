@@ -206,7 +206,8 @@ def _names(shown: dict[str, Any], offers: Sequence[str], optional: bool) -> Cont
     box = W.Text(continuous_update=False, placeholder="names, with commas between them", **shown)
     known = Control(box, box, decode, lambda value: ", ".join(map(str, value or ())))
     if offers:
-        adder = W.Dropdown(options=[("add …", "")] + [(name, name) for name in offers], layout=W.Layout(width="160px"))
+        options = [("add …", ""), *((name, name) for name in offers)]
+        adder = W.Dropdown(options=options, tooltip=f"add to {shown['description']}", layout=W.Layout(width="160px"))
 
         def add(change: Any) -> None:
             if change["new"]:

@@ -21,8 +21,7 @@ class Curves:
     """Takes events, shows curves.
 
     Attributes:
-        widget: what is shown.
-        figure: the figure in it, as of the last `update`.
+        widget: what is shown, with a figure as of the last `update`.
     """
 
     def __init__(self, kind: str | None = None) -> None:
@@ -43,12 +42,11 @@ class Curves:
         self._sums = [0.0]
         self._held_out: list[tuple[int, float]] = []
         self._moved: list[tuple[int, float]] = []
-        self.figure = self._figure()
+        self._empty, self._drawn = self._figure().to_plotly_json(), -1
         self.update()
 
-    def add(self, events: Iterable[Mapping[str, Any]]) -> bool:
-        """Take events in; return whether there was a point among them. `update` draws them."""
-        before = self._count()
+    def add(self, events: Iterable[Mapping[str, Any]]) -> None:
+        """Take events in; `update` draws them."""
         for event in events:
             if event["event"] == "Step":
                 self._steps.append(event["step"])
@@ -59,13 +57,18 @@ class Curves:
                 self._held_out.append((event["step"], event["loss"]))
             elif event["event"] == "Norms":
                 self._moved.append((event["step"], math.hypot(*event["norms"].values())))
-        return self._count() > before
 
-    def update(self) -> None:
-        """Draw all points."""
-        for trace, (x, y) in zip(self.figure.data, self.points(), strict=True):
-            trace.x, trace.y = x, y
-        self.widget.show(self.figure if self._count() else None)
+    def update(self, all_of_them: bool = True) -> None:
+        """Draw all points, or, without `all_of_them`, wait until there are so many new ones that one can see it."""
+        count = self._count()
+        new = count - self._drawn
+        if new == 0 or (not all_of_them and 0 < new * POINTS < count):
+            return
+        self._drawn = count
+        # As plain data: a figure object checks every point again, which costs more than all the rest of a look.
+        traces = zip(self._empty["data"], self.points(), strict=True)
+        data = [{**trace, "x": x, "y": y} for trace, (x, y) in traces]
+        self.widget.figure = {"data": data, "layout": self._empty["layout"]} if count else {}
 
     def points(self) -> list[tuple[list[int], list[float]]]:
         """Return x and y of each trace: batches, running mean, held-out rows, gradient norm, distance."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ipywidgets as W
@@ -20,6 +20,7 @@ from llm_adapters_lab.tasks import Example, all_tasks, get_task
 from widgets.figure import picture
 from widgets.form import Form, note, why
 from widgets.guard import message
+from widgets.panel import Panel
 
 SHOWN = 3
 MEASURED = 2000
@@ -63,7 +64,7 @@ def leak_words(name: str, found: dict[str, Any]) -> str:
     )
 
 
-class Data:
+class Data(Panel):
     """Form for the data, and on request a look at the rows.
 
     Attributes:
@@ -77,8 +78,8 @@ class Data:
 
     def __init__(self, spec: RunSpec | None = None) -> None:
         """Build the panel around a spec: its base gives the tokenizer, its seed the order, its eval the test rows."""
+        super().__init__()
         self._spec = spec or RunSpec()
-        self._observers: list[Callable[[Data], None]] = []
         learnable = [name for name, task in all_tasks().items() if "train" in task.splits]
         offers = {"task": [*learnable, "own:FILE?answer=COLUMN&form=number"], "template": list(TEMPLATES)}
         self.form: Form[DataSpec] = Form(DataSpec, self._spec.data, offers=offers, prefix="data.")
@@ -89,9 +90,6 @@ class Data:
         parts = [self.about, self.form.widget, self.look, self.warning, self.prompts, self.plot]
         self.widget: Any = W.VBox(parts)
         self._changed(self.form)
-
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        return self.widget._repr_mimebundle_(**options)
 
     @property
     def spec(self) -> RunSpec | None:
@@ -109,18 +107,13 @@ class Data:
         if any(getattr(before, name) != getattr(spec, name) for name in ("base", "seed", "eval", "trust_remote_code")):
             self._forget()
 
-    def observe(self, observer: Callable[[Data], None]) -> None:
-        """Call `observer` with the panel after every change."""
-        self._observers.append(observer)
-
     def _changed(self, form: Form[DataSpec]) -> None:
         self._forget()
         self.about.value = ""
         if form.value:
             task = get_task(form.value.task)
             self.about.value = note(f"{task.summary} {task.source}".strip())
-        for observer in self._observers:
-            observer(self)
+        self._tell()
 
     def _forget(self) -> None:
         self.prompts.value = self.warning.value = ""

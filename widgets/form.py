@@ -6,7 +6,7 @@ stands under the field, in the words that the command line would use.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import ipywidgets as W
@@ -17,6 +17,7 @@ from llm_adapters_lab.fields import faults, parse
 from llm_adapters_lab.markup import el
 from widgets.controls import NAME_WIDTH, Control, constant, control, help_text, is_group
 from widgets.guard import message
+from widgets.panel import Panel
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -32,7 +33,7 @@ def why(error: Exception) -> str:
     return str(error) if isinstance(error, LabError) else f"{type(error).__name__}: {error}"
 
 
-class Form(Generic[M]):
+class Form(Panel, Generic[M]):
     """Controls for the fields of a config.
 
     Attributes:
@@ -61,13 +62,13 @@ class Form(Generic[M]):
             offers: names to choose from, by field.
             prefix: stands before the fields in messages, e.g. "adapter.".
         """
+        super().__init__()
         self.model, self.prefix = model, prefix
         self.controls: dict[str, Control] = {}
         self.errors: dict[str, Any] = {}
-        self.problem = W.HTML(layout=W.Layout(margin=f"0 0 0 {NAME_WIDTH}"))
+        self.problem.layout.margin = f"0 0 0 {NAME_WIDTH}"
         self._kept: dict[str, Any] = {}
         self._value: M | None = None
-        self._observers: list[Callable[[Form[M]], None]] = []
         self._quiet = False
         rows = []
         # What has fields of its own comes last: it is the rarer choice.
@@ -84,9 +85,6 @@ class Form(Generic[M]):
                 rows.append(W.VBox([made.widget, indented]))
         self.widget = W.VBox([*rows, self.problem])
         self.value = value
-
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        return self.widget._repr_mimebundle_(**options)
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -116,10 +114,6 @@ class Form(Generic[M]):
         finally:
             self._quiet = False
         self._changed(None)
-
-    def observe(self, observer: Callable[[Form[M]], None]) -> None:
-        """Call `observer` with the form after every change."""
-        self._observers.append(observer)
 
     def _changed(self, change: Any) -> None:
         if self._quiet:

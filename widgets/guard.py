@@ -10,7 +10,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 from llm_adapters_lab.errors import LabError
 from llm_adapters_lab.markup import el
 
-_LOOK = "color: var(--jp-error-color1, #b00020); line-height: 1.4"
+_LOOK = "color: var(--lab-error, var(--jp-error-color1, #b00020)); line-height: 1.4"
 _WRAP = "white-space: pre-wrap; word-break: normal; overflow-wrap: anywhere; margin: 0"
 _WRAP += "; max-height: 24em; overflow: auto"
 

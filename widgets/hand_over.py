@@ -16,6 +16,7 @@ from llm_adapters_lab.spec import RunSpec
 from widgets.copy_button import CopyButton
 from widgets.form import note, why
 from widgets.guard import message
+from widgets.panel import Panel
 
 NOTEBOOK = "papermill_runs/run.ipynb"
 
@@ -64,7 +65,7 @@ FORMS: dict[str, Callable[[RunSpec], str]] = {
 }
 
 
-class HandOver:
+class HandOver(Panel):
     """Texts to copy, and a button that saves the YAML file the commands read.
 
     Attributes:
@@ -77,9 +78,10 @@ class HandOver:
 
     def __init__(self, spec: RunSpec | None = None, folder: str | Path = ".") -> None:
         """Show a spec; `folder` is where the notebook's commands will be run."""
+        super().__init__()
         self.folder, self._spec = Path(folder), spec
         self.texts: dict[str, Any] = {
-            name: W.Textarea(rows=12 if name in ("YAML", "Python") else 2, layout=W.Layout(width="98%"))
+            name: W.Textarea(tooltip=name, rows=12 if name in ("YAML", "Python") else 2, layout=W.Layout(width="98%"))
             for name in FORMS
         }
         self.save: Any = W.Button(description="Save the YAML file", disabled=True, layout=W.Layout(width="auto"))
@@ -90,9 +92,6 @@ class HandOver:
         tabs = W.Tab(pages, titles=list(self.texts), selected_index=0)
         self.widget: Any = W.VBox([tabs, W.HBox([self.save, self.said])])
         self.spec = spec
-
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        return self.widget._repr_mimebundle_(**options)
 
     @property
     def spec(self) -> RunSpec | None:

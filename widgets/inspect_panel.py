@@ -18,18 +18,17 @@ from widgets.form import note
 from widgets.guard import error_markup, guarded
 from widgets.inside import ALL, VIEWS, Asked, View
 from widgets.loaded import Loaded
-from widgets.pick_run import PickRun, start
+from widgets.pick_run import IntoRun, start
 from widgets.reading import NOTHING, Text, read
 from widgets.shown import Shown
 
 
-class InspectPanel:
+class InspectPanel(IntoRun):
     """Run, view, text, tokens and site in; figures out.
 
     The model is loaded at the first look and kept while its run is picked. From then on every choice is followed.
 
     Attributes:
-        pick: the run.
         view: the list of views.
         kind: kind of site, where a view has a choice of it.
         layer: layer of the site.
@@ -37,8 +36,6 @@ class InspectPanel:
         text: the text.
         range: first and last token that is looked at, where a view has a choice of it.
         shown: the figures.
-        problem: what went wrong last.
-        widget: what is shown; the panel itself shows it too.
     """
 
     def __init__(self, root: str | Path = "runs", run_id: str = "") -> None:
@@ -48,10 +45,11 @@ class InspectPanel:
             root: folder of all runs.
             run_id: of the run, or the beginning of it; default: the newest.
         """
-        self.problem_of, self._quiet, self._busy, self._again = "", False, False, False
+        super().__init__(root, run_id)
+        self._quiet, self._busy, self._again = False, False, False
         self._parts, self.shown = ("", ""), list[Shown]()
         self._ranged = ("", "")
-        self.pick, self.examples = PickRun(root, run_id), Examples()
+        self.examples = Examples()
         self._build()
         self.pick.observe(self._picked)
         self.examples.task.observe(self._task_chosen, "value")
@@ -61,27 +59,6 @@ class InspectPanel:
         for box in (self.view, self.kind, self.layer, self.range):
             box.observe(self._chosen, "value")
         self._picked()
-
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        return self.widget._repr_mimebundle_(**options)
-
-    @property
-    def run_id(self) -> str:
-        """Id of the run, "" for none; set to an id or the beginning of one, or to "" for the newest run."""
-        return self.pick.run_id
-
-    @run_id.setter
-    def run_id(self, name: str) -> None:
-        self.pick.run_id = name
-
-    def refresh(self) -> None:
-        """Read the folder of runs again; the run that is picked stays so."""
-        self.pick.refresh()
-
-    def close(self) -> None:
-        """Let go of the model."""
-        self.pick.close()
-        self.widget.close()
 
     async def look(self) -> None:
         """Draw what is chosen; what is chosen meanwhile is drawn next."""
@@ -144,12 +121,12 @@ class InspectPanel:
 
     def _build(self) -> None:
         # A layout of its own for each: what is hidden must not hide others.
-        self.problem, self.status, self.part, self.line = W.HTML(), W.Label(), W.Label(), W.HTML()
+        self.status, self.part, self.line = W.Label(), W.Label(), W.HTML()
         self.view: Any = W.Dropdown(description="view", options=list(VIEWS), layout=_width("440px"))
         self.kind: Any = W.Dropdown(description="site", options=(ALL,), layout=_width("300px"))
         self.layer: Any = W.Dropdown(description="layer", options=(ALL,), layout=_width("220px"))
         hint = "Type a text, or take an example."
-        self.text: Any = W.Textarea(placeholder=hint, rows=5, layout=W.Layout(width="auto"))
+        self.text: Any = W.Textarea(placeholder=hint, tooltip="text", rows=5, layout=W.Layout(width="auto"))
         self.range: Any = W.IntRangeSlider(
             **{"description": "tokens", "min": 1, "max": 2, "value": (1, 2), "continuous_update": False},
             **{"disabled": True, "layout": _width("440px")},

@@ -22,11 +22,14 @@ from llm_adapters_lab.tasks import all_tasks
 from widgets.bar import Bar
 from widgets.choose import Choose
 from widgets.data import Data
+from widgets.fold import Fold
 from widgets.form import Form
 from widgets.guard import guarded
 from widgets.hand_over import HandOver
 from widgets.inspect_panel import InspectPanel
 from widgets.load_spec import LoadSpec
+from widgets.names import Names
+from widgets.panel import Panel
 from widgets.run_panel import RunPanel
 from widgets.runs_panel import RunsPanel
 from widgets.try_panel import TryPanel
@@ -39,7 +42,7 @@ TABS = ("Choose", "Data", "Train & score", "Run", "Runs", "Inspect", "Try")
 _LOOK = Path(__file__).with_name("lab.css")
 
 
-class Lab:
+class Lab(Panel):
     """The whole laboratory.
 
     Attributes:
@@ -55,11 +58,11 @@ class Lab:
         load: a spec from a file.
         bar: id, state and Start.
         tabs: the tabs.
-        problem: what the last callback raised.
-        widget: what is shown; the lab itself shows it too.
     """
 
-    def __init__(self, root: str | Path = "runs", spec: RunSpec | None = None, *, run_id: str = "") -> None:
+    def __init__(
+        self, root: str | Path = "runs", spec: RunSpec | None = None, *, run_id: str = "", process: bool = True
+    ) -> None:
         """Build the lab.
 
         Args:
@@ -67,20 +70,20 @@ class Lab:
             spec: to begin with.
             run_id: instead of a spec, the id of a run to show, or the beginning of it. Default for both: the run that
                 was started last of those at work; if none is, a first run that takes less than a minute.
+            process: start runs in processes of their own, which outlive page and kernel; else in a thread of the
+                kernel, which knows what is defined in its cells.
         """
-        self.root, self.problem_of, self._quiet = Path(root).resolve(), "", True
+        super().__init__()
+        self.root, self._quiet = Path(root).resolve(), True
         self._spec: RunSpec | None = None
         self._looked, self._handed = 0.0, dict[Any, str]()
         first = spec_of(run_id, self.root) if run_id else spec or self._at_work() or RunSpec.load(FIRST)
-        self._make(first)
+        self._make(first, process)
         self._arrange()
         self._connect()
         self.spec = first
         if self.run.run_id and self.run.state.name != "unfinished":
             self.open("Run")
-
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        return self.widget._repr_mimebundle_(**options)
 
     @property
     def spec(self) -> RunSpec | None:
@@ -111,7 +114,7 @@ class Lab:
         """Look no more. Runs go on."""
         for panel in (self.run, self.runs, self.inspect, self.attempt):
             panel.close()
-        self.widget.close()
+        super().close()
 
     def _at_work(self) -> RunSpec | None:
         for run in working(self.root):
@@ -121,24 +124,28 @@ class Lab:
                 continue
         return None
 
-    def _make(self, spec: RunSpec) -> None:
+    def _make(self, spec: RunSpec, process: bool) -> None:
         scored = [name for name, task in all_tasks().items() if "test" in task.splits]
-        self.choose, self.data = Choose(spec), Data(spec)
+        self.choose, self.data = Choose(spec, self.root), Data(spec)
         self.train = Form(TrainSpec, spec.train, prefix="train.")
         self.score = Form(EvalSpec, spec.eval, offers={"tasks": scored}, prefix="eval.")
-        self.run = RunPanel(spec, self.root)
+        self.run = RunPanel(spec, self.root, process=process)
         self.runs, self.inspect, self.attempt = RunsPanel(self.root), InspectPanel(self.root), TryPanel(self.root)
         self.hand_over, self.load = HandOver(spec), LoadSpec(self._take)
-        self.bar, self.problem = Bar(self._start, self.follow), W.HTML()
+        self.bar = Bar(self._start, self.follow)
 
     def _arrange(self) -> None:
         forms = [W.HTML(el("h3", "Training")), self.train.widget, W.HTML(el("h3", "Scoring")), self.score.widget]
         panels = (self.choose, self.data, W.VBox(forms), self.run, self.runs, self.inspect, self.attempt)
         self.tabs = W.Tab([getattr(panel, "widget", panel) for panel in panels], titles=TABS, selected_index=0)
-        titles = ("Hand over: the same run without a browser", "Load a spec from a file")
-        self.below = W.Accordion([self.hand_over.widget, self.load.widget], titles=titles, selected_index=None)
+        below = [
+            Fold("Hand over: the same run without a browser", self.hand_over.widget).widget,
+            Fold("Load a spec from a file", self.load.widget).widget,
+        ]
         look = W.HTML(el("style", Html(_LOOK.read_text(encoding="utf-8"))), layout=W.Layout(display="none"))
-        self.widget = W.VBox([look, self.bar.widget, self.problem, self.tabs, self.below])
+        self.widget = W.VBox(
+            [look, Names(layout=W.Layout(display="none")), self.bar.widget, self.problem, self.tabs, *below]
+        )
         self.widget.add_class("lab")
 
     def _connect(self) -> None:
@@ -162,7 +169,12 @@ class Lab:
             if not self.run.state.works:
                 self.run.spec = self._spec
         self.hand_over.spec = self._spec
+        self._count()
         self._look()
+
+    def _count(self) -> None:
+        """Work out what the spec costs while somebody may read it."""
+        self.choose.costs.show(self._spec if TABS[self.tabs.selected_index] == "Choose" else None)
 
     @guarded
     def _look(self, _: Any = None) -> None:
@@ -199,6 +211,7 @@ class Lab:
     @guarded
     def _opened(self, change: Any) -> None:
         """A tab has come to the front: it shows what is there by now."""
+        self._count()
         panels: dict[str, Any] = {"Runs": self.runs, "Inspect": self.inspect, "Try": self.attempt}
         panel = panels.get(TABS[change["new"]])
         if panel is None:

@@ -7,8 +7,6 @@ later has it too.
 
 from __future__ import annotations
 
-from typing import Any
-
 import anywidget
 import traitlets
 from plotly.offline import get_plotlyjs
@@ -45,7 +43,3 @@ class LiveFigure(anywidget.AnyWidget):
     """
     source = traitlets.Unicode(get_plotlyjs()).tag(sync=True)
     figure = traitlets.Dict().tag(sync=True)
-
-    def show(self, figure: Any) -> None:
-        """Show a plotly figure, or None for nothing."""
-        self.figure = figure.to_plotly_json() if figure else {}

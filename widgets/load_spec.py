@@ -13,11 +13,12 @@ from llm_adapters_lab.spec import RunSpec
 from widgets.controls import NAME_WIDTH, WIDTH
 from widgets.form import note
 from widgets.guard import guarded
+from widgets.panel import Panel
 
 KINDS = ".yaml,.yml,.json"
 
 
-class LoadSpec:
+class LoadSpec(Panel):
     """A place for a file, and one for a path.
 
     Attributes:
@@ -25,20 +26,19 @@ class LoadSpec:
         path: of a file where the kernel runs, or a preset's name.
         load: reads it.
         said: what was loaded.
-        problem: what is wrong with it.
-        widget: what is shown.
     """
 
     def __init__(self, listener: Callable[[RunSpec], None]) -> None:
         """Build it; `listener` is called with every spec that was loaded."""
-        self._listener, self.problem_of = listener, ""
+        super().__init__()
+        self._listener = listener
         self.upload: Any = W.FileUpload(accept=KINDS, multiple=False, description="Upload a file")
         self.path: Any = W.Combobox(
             **{"description": "path or preset", "options": list(spec_presets()), "ensure_option": False},
             **{"placeholder": "my-run.yaml", "style": {"description_width": NAME_WIDTH}, "layout": {"width": WIDTH}},
         )
         self.load: Any = W.Button(description="Load")
-        self.said, self.problem = W.HTML(), W.HTML()
+        self.said = W.HTML()
         self.upload.observe(self._uploaded, "value")
         self.load.on_click(self._load)
         self.widget: Any = W.VBox([self.upload, W.HBox([self.path, self.load]), self.said, self.problem])

@@ -13,6 +13,7 @@ from llm_adapters_lab.comparison import looks
 from llm_adapters_lab.errors import BadSpec, LabError
 from llm_adapters_lab.record import Run, runs
 from widgets.loaded import Loaded, load, tidy
+from widgets.panel import Panel
 
 NONE = "There is no finished run with an adapter yet. Finish one, then press Refresh."
 
@@ -125,6 +126,37 @@ class PickRun:
         if self.box.value != before:
             self._picked(None)
         self.said.value = "" if found else NONE
+
+
+class IntoRun(Panel):
+    """A panel that looks into a run.
+
+    Attributes:
+        pick: the run.
+    """
+
+    def __init__(self, root: str | Path, run_id: str) -> None:
+        """Pick the run; see `PickRun`."""
+        super().__init__()
+        self.pick = PickRun(root, run_id)
+
+    @property
+    def run_id(self) -> str:
+        """Id of the run, "" for none; set to an id or the beginning of one, or to "" for the newest run."""
+        return self.pick.run_id
+
+    @run_id.setter
+    def run_id(self, name: str) -> None:
+        self.pick.run_id = name
+
+    def refresh(self) -> None:
+        """Read the folder of runs again; the run that is picked stays so."""
+        self.pick.refresh()
+
+    def close(self) -> None:
+        """Let go of the model, and be gone from the page."""
+        self.pick.close()
+        super().close()
 
 
 def start(work: Callable[[], Coroutine[Any, Any, None]]) -> None:

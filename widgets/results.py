@@ -14,24 +14,25 @@ from llm_adapters_lab.spec import RunSpec
 from widgets.figure import picture
 from widgets.form import note
 from widgets.guard import guarded, message
+from widgets.panel import Panel
 
 
-class Results:
+class Results(Panel):
     """Shows a figure as soon as there is something to draw.
 
     Attributes:
         plot: the figure.
         base: button that scores the bare base too.
         words: what there is to say of it.
-        widget: what is shown.
     """
 
     def __init__(self, root: Path) -> None:
         """Show nothing yet; `root` is the folder of all runs."""
-        self.root, self.problem_of = root, ""
+        super().__init__()
+        self.root = root
         self._spec: RunSpec | None = None
         self._drawn: tuple[str, ...] = ()
-        self.plot, self.words, self.problem = W.Output(), W.HTML(), W.HTML()
+        self.plot, self.words = W.Output(), W.HTML()
         self.base = W.Button(description="Score the bare base too", layout=W.Layout(width="auto"))
         self.base.tooltip = "What the adapter has gained shows beside the model without it"
         self.base.on_click(self._score)

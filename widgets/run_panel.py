@@ -7,7 +7,6 @@ clock stands still while a cell works; the run does not.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,15 +14,19 @@ from typing import Any
 
 import ipywidgets as W
 
+from llm_adapters_lab import launch
 from llm_adapters_lab.errors import BadSpec
-from llm_adapters_lab.launch import State, beside, launch, spec_of, state, stop
+from llm_adapters_lab.launch import State, beside, spec_of
 from llm_adapters_lab.markup import el
 from llm_adapters_lab.outcome import goes_on
 from llm_adapters_lab.record import Run
 from llm_adapters_lab.spec import RunSpec
 from llm_adapters_lab.tail import Place, last_lines, news
+from widgets import threads
 from widgets.curves import Curves
+from widgets.fold import Fold
 from widgets.guard import guarded, message
+from widgets.panel import Panel
 from widgets.progress import Progress
 from widgets.results import Results
 
@@ -37,10 +40,10 @@ SIGNS = {
     "dead": "✗",
     "unfinished": "○",
 }
-_STEADY = "font-variant-numeric: tabular-nums"
+_STEADY = "font-variant-numeric: tabular-nums; line-height: 1.5"
 
 
-class RunPanel:
+class RunPanel(Panel):
     """Start, Stop, Resume and Clone; progress, curves, log and errors of one run.
 
     Attributes:
@@ -49,12 +52,16 @@ class RunPanel:
         progress: bar and figures.
         curves: loss and norms.
         results: accuracy, once it is finished.
-        problem: what the last callback raised.
-        widget: what is shown; the panel itself shows it too.
     """
 
     def __init__(
-        self, spec: RunSpec | None = None, root: str | Path = "runs", *, run_id: str = "", every: float = 1.0
+        self,
+        spec: RunSpec | None = None,
+        root: str | Path = "runs",
+        *,
+        run_id: str = "",
+        every: float = 1.0,
+        process: bool = True,
     ) -> None:
         """Show a run, started or not.
 
@@ -63,25 +70,19 @@ class RunPanel:
             root: folder of all runs.
             run_id: instead of a spec, the id of a run that was started before, or the beginning of it.
             every: seconds between two looks; there are none by themselves outside a kernel, see `refresh`.
+            process: start runs in a process of their own; else in a thread of the kernel, see `threads`.
         """
-        self.root, self.every, self.problem_of = Path(root).resolve(), every, ""
+        super().__init__()
+        self.root, self._way = Path(root).resolve(), launch if process else threads
         self.run: Run | None = None
         self.state = State("unfinished")
         self._spec: RunSpec | None = None
         self._last: dict[str, dict[str, Any]] = {}
         self._listeners: list[Callable[[RunSpec], None]] = []
-        self._observers: list[Callable[[RunPanel], None]] = []
         self._build()
         self._forget()
         self.spec = spec_of(run_id, self.root) if run_id else spec
-        self._task: asyncio.Task[None] | None = None
-        try:
-            self._task = asyncio.get_running_loop().create_task(self._look())
-        except RuntimeError:  # no kernel
-            return
-
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        return self.widget._repr_mimebundle_(**options)
+        self._look_every(every, self.refresh)
 
     @property
     def spec(self) -> RunSpec | None:
@@ -109,31 +110,20 @@ class RunPanel:
         """Call `listener` with the spec when Clone is clicked, for instance to put it into a form."""
         self._listeners.append(listener)
 
-    def observe(self, observer: Callable[[RunPanel], None]) -> None:
-        """Call `observer` with the panel after every look."""
-        self._observers.append(observer)
-
-    def close(self) -> None:
-        """Look no more. The run goes on."""
-        if self._task:
-            self._task.cancel()
-        self.widget.close()
-
     @guarded
     def refresh(self) -> None:
         """Look once, and show what is there."""
         self.heartbeat.value = f"last looked at {time.strftime('%H:%M:%S')}; the run does not need this page"
         self._see()
-        for observer in self._observers:
-            observer(self)
+        self._tell()
 
     def _see(self) -> None:
         if self.run is None:
             self._say(State("unfinished", "There is no spec yet."))
             return
-        found = state(self.run)
-        if self._read(self.run, until=time.monotonic() + 0.5):
-            self.curves.update()
+        found = self._way.state(self.run)
+        self._read(self.run, until=time.monotonic() + 0.5)
+        self.curves.update(all_of_them=not found.works)
         self._say(found)
         self.progress.show(found, self._last)
         self.results.show(self._spec if found.name == "finished" else None)
@@ -141,8 +131,10 @@ class RunPanel:
 
     def _build(self) -> None:
         wide = W.Layout(width="100%")
-        self.title, self.status, self.error, self.problem = W.HTML(), W.HTML(), W.HTML(), W.HTML()
-        self.start = W.Button(description="Start", button_style="primary", tooltip="Start the run in its own process")
+        self.title, self.status, self.error = W.HTML(), W.HTML(), W.HTML()
+        self.start = W.Button(
+            description="Start", button_style="primary", tooltip="Start the run; it does not need this page"
+        )
         self.halt = W.Button(description="Stop", tooltip="Stop after the step it is at")
         self.resume = W.Button(description="Resume")
         self.clone = W.Button(description="Clone", tooltip="Take this spec as the beginning of another")
@@ -156,9 +148,9 @@ class RunPanel:
         self.progress = Progress()
         self.heartbeat = W.Label()
         # A text area shows what it is given as it stands.
-        self.log = W.Textarea(disabled=True, rows=8, layout=wide)
+        self.log = W.Textarea(disabled=True, tooltip="log of the process", rows=8, layout=wide)
         self.curves, self.results = Curves(), Results(self.root)
-        folded = W.Accordion([self.log], titles=("Log of the process",), selected_index=None)
+        folded = Fold("Log of the process", self.log).widget
         buttons = W.HBox([self.start, self.halt, self.resume, self.clone])
         self.widget = W.VBox(
             [
@@ -180,9 +172,8 @@ class RunPanel:
             words = f"{self._spec.base}, {adapter.type if adapter else 'no adapter'}, {self._spec.data.task}"
             self.title.value = el("div", el("b", self.run_id), f" · {words}")
 
-    def _read(self, run: Run, until: float) -> bool:
-        """Take in what is new in the log; return whether the curves have changed. A long one takes several looks."""
-        changed = False
+    def _read(self, run: Run, until: float) -> None:
+        """Take in what is new in the log; a long one takes several looks."""
         while True:
             found = news(run, self._place)
             if found.anew:
@@ -191,9 +182,9 @@ class RunPanel:
             for event in found.events:
                 self._last[event["event"]] = event
             self._place = found.place
-            changed = self.curves.add(found.events) or changed or found.anew
+            self.curves.add(found.events)
             if not found.more or time.monotonic() > until:
-                return changed
+                return
 
     def _say(self, found: State) -> None:
         """Show a state, and allow what can be done in it."""
@@ -227,13 +218,13 @@ class RunPanel:
     def _start(self, button: Any) -> None:
         if self._spec is None:
             raise BadSpec("There is no spec to run. Choose a base and an adapter first.")
-        launch(self._spec, self.root)
+        self._way.launch(self._spec, self.root)
         self.refresh()
 
     @guarded
     def _stop(self, button: Any) -> None:
         if self.run is not None:
-            stop(self.run, now=self.state.name == "stopping")
+            self._way.stop(self.run, now=self.state.name == "stopping")
         self.refresh()
 
     @guarded
@@ -241,8 +232,3 @@ class RunPanel:
         if self._spec is not None:
             for listener in self._listeners:
                 listener(self._spec)
-
-    async def _look(self) -> None:
-        while True:
-            await asyncio.sleep(self.every)
-            self.refresh()

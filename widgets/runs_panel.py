@@ -5,7 +5,6 @@ What is shown is read from the disk by `refresh`, whoever did the runs; while on
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,11 +21,12 @@ from llm_adapters_lab.record import Run
 from widgets.compare_panel import ComparePanel
 from widgets.form import note
 from widgets.guard import guarded, message
+from widgets.panel import Panel
 from widgets.run_rows import FALLING, SORTS, Line
 from widgets.run_table import RunTable
 
 
-class RunsPanel:
+class RunsPanel(Panel):
     """Table of all runs under a root.
 
     Attributes:
@@ -34,8 +34,6 @@ class RunsPanel:
         shown: those that the filter leaves, in order.
         table: the lines on the page.
         compare: what is shown for the chosen runs.
-        problem: what the last callback raised.
-        widget: what is shown; the panel itself shows it too.
     """
 
     def __init__(self, root: str | Path = "runs", *, every: float = 5.0) -> None:
@@ -45,26 +43,19 @@ class RunsPanel:
             root: folder of all runs.
             every: seconds between two looks at runs at work; there are none by themselves outside a kernel.
         """
-        self.root, self.every, self.problem_of = Path(root).resolve(), every, ""
+        super().__init__()
+        self.root = Path(root).resolve()
         self.entries: list[Entry] = []
         self.shown: list[Entry] = []
         self._chosen: list[str] = []
         self._doomed: list[str] = []
         self._groups: list[Group] = []
         self._quiet = False
-        self._observers: list[Callable[[RunsPanel], None]] = []
         self._listeners: list[Callable[[str], None]] = []
         self._build()
         self._connect()
         self.refresh()
-        self._task: asyncio.Task[None] | None = None
-        try:
-            self._task = asyncio.get_running_loop().create_task(self._look())
-        except RuntimeError:  # no kernel
-            return
-
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        return self.widget._repr_mimebundle_(**options)
+        self._look_every(every, self._notice)
 
     @property
     def chosen(self) -> list[str]:
@@ -76,19 +67,9 @@ class RunsPanel:
         known = {entry.id for entry in self.entries}
         self._take([name for name in dict.fromkeys(ids) if name in known])
 
-    def observe(self, observer: Callable[[RunsPanel], None]) -> None:
-        """Call `observer` with the panel after every change of what is chosen."""
-        self._observers.append(observer)
-
     def on_open(self, listener: Callable[[str], None]) -> None:
         """Call `listener` with the run id when Open is clicked."""
         self._listeners.append(listener)
-
-    def close(self) -> None:
-        """Look no more."""
-        if self._task:
-            self._task.cancel()
-        self.widget.close()
 
     @guarded
     def refresh(self) -> None:
@@ -120,7 +101,7 @@ class RunsPanel:
         self.contrast = button("Compare", "Show the chosen runs side by side, below", "primary")
         self.remove, self.renew = button("Delete", "Ask whether to delete the chosen runs"), button("Refresh")
         self.sure, self.keep = button("Yes, delete", style="danger"), button("Keep")
-        self.question, self.wrong, self.problem, self.counts = (W.HTML() for _ in range(4))
+        self.question, self.wrong, self.counts = (W.HTML() for _ in range(3))
         self.looked = W.Label()
         self.table, self.compare = RunTable(self._used), ComparePanel()
         self.confirm = W.VBox([self.question, W.HBox([self.keep, self.sure])], layout=W.Layout(display="none"))
@@ -192,8 +173,7 @@ class RunsPanel:
         self._chosen = list(dict.fromkeys(ids))
         self._spare()
         self._draw()
-        for observer in self._observers:
-            observer(self)
+        self._tell()
 
     @guarded
     def _used(self, line: Line, what: str) -> None:
@@ -238,11 +218,6 @@ class RunsPanel:
         self.refresh()
         if refused:
             raise LabError("\n".join(refused))
-
-    async def _look(self) -> None:
-        while True:
-            await asyncio.sleep(self.every)
-            self._notice()
 
     @guarded
     def _notice(self) -> None:

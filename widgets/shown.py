@@ -13,6 +13,8 @@ from widgets.figure import picture
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+LEAST = 460
+"""Pixels of a figure's width; in a narrower column it scrolls by itself, as its title does not wrap."""
 ROWS = 1000
 """A table has no more."""
 _CELL = "padding: 1px 10px 1px 0; text-align: left; white-space: pre-wrap; overflow-wrap: anywhere"
@@ -31,18 +33,20 @@ class Shown:
     def __init__(self, figure: go.Figure) -> None:
         """Show a figure of `plots`."""
         self.figure = figure
-        self.picture = W.Output(layout=W.Layout(width="100%"))
+        least = (figure.layout.meta or {}).get("least", LEAST)
+        self.picture = W.Output(layout=W.Layout(width="100%", min_width=f"{least}px"))
         self.picture.outputs = (picture(figure),)
         self.table: Any = W.ToggleButton(description="Table", tooltip="The numbers behind the figure")
         self.rows: Any = W.HTML(layout=W.Layout(width="100%"))
         self.table.observe(self._toggled, "value")
+        self._frame: Any = W.Box([self.picture], layout=W.Layout(overflow="auto"))
         self.widget: Any = W.VBox(
-            [self.picture, self.table, self.rows], layout=W.Layout(width="100%", margin="0 0 16px")
+            [self._frame, self.table, self.rows], layout=W.Layout(width="100%", margin="0 0 16px")
         )
 
     def close(self) -> None:
         """Be gone."""
-        for widget in (self.picture, self.table, self.rows, self.widget):
+        for widget in (self.picture, self._frame, self.table, self.rows, self.widget):
             widget.close()
 
     def _toggled(self, change: Any) -> None:

@@ -17,26 +17,24 @@ from llm_adapters_lab.scores import RULES
 from llm_adapters_lab.stream import picker
 from llm_adapters_lab.tasks import Example, get_task
 from widgets.examples import Examples
+from widgets.fold import Fold
 from widgets.form import note
 from widgets.guard import error_markup, guarded
-from widgets.pick_run import PickRun, start
+from widgets.pick_run import IntoRun, start
 from widgets.side_by_side import SideBySide, boxed
 
 RAW = "none: the text as it stands"
 LONGEST = 4096
 
 
-class TryPanel:
+class TryPanel(IntoRun):
     """Question in, two answers out.
 
     Attributes:
-        pick: the run.
         examples: questions of its tasks.
         question: the text that is asked; `further` is its input, where the question has one.
         template: prompt form, or `RAW`.
         both: the answers.
-        problem: what went wrong last.
-        widget: what is shown; the panel itself shows it too.
     """
 
     def __init__(self, root: str | Path = "runs", run_id: str = "") -> None:
@@ -46,13 +44,13 @@ class TryPanel:
             root: folder of all runs.
             run_id: of the run, or the beginning of it; default: the newest.
         """
-        self.problem_of, self._asks, self._quiet, self._front = "", False, False, ""
+        super().__init__(root, run_id)
+        self._asks, self._quiet, self._front = False, False, ""
         self._example: Example | None = None
-        self.problem, self.status = W.HTML(), W.Label()
+        self.status = W.Label()
         self.examples = Examples()
         self.both = SideBySide()
         self._build()
-        self.pick = PickRun(root, run_id)
         self.pick.observe(self._picked)
         self._arrange()
         for box in (self.question, self.further, self.template):
@@ -66,18 +64,6 @@ class TryPanel:
             button.on_click(callback)
         self._picked()
 
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        return self.widget._repr_mimebundle_(**options)
-
-    @property
-    def run_id(self) -> str:
-        """Id of the run, "" for none; set to an id or the beginning of one, or to "" for the newest run."""
-        return self.pick.run_id
-
-    @run_id.setter
-    def run_id(self, name: str) -> None:
-        self.pick.run_id = name
-
     @property
     def prompt(self) -> str:
         """The text that the model is given."""
@@ -86,15 +72,10 @@ class TryPanel:
             return "\n".join(part for part in (self.question.value, self.further.value) if part)
         return self._front + prompts.prompt(example, self.template.value)
 
-    def refresh(self) -> None:
-        """Read the folder of runs again; the run that is picked stays so."""
-        self.pick.refresh()
-
     def close(self) -> None:
         """Stop answering, and let go of the model."""
         self.both.stopped = True
-        self.pick.close()
-        self.widget.close()
+        super().close()
 
     async def answer(self) -> None:
         """Ask both, token by token in turn, until both have ended or Stop is clicked."""
@@ -128,8 +109,8 @@ class TryPanel:
 
     def _build(self) -> None:
         hint = "Type a question, or take an example."
-        self.question: Any = W.Textarea(placeholder=hint, rows=4, layout=W.Layout(width="auto"))
-        self.further: Any = W.Textarea(rows=2, layout=W.Layout(width="auto"))
+        self.question: Any = W.Textarea(placeholder=hint, tooltip="question", rows=4, layout=W.Layout(width="auto"))
+        self.further: Any = W.Textarea(tooltip="input of the question", rows=2, layout=W.Layout(width="auto"))
         self.gold: Any = W.Label()
         self.template: Any = W.Dropdown(
             **{"description": "template", "options": [*prompts.TEMPLATES, RAW]},
@@ -164,7 +145,7 @@ class TryPanel:
                 W.HBox([self.ask, self.halt, self.status], layout=row),
                 self.problem,
                 self.both.widget,
-                W.Accordion([self.shown], titles=("The prompt as the model reads it",), selected_index=None),
+                Fold("The prompt as the model reads it", self.shown).widget,
             ],
             layout=W.Layout(width="100%"),
         )

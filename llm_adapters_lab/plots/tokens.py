@@ -36,7 +36,8 @@ def token_strip(
         title: what is seen.
         words: how to read the colours.
         unit: of the values.
-        line: characters in a line; fewer for a narrow page, where tokens would overlap.
+        line: characters in a line; fewer for a narrow page, where tokens would overlap. The pixels that they need
+            stand in the layout's `meta`, under "least".
 
     Returns:
         The text in lines of equal width; blue is below zero, orange above, pale is zero or no value.
@@ -68,7 +69,9 @@ def token_strip(
     )
     bare = {"visible": False, "fixedrange": True}
     up = bare | {"range": [last + 0.5, -0.5]}
-    figure.update_layout(margin={"l": 4, "b": 16}, xaxis=bare | {"range": [0, line]}, yaxis=up)
+    figure.update_layout(
+        meta={"least": 8 * line + 130}, margin={"l": 4, "b": 16}, xaxis=bare | {"range": [0, line]}, yaxis=up
+    )
     return figure
 
 

@@ -1,4 +1,4 @@
-"""A real JupyterLab, a real Voila and a real browser; nothing may leave this machine.
+"""A real JupyterLab, Notebook and Voila and a real browser; nothing may leave this machine.
 
 Debian's Chromium is driven through Playwright. Where either is missing the tests are skipped, unless LAB_BROWSER=1 says
 that they must run. LAB_SCREENSHOTS names a folder for pictures of every step, in both themes and widths.
@@ -31,6 +31,8 @@ SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},
 }
 POLICY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
+JUPYTER = ["--no-browser", "--ip=127.0.0.1", "--port={PORT}", "--ServerApp.port_retries=0", "--allow-root"]
+JUPYTER += ["--IdentityProvider.token={TOKEN}", "--ServerApp.root_dir={FOLDER}"]
 ARGUMENTS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
 ARGUMENTS += " --disable-component-update --disable-sync"
 
@@ -93,10 +95,16 @@ class Server:
 
 @pytest.fixture(scope="module")
 def jupyter(tmp_path_factory: pytest.TempPathFactory, chromium: Any) -> Iterator[Server]:
-    command = ["jupyterlab", "--no-browser", "--ip=127.0.0.1", "--port={PORT}", "--ServerApp.port_retries=0"]
-    command += ["--IdentityProvider.token={TOKEN}", "--ServerApp.root_dir={FOLDER}", "--allow-root"]
-    command += ["--LabApp.expose_app_in_browser=True"]
+    command = ["jupyterlab", *JUPYTER, "--LabApp.expose_app_in_browser=True"]
     server = Server(tmp_path_factory.mktemp("jupyter"), command, "/api/status")
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def notebook_server(tmp_path_factory: pytest.TempPathFactory, chromium: Any) -> Iterator[Server]:
+    command = ["notebook", *JUPYTER, "--JupyterNotebookApp.expose_app_in_browser=True"]
+    server = Server(tmp_path_factory.mktemp("notebook"), command, "/api/status")
     yield server
     server.close()
 
@@ -159,13 +167,19 @@ def voila(voila_server: Server, page: Any, request: pytest.FixtureRequest, tmp_p
 
 
 @pytest.fixture
+def classic(notebook_server: Server, page: Any, request: pytest.FixtureRequest, tmp_path: Path) -> Notebook:
+    """The same in Notebook, which shows a single document."""
+    return _notebook(notebook_server, page, request.node.name, tmp_path, "notebooks")
+
+
+@pytest.fixture
 def notebook(jupyter: Server, page: Any, request: pytest.FixtureRequest, tmp_path: Path) -> Notebook:
     """An empty notebook in a folder of its own."""
     return _notebook(jupyter, page, request.node.name, tmp_path)
 
 
-def _notebook(server: Server, page: Any, name: str, tmp_path: Path) -> Notebook:
+def _notebook(server: Server, page: Any, name: str, tmp_path: Path, place: str = "lab/tree") -> Notebook:
     (server.folder / name).mkdir()
     pictures = Path(os.environ.get("LAB_SCREENSHOTS", tmp_path))
     pictures.mkdir(parents=True, exist_ok=True)
-    return Notebook(page, server, name, pictures)
+    return Notebook(page, server, name, pictures, place)

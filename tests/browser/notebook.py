@@ -25,13 +25,47 @@ SCROLLS = """() => {
 CUT = """() => [...document.querySelectorAll('.lab .lm-TabBar-tabLabel, .lab .jupyter-button, .lab .widget-label')]
   .filter(e => e.offsetParent && e.scrollWidth > e.clientWidth + 1).map(e => e.textContent)"""
 
+# What one sees less well than 4.5 to 1, or 3 to 1 for large letters (WCAG 2.1, AA); what is disabled is exempt.
+FAINT = """() => {
+  const parse = text => { const n = text.match(/[\\d.]+/g).map(Number); return [n[0], n[1], n[2], n[3] ?? 1]; };
+  const over = (a, b) => [0, 1, 2].map(i => a[i] * a[3] + b[i] * (1 - a[3]));
+  const light = colour => {
+    const [r, g, b] = colour.map(v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = e => {
+    const own = parse(getComputedStyle(e).backgroundColor);
+    return own[3] === 1 || !e.parentElement ? own.slice(0, 3) : over(own, behind(e.parentElement));
+  };
+  const said = e => e.matches('input, textarea, select') ? e.value || e.placeholder
+    : [...e.childNodes].filter(n => n.nodeType === 3).map(n => n.data).join('').trim();
+  const found = new Set();
+  for (const e of document.querySelectorAll('.lab *')) {
+    if (!said(e) || e.matches('style') || e.closest(':disabled, .barlayer')) continue;  // letters on coloured bars
+    if (!e.checkVisibility({ visibilityProperty: true, opacityProperty: true })) continue;
+    const style = getComputedStyle(e, e.placeholder && !e.value ? '::placeholder' : null);
+    const back = behind(e.closest('svg')?.parentElement ?? e);
+    const ink = over(parse(e.closest('svg') ? style.fill : style.color), back);
+    const [less, more] = [light(ink), light(back)].sort((a, b) => a - b);
+    const size = parseFloat(style.fontSize), large = size >= 24 || size >= 18.66 && style.fontWeight >= 700;
+    const ratio = (more + 0.05) / (less + 0.05);
+    if (ratio < (large ? 3 : 4.5)) found.add(`${said(e).slice(0, 40)}: ${ratio.toFixed(2)} to 1`);
+  }
+  return [...found];
+}"""
+CONTROLS = """() => [
+  ...document.querySelectorAll('.lab :is(input, textarea, select, button, [role=slider], [role=tab])')
+].filter(e => !e.disabled && !e.closest('.noUi-target[disabled]') && e.type !== 'file' && e.checkVisibility())"""
+ROLES = "textbox|combobox|button|checkbox|slider|spinbutton|tab|listbox|radio|searchbox"
+
 
 class Notebook:
     """A notebook file of a server, opened in a page."""
 
-    def __init__(self, page: Any, server: Any, name: str, pictures: Path) -> None:
+    def __init__(self, page: Any, server: Any, name: str, pictures: Path, place: str = "lab/tree") -> None:
         self.page, self.server, self.name, self.pictures = page, server, name, pictures
         self.folder, self.path, self.taken = server.folder / name, f"{name}/nb.ipynb", 0
+        self.place = place
 
     def write(self, *cells: str) -> None:
         """Write the file: an empty cell, or these."""
@@ -44,8 +78,8 @@ class Notebook:
         (self.folder / "nb.ipynb").write_text(json.dumps(content), encoding="utf-8")
 
     def open(self) -> None:
-        """Open it in JupyterLab, and wait for its kernel."""
-        self.page.goto(f"{self.server.url}/lab/tree/{self.path}?token={self.server.token}&reset")
+        """Open it, and wait for its kernel."""
+        self.page.goto(f"{self.server.url}/{self.place}/{self.path}?token={self.server.token}&reset")
         self.ready()
 
     def ready(self) -> None:
@@ -110,12 +144,34 @@ class Notebook:
             assert self.page.evaluate(SCROLLS) <= 0, f"{stem} scrolls sideways at {width}"
             assert self.page.evaluate(CUT) == [], f"{stem} is cut at {width}"
             for theme in ("Light", "Dark") if "LAB_SCREENSHOTS" in os.environ else ("Light",):
-                self._theme(theme)
+                self.theme(theme)
+                self.check()
                 self.page.screenshot(path=self.pictures / f"{stem}-{width}-{theme.lower()}.png")
-        self._theme("Light")
+        self.theme("Light")
         self.page.set_viewport_size({"width": 1280, "height": 1400})
 
-    def _theme(self, name: str) -> None:
+    def check(self) -> None:
+        """Check that what is shown can be read, and that every control has a name."""
+        assert not (faint := self.page.evaluate(FAINT)), faint
+        controls = re.findall(rf"^ *- ({ROLES})\b(.*)$", self.page.locator(".lab").aria_snapshot(), re.M)
+        assert controls
+        nameless = [role for role, rest in controls if not re.match(r" [\"/]", rest)]
+        assert not nameless, nameless
+
+    def walk(self) -> None:
+        """Go through the lab by the Tab key alone; every control must be met."""
+        self.page.evaluate(f"() => {{ window.unmet = new Set(({CONTROLS})().filter(e => e.tabIndex >= 0)) }}")
+        assert self.page.evaluate(f"() => ({CONTROLS})().length - unmet.size <= 6")  # one of the tabs can be reached
+        self.page.evaluate("() => [...unmet][0].focus()")
+        for _ in range(400):
+            if not self.page.evaluate("() => { unmet.delete(document.activeElement); return unmet.size }"):
+                break
+            self.page.keyboard.press("Tab")
+        unmet = self.page.evaluate("() => [...unmet].map(e => e.outerHTML.slice(0, 200))")
+        assert not unmet, unmet
+
+    def theme(self, name: str) -> None:
+        """Put on the theme "Light" or "Dark", where there is one."""
         change = "name => jupyterapp.commands.execute('apputils:change-theme', {theme: `JupyterLab ${name}`})"
         if self.page.evaluate("() => window.jupyterapp?.commands.hasCommand('apputils:change-theme')"):
             drawn = self.page.locator(".lab .main-svg").count()

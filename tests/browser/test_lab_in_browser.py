@@ -1,4 +1,4 @@
-"""The lab as people use it: a real JupyterLab, and Voila, in a real browser."""
+"""The lab as people use it: a real JupyterLab, Notebook and Voila in a real browser."""
 
 import csv
 import re
@@ -8,6 +8,7 @@ from playwright.sync_api import expect
 from llm_adapters_lab.record import runs
 from llm_adapters_lab.run import run
 from llm_adapters_lab.spec import RunSpec
+from widgets.lab import TABS
 
 QUICK = {
     "base": "nano",
@@ -116,6 +117,8 @@ def test_an_invalid_rank_is_told_and_starts_nothing(notebook):
     notebook.page.keyboard.press("ArrowRight")
     notebook.page.keyboard.press("Enter")
     expect(notebook.button("Look at the rows")).to_be_visible()
+    notebook.tab("Choose")
+    notebook.walk()
 
 
 def test_the_spec_can_be_copied_and_loaded(notebook):
@@ -172,6 +175,10 @@ def test_inspect_and_try(notebook):
     notebook.says("finished")
     look_inside(notebook)
     ask(notebook)
+    notebook.theme("Dark")
+    for title in TABS:
+        notebook.tab(title)
+        notebook.check()
 
 
 def look_inside(notebook):
@@ -204,3 +211,12 @@ def test_the_same_through_voila(voila):
     expect(plot(voila, "Training")).to_contain_text("running mean")
     expect(plot(voila, "Accuracy on each dataset")).to_contain_text("mini-addsub")
     voila.shoot("finished")
+
+
+def test_the_same_in_notebook_7(classic):
+    classic.show(lab(QUICK))
+    classic.button("Start").first.click()
+    classic.says("finished", seconds=120)
+    expect(plot(classic, "Training")).to_contain_text("running mean")
+    expect(plot(classic, "Accuracy on each dataset")).to_contain_text("mini-addsub")
+    classic.shoot("finished")
