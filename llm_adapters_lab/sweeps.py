@@ -42,6 +42,7 @@ class Where(StrEnum):
 
     local = "local"
     process = "process"
+    study = "study"
 
 
 def sweep(
@@ -50,7 +51,7 @@ def sweep(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the shared spec.")
     ] = None,
     executor: Annotated[
-        Where, typer.Option(help="local: in this process, one after the other; process: see --jobs.")
+        Where, typer.Option(help="local: here, one after the other; process: see --jobs; study: here, several at once.")
     ] = Where.local,
     jobs: Annotated[
         int, typer.Option(min=1, help="With process: runs at a time. They go on without this command.")
