@@ -4,8 +4,10 @@
 
 All train LoRA from the same first tensors on the same rows in the same order, with the same optimiser, schedule and
 precision. The ways take turns, so that what disturbs the machine disturbs all of them; ratios are of neighbours. FLOPs,
-tokens, saved and held bytes are counted in a step of their own and do not depend on the machine. Writes the result of a
-base to training-BASE.json in the folder --out, and all results there to training.md.
+tokens, saved and held bytes are counted in a step of their own and do not depend on the machine. The second part trains
+--study adapters at once over one base, as `study` does, and compares that with as many runs one after the other, and
+with one run of as many tokens in a pass. Writes the result of a base to training-BASE.json in the folder --out, and all
+results there to training.md.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ from llm_adapters_lab.packing import pack
 from llm_adapters_lab.shortcuts import choose
 from llm_adapters_lab.spec import TrainSpec
 from llm_adapters_lab.tasks import get_task
+from llm_adapters_lab.together import Member, Together
 from llm_adapters_lab.train import learning_rate, make_accelerator, train
 
 HERE = Path(__file__).parent
@@ -216,9 +219,12 @@ def timed(way: str, work: Work) -> tuple[float, float, list[float]]:
 def counted(way: str, work: Work) -> dict[str, int]:
     """Return the FLOPs of a step, the bytes it saves for backward, and the most bytes it holds beside all weights."""
     running = WAYS[way](work)
-    next(running)
+    found = _counted(running, _ready(running))
+    return {**found, "flops": found["flops"] - work.trial, "trial_flops": work.trial}
+
+
+def _counted(running: Iterator[None], own: list[torch.Tensor]) -> dict[str, int]:
     saved: dict[int, int] = {}
-    own = _parameters(running)
     weights = {t.untyped_storage().data_ptr() for t in own}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -230,14 +236,86 @@ def counted(way: str, work: Work) -> dict[str, int]:
     flops = FlopCounterMode(display=False, custom_mapping=_ATTENTION)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), Peak(own) as peak, flops:
         next(running, None)
-    found = {"flops": flops.get_total_flops() - work.trial, "trial_flops": work.trial}
-    return {**found, "saved_bytes": sum(saved.values()), "peak_bytes": peak.most}
+    return {"flops": flops.get_total_flops(), "saved_bytes": sum(saved.values()), "peak_bytes": peak.most}
 
 
 def _parameters(running: Any) -> list[torch.Tensor]:
     known = running.gi_frame.f_locals if running.gi_yieldfrom is None else running.gi_yieldfrom.gi_frame.f_locals
     model = known["model"] if "model" in known else known["base"].model
     return [*model.parameters(), *model.buffers()]
+
+
+def at_once(work: Work, count: int, tokens: int | None = None) -> Iterator[None]:
+    """Train so many adapters together; the clock measures from the second step on, the first to be shared."""
+    base = models.load(work.base)
+    together, going = Together(base.model, tokens), []
+    for number in range(count):
+        together.only()
+        torch.manual_seed(0)
+        injection = inject(base.model, work.config, name=f"study{number}")
+        member = Member(together, base.model, injection, work.rows, work.plan, work.pad_id)
+        going.append(train(base.model, injection, work.rows, work.plan, pad_id=work.pad_id, gradients=member))
+    together.begin()
+    for step in range(work.plan.max_steps or 1):
+        if step == 1:
+            yield
+        together.round([f"study{number}" for number in range(count)], step)
+        with work.clock() if step else nullcontext():
+            for events in going:
+                work.losses.append(next(e.loss for e in events if isinstance(e, Step)))
+    together.end()
+
+
+def many(asked: argparse.Namespace, samples: list[Sample], config: LoRAConfig, pad_id: int) -> dict[str, Any]:
+    """Compare adapters at once with runs one after the other, and with one run of as many tokens in a pass."""
+    count, steps = asked.study, asked.steps + 1
+
+    def work(batch: int, steps: int) -> Work:
+        plan = TrainSpec(batch=batch, max_steps=steps, epochs=1000, learning_rate=1e-3)
+        return Work(asked.base, samples, plan, config, pad_id)
+
+    def step(adapters: int, batch: int) -> dict[str, int]:
+        return _counted(running := at_once(work(batch, 2), adapters, 10**9), _ready(running))
+
+    small = max(1, asked.batch // 4)
+    counts = {"one": step(1, small), "study": step(count, small), "large": step(1, small * count)}
+    rounds = []
+    for number in range(asked.rounds):
+        seconds = {}
+        for way in ("study", "one") if number % 2 else ("one", "study"):
+            found = []
+            for _ in range(1 if way == "study" else count):
+                done = work(small, steps)
+                _finish(at_once(done, count if way == "study" else 1))
+                found.append((done.wall, done.cpu, done.losses))
+            seconds[way] = [sum(f[i] for f in found) for i in (0, 1)]
+            if way == "one":
+                alone = found[0][2]
+            else:
+                losses = found[0][2]
+        rounds.append({"wall": seconds["one"][0] / seconds["study"][0], "cpu": seconds["one"][1] / seconds["study"][1]})
+        print(rounds[-1], flush=True)
+    weights = sum({p.data_ptr(): p.nbytes for p in models.load(asked.base).model.parameters()}.values())
+    memory = {way: weights + found["peak_bytes"] for way, found in counts.items()}
+    apart = max(abs(loss - alone[i // count]) for i, loss in enumerate(losses))
+    return {
+        "adapters": count,
+        "batch": small,
+        "counts": counts,
+        "memory_bytes": memory,
+        "rounds": rounds,
+        "apart": apart,
+    }
+
+
+def _ready(running: Iterator[None]) -> list[torch.Tensor]:
+    next(running)
+    return _parameters(running)
+
+
+def _finish(running: Iterator[None]) -> None:
+    for _ in running:
+        pass
 
 
 def _attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
@@ -293,6 +371,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         "tokens_per_row": tokens / len(samples),
         "labels_per_row": sum(s.counted for s in samples) / len(samples),
         "ways": results,
+        "study": many(asked, samples, config, tokenizer.pad_token_id) if asked.study else None,
         "targets": TARGETS,
         "environment": environment(make_accelerator("auto").device.type, models.pick_dtype("auto")),
     }
@@ -328,6 +407,7 @@ def table(results: list[dict[str, Any]]) -> str:
             cells += [f"{way['tokens_per_second']:.0f}", f"{than['flops']:.2f}", f"{than['memory']:.2f}", spread]
             cells += [f"{1 / than['cpu']['median']:.2f}", f"{than['loss']:.0e}"]
             lines.append(f"| {way['what']} | {' | '.join(cells)} |")
+        lines += _many_lines(found) if (found := result.get("study")) else []
     lines += [
         "",
         "Tokens are those of the rows, without padding. Computed: tokens that run through the layers. Saved: what the "
@@ -338,6 +418,23 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _many_lines(found: dict[str, Any]) -> list[str]:
+    count, counts, memory = found["adapters"], found["counts"], found["memory_bytes"]
+    one, study, large = (counts[way] for way in ("one", "study", "large"))
+    speeds = {part: sorted(r[part] for r in found["rounds"]) for part in ("wall", "cpu")}
+    middle = {part: statistics.median(each) for part, each in speeds.items()}
+    return [
+        "",
+        f"{count} adapters at once (`study`), batch {found['batch']} each, beside {count} runs one after the other: "
+        f"{study['flops'] / one['flops'] / count:.3f} of their FLOPs, {middle['wall']:.2f} times their speed "
+        f"({speeds['wall'][0]:.2f} to {speeds['wall'][-1]:.2f}; by processor time {middle['cpu']:.2f}), losses "
+        f"{found['apart']:.0e} off at most. Memory: {memory['study'] / 1e6:.0f} MB, one run of that batch "
+        f"{memory['one'] / 1e6:.0f} MB, one run of {count} times that batch, as many rows in a pass, "
+        f"{memory['large'] / 1e6:.0f} MB: {memory['study'] / memory['large']:.2f} of it. Saved for backward: "
+        f"{study['saved_bytes'] / 1e6:.0f} MB and {large['saved_bytes'] / 1e6:.0f} MB.",
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--base", default="nano")
@@ -346,6 +443,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--study", type=int, default=8, help="adapters at once; 0: leave that part out")
     parser.add_argument("--root", type=Path, default=None, help="folder with the benchmark files")
     parser.add_argument("--out", type=Path, default=HERE)
     asked = parser.parse_args()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from llm_adapters_lab.run import run
     from llm_adapters_lab.saving import load_adapter, save_adapter
     from llm_adapters_lab.spec import RunSpec
+    from llm_adapters_lab.study import study
     from llm_adapters_lab.sweep import sweep
     from llm_adapters_lab.sweep_file import Sweep
     from llm_adapters_lab.train import train
@@ -38,6 +39,7 @@ __all__ = [
     "Run",
     "runs",
     "find",
+    "study",
     "sweep",
     "Sweep",
     "inject",
@@ -66,7 +68,7 @@ _HOME = {
     **{"AdapterConfig": "adapter", "register": "adapter", "train": "train", "evaluate": "evaluate"},
     **{"LabError": "errors", "stack": "compose", "mix": "compose", "merge_mix": "compose"},
     **{"load_adapter": "saving", "save_adapter": "saving", "Recorder": "recorder"},
-    **{"sweep": "sweep", "Sweep": "sweep_file"},
+    **{"sweep": "sweep", "Sweep": "sweep_file", "study": "study"},
 }
 
 

@@ -27,6 +27,8 @@ class Chain(nn.ModuleDict):
         muted: names that are off for the duration of a `with`; a name may stand in it several times.
         mix: weights by name. Where it is not empty, the adapters do not follow one another: each sees the output of the
             bare base, and their changes are added with these weights.
+        slices: names of adapters among which the rows are shared out: the first has the first of so many equal slices,
+            and so on, and each acts on its own slice only. Empty: all act on everything.
     """
 
     def __init__(self) -> None:
@@ -35,6 +37,7 @@ class Chain(nn.ModuleDict):
         self.off: set[str] = set()
         self.muted: list[str] = []
         self.mix: dict[str, float] = {}
+        self.slices: list[str] = []
         self.x: torch.Tensor | None = None
         self.own: dict[str, Any] | None = None
         self.handles: list[Any] = []
@@ -50,8 +53,21 @@ class Chain(nn.ModuleDict):
             x: input of the site; None where the site is an input, which is then y.
             y: output of the base at the site.
         """
+        if self.slices:
+            return self._fold_slices(x, y)
+        return self._through(self.active(), x, y)
+
+    def _fold_slices(self, x: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor:
+        # Packed rows are one sequence, and a slice of it is so many tokens.
+        dim, active = 0 if len(y) > 1 else 1, self.active()
+        own = [{name: active[name]} if name in active else {} for name in self.slices]
+        ys = torch.split(y, y.shape[dim] // len(own), dim)
+        xs = [None] * len(own) if x is None else torch.split(x, x.shape[dim] // len(own), dim)
+        return torch.cat([self._through(*slice_) for slice_ in zip(own, xs, ys, strict=True)], dim)
+
+    def _through(self, active: dict[str, Any], x: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor:
         out, x = y, y if x is None else x
-        for name, adapter in self.active().items():
+        for name, adapter in active.items():
             dtype = next((t.dtype for t in adapter.state_dict().values() if t.is_floating_point()), y.dtype)
             # Autocast decides where it is on; a cast here would only be a copy of x that is kept for backward.
             dtype = y.dtype if torch.is_autocast_enabled(y.device.type) else dtype

@@ -67,13 +67,13 @@ class State:
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.best: tuple[float, dict[str, torch.Tensor]] | None = None
         self.whole = True
-        self._random = _random_states()
+        self._random = random_states()
 
     def done(self, step: int, tokens: int, seconds: float) -> None:
         """Take note that a step is over, with all that was measured and validated after it."""
         self.step, self.tokens, self.seconds, self.whole = step, tokens, seconds, True
         # Now: a step that fails has drawn from it, but not changed anything else.
-        self._random = _random_states()
+        self._random = random_states()
 
     def take(self) -> Checkpoint:
         """Return everything; the tensors of the optimiser are not copied."""
@@ -103,7 +103,7 @@ class State:
             tensor.copy_(saved.tensors[f"start/{i}"])  # in place: sums follow the order in memory
         if facts["best"] is not None:
             self.best = facts["best"], _under(saved, "best/")
-        _set_random_states(_under(saved, "random/"))
+        set_random_states(_under(saved, "random/"))
         self.done(facts["step"], facts["tokens"], facts["seconds"])
 
 
@@ -188,12 +188,14 @@ def _under(saved: Checkpoint, prefix: str) -> dict[str, torch.Tensor]:
     return {key.removeprefix(prefix): tensor for key, tensor in saved.tensors.items() if key.startswith(prefix)}
 
 
-def _random_states() -> dict[str, torch.Tensor]:
+def random_states() -> dict[str, torch.Tensor]:
+    """Return where torch's sources of chance stand, by device."""
     gpu = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
     return {"cpu": torch.get_rng_state(), **gpu}
 
 
-def _set_random_states(states: dict[str, torch.Tensor]) -> None:
+def set_random_states(states: dict[str, torch.Tensor]) -> None:
+    """Make chance go on from what `random_states` has returned."""
     torch.set_rng_state(states["cpu"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])

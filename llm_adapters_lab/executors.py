@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
 from llm_adapters_lab import launch
-from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.errors import BadSpec, LabError
 from llm_adapters_lab.launch import State
 from llm_adapters_lab.ray_executor import Ray
 from llm_adapters_lab.record import Run
 from llm_adapters_lab.run import run
 from llm_adapters_lab.slurm_executor import Slurm
 from llm_adapters_lab.spec import RunSpec
+from llm_adapters_lab.study import fits, study
 
 
 class Executor(Protocol):
@@ -74,6 +75,49 @@ class Local:
         return State("running") if run.id == self.at_work else launch.state(run)
 
 
+class Studies:
+    """In this process, those that can share a base and its passes trained at once; see `study`.
+
+    Attributes:
+        most: adapters that are trained at once.
+    """
+
+    most = 8
+
+    def __init__(self, jobs: int = 1) -> None:
+        """Do one study at a time; `jobs` can be nothing else."""
+        if jobs != 1:
+            raise BadSpec(f"jobs = {jobs}: a study is one process. Use the executor process for several.")
+        self.jobs = 1
+        self.at_work: set[str] = set()
+        self._todo: dict[str, RunSpec] = {}
+
+    def expect(self, specs: Sequence[RunSpec]) -> None:
+        """Take note of all that is to be done, to choose from for a study."""
+        self._todo = {spec.id: spec for spec in specs}
+
+    def start(self, spec: RunSpec, root: Path, look: Callable[[], None], stop: threading.Event) -> None:
+        """Do a run to its end, and with it others that have not been started yet and can be trained with it."""
+        tried = self._todo.pop(spec.id, None) is None
+        if tried and (found := launch.state(Run(root / spec.id))).name == "failed":
+            raise LabError(found.reason)  # in a study that another one began
+        alike = [other for other in self._todo.values() if fits(spec, other) and not Run(root / other.id).done]
+        group = [spec, *alike[: self.most - 1]]
+        self.at_work = {each.id for each in group}
+        for each in group:
+            self._todo.pop(each.id, None)
+        try:
+            study(group, root=root, stop=stop, on_event=lambda record, event: look())
+        finally:
+            self.at_work = set()
+        if (found := launch.state(Run(root / spec.id))).name == "failed":
+            raise LabError(found.reason)
+
+    def state(self, run: Run) -> State:
+        """Say how a run stands."""
+        return State("running") if run.id in self.at_work and not run.done else launch.state(run)
+
+
 class Processes:
     """In processes of their own on this machine; they go on when the sweep is gone, and it finds them again.
 
@@ -99,7 +143,13 @@ class Processes:
         return launch.state(run)
 
 
-EXECUTORS: dict[str, Callable[..., Executor]] = {"local": Local, "process": Processes, "ray": Ray, "slurm": Slurm}
+EXECUTORS: dict[str, Callable[..., Executor]] = {
+    "local": Local,
+    "process": Processes,
+    "study": Studies,
+    "ray": Ray,
+    "slurm": Slurm,
+}
 """By the name that the command line gives them."""
 
 

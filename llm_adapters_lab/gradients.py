@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -39,6 +39,7 @@ class Gradients:
 
     Attributes:
         objective: the loss.
+        injection: what is trained.
         halvings: how often micro-batches have been halved because memory was short.
     """
 
@@ -60,11 +61,28 @@ class Gradients:
         self._layers = Layers(model, injection.anatomy) if plan.compile else nullcontext()
         shortcuts, self._news = choose(model, injection, samples, plan)
         self.objective, self.plan, self.halvings = Objective(model, shortcuts, pad_id, injection.config.split), plan, 0
+        self.injection = injection
 
     def news(self) -> list[FellBack]:
         """Return what has not gone as the plan says, since this was last asked."""
         told, self._news = self._news, []
         return told
+
+    @contextmanager
+    def ready(self, accelerator: Accelerator) -> Iterator[Any]:
+        """Give the model as it is called in training, perhaps wrapped; afterwards it is as it was, in evaluation."""
+        model: Any = self.objective.model
+        if self.plan.gradient_checkpointing:
+            set_checkpointing(model, True)
+        prepared = accelerator.prepare(model)
+        prepared.train()
+        try:
+            yield prepared
+        finally:
+            accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+            if self.plan.gradient_checkpointing:
+                set_checkpointing(model, False)
+            model.eval()
 
     def split(self, samples: Sequence[Sample], most: int | None = None) -> list[list[Sample]]:
         """Return the micro-batches of some rows, each of `most` rows at most where the plan names no number."""
@@ -95,12 +113,16 @@ class Gradients:
             except torch.OutOfMemoryError as error:
                 if accelerator.num_processes > 1:  # the others wait for gradients that this one could not make
                     raise
-                for parameter in self.objective.model.parameters():
-                    parameter.grad = None  # part of it may be there
+                self.forget()
                 self._halve(samples, error)
             # Outside the handler, whose traceback holds on to what the failed step had made.
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+    def forget(self) -> None:
+        """Clear the gradients, of which a part may be there."""
+        for parameter in self.injection.parameters():
+            parameter.grad = None
 
     def _accumulate(
         self, accelerator: Accelerator, prepared: Any, chunks: Sequence[Sequence[Sample]], counted: int

@@ -140,22 +140,42 @@ class Injection:
 
     def eject(self) -> nn.Module:
         """Remove the adapters and every hook; the base is as it was before `inject`, bit for bit."""
-        for key, host in self._hosts.items():
-            detach(self.model, host, self.sites.get(key), self.name)
-        unlisten(self.model.get_submodule(self.anatomy.decoder), self.name)
+        self.take_out()
         self._hosts.clear()
         self.sites = {}
         self.adapters = {}
+        return self.model
+
+    def put_in(self) -> None:
+        """Hang the adapters into the model and freeze the rest of it."""
+        for _, parameter in parameters(self.model):
+            if parameter.requires_grad:
+                self._frozen.append(parameter)
+                parameter.requires_grad_(False)
+        mixed = any(isinstance(module, Chain) and module.mix for module in self.model.modules())
+        for key, host in self._hosts.items():
+            chain = attach(self.model, host, self.sites.get(key))
+            chain[self.name] = self.adapters[key].train(host.training)
+            if mixed:
+                chain.off.add(self.name)  # a mix names its members
+        if listeners := [a for a in self.adapters.values() if isinstance(a, SequenceAdapter)]:
+            listen(self.model.get_submodule(self.anatomy.decoder), self.name, listeners)
+        self.model.__dict__.setdefault(INJECTIONS, {})[self.name] = self
+
+    def take_out(self) -> None:
+        """Undo `put_in`: the model is as it was before; the adapters stay as they are, to be put in again."""
+        for key, host in self._hosts.items():
+            detach(self.model, host, self.sites.get(key), self.name)
+        unlisten(self.model.get_submodule(self.anatomy.decoder), self.name)
         others = self.model.__dict__.get(INJECTIONS, {})
         others.pop(self.name, None)
+        frozen, self._frozen = self._frozen, []
         if others:  # the base stays frozen for them; the last one thaws it
-            next(iter(others.values()))._frozen += self._frozen
-            self._frozen = []
-            return self.model
+            next(iter(others.values()))._frozen += frozen
+            return
         self.model.__dict__.pop(INJECTIONS, None)
-        for parameter in self._frozen:
+        for parameter in frozen:
             parameter.requires_grad_(True)
-        return self.model
 
 
 def injections(model: nn.Module) -> dict[str, Injection]:
@@ -209,7 +229,7 @@ def inject(
     _share(injection)
     with torch.device(next(model.parameters()).device):
         wrap(injection, issubclass(entry.cls, ParameterAdapter))
-    _hang(injection)
+    injection.put_in()
     return injection
 
 
@@ -222,20 +242,3 @@ def _share(injection: Injection) -> None:
         for name, parameter in host.named_parameters(recurse=False):
             copy = copies.setdefault(parameter, injection.adapters[key].get_parameter(name))
             injection.adapters[key].register_parameter(name, copy)
-
-
-def _hang(injection: Injection) -> None:
-    """Hang the built adapters into the model and freeze the rest of it."""
-    for _, parameter in parameters(injection.model):
-        if parameter.requires_grad:
-            injection._frozen.append(parameter)
-            parameter.requires_grad_(False)
-    mixed = any(isinstance(module, Chain) and module.mix for module in injection.model.modules())
-    for key, host in injection._hosts.items():
-        chain = attach(injection.model, host, injection.sites.get(key))
-        chain[injection.name] = injection.adapters[key].train(host.training)
-        if mixed:
-            chain.off.add(injection.name)  # a mix names its members
-    if listeners := [a for a in injection.adapters.values() if isinstance(a, SequenceAdapter)]:
-        listen(injection.model.get_submodule(injection.anatomy.decoder), injection.name, listeners)
-    injection.model.__dict__.setdefault(INJECTIONS, {})[injection.name] = injection

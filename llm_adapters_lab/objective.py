@@ -82,22 +82,30 @@ class Objective:
                 yield each.sum()
 
     @contextmanager
-    def losses(self, prepared: Any, samples: Sequence[Sample]) -> Iterator[torch.Tensor]:
-        """Give the loss of every counted label, row by row."""
-        with self.predictions(prepared, samples) as (logits, labels):
+    def losses(self, prepared: Any, samples: Sequence[Sample], times: int = 1) -> Iterator[torch.Tensor]:
+        """Give the loss of every counted label, row by row.
+
+        Args:
+            prepared: the model as it is called, perhaps wrapped for several processes.
+            samples: the rows.
+            times: run them so many times over in one pass, a slice for each of so many adapters.
+        """
+        with self.predictions(prepared, samples, times) as (logits, labels):
             yield cross_entropy(logits, labels, reduction="none")
 
     @contextmanager
-    def predictions(self, prepared: Any, samples: Sequence[Sample]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def predictions(
+        self, prepared: Any, samples: Sequence[Sample], times: int = 1
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Give the logits that every counted label is predicted with, (labels, vocabulary), and the labels."""
         cuts, device = self.shortcuts, self._device
         layout: AbstractContextManager[None] = nullcontext()
         if cuts.packing:
-            packed = pack(samples, share=cuts.share_prefix, device=device)
+            packed = pack(samples, share=cuts.share_prefix, device=device).times(times)
             inputs = {"input_ids": packed.ids, "position_ids": packed.positions}
             reads, labels, layout = packed.reads, packed.labels, running(self._config, packed)
         else:
-            batch = collate(samples, self.pad_id, device)
+            batch = collate(samples := [*samples] * times, self.pad_id, device)
             inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
             reads, labels = _counted(samples, batch["labels"])
         with layout:

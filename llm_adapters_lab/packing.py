@@ -50,6 +50,24 @@ class Packed:
     reads: torch.Tensor
     labels: torch.Tensor
 
+    def times(self, count: int) -> Packed:
+        """Return the same rows so many times, one copy after the other; copies share nothing."""
+        if count == 1:
+            return self
+
+        def again(numbers: torch.Tensor, each: int) -> torch.Tensor:
+            return torch.cat([numbers + i * each for i in range(count)])
+
+        tokens = self.ids.shape[1]
+        return Packed(
+            ids=self.ids.repeat(1, count),
+            positions=self.positions.repeat(1, count),
+            rows=again(self.rows, tokens),
+            places=again(self.places, self.rows.numel()),
+            reads=again(self.reads, tokens),
+            labels=self.labels.repeat(count),
+        )
+
 
 def pack(samples: Sequence[Sample], *, share: bool, device: torch.device | str = "cpu") -> Packed:
     """Lay rows end to end.

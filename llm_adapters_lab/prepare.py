@@ -8,15 +8,17 @@ import os
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from llm_adapters_lab import models
 from llm_adapters_lab.adapter import get_adapter
 from llm_adapters_lab.anatomy import Anatomy
+from llm_adapters_lab.batches import Sample, encode
 from llm_adapters_lab.compiling import require_compiler
 from llm_adapters_lab.errors import BadSpec, LabError
-from llm_adapters_lab.spec import RunSpec
+from llm_adapters_lab.spec import DataSpec, RunSpec
 from llm_adapters_lab.tasks import Example, get_task
 from llm_adapters_lab.tasks.own import PREFIX
 
@@ -34,6 +36,14 @@ class Rows:
     train: list[Example] = field(default_factory=list)
     test: dict[str, list[Example]] = field(default_factory=dict)
     shots: dict[str, list[Example]] = field(default_factory=dict)
+    _samples: tuple[list[Sample], int] | None = None
+
+    def samples(self, tokenizer: Any, data: DataSpec) -> tuple[list[Sample], int]:
+        """Return the training rows as tokens, and how many were too long; runs that share the rows share these."""
+        if self._samples is None:
+            template = data.template or get_task(data.task).template
+            self._samples = encode(tokenizer, self.train, template, data.max_tokens, data.loss_on)
+        return self._samples
 
     def digests(self) -> dict[str, str]:
         """Return the SHA-256 of the rows by what they are for: "train", "test/<task>" and "shots/<task>"."""

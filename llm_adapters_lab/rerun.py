@@ -10,8 +10,9 @@ import torch
 
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.record import Run
-from llm_adapters_lab.run import Listener, run
+from llm_adapters_lab.run import run
 from llm_adapters_lab.saving import read_tensors
+from llm_adapters_lab.work import Listener
 
 TIMES = {"seconds", "seconds_left", "tokens_per_second", "peak_memory_bytes"}
 CIRCUMSTANCES = ("environment", "hashes")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Generator
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,45 +14,27 @@ from typing import Any
 import torch
 
 from llm_adapters_lab import models
-from llm_adapters_lab.batches import encode, step_count
+from llm_adapters_lab.batches import step_count
 from llm_adapters_lab.checkpoint import Checkpoint
 from llm_adapters_lab.environment import base_hash
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.evaluate import decoder, evaluate
-from llm_adapters_lab.events import Event, Finished, Noticed, Resumed, Scored, Scoring, Stopped
+from llm_adapters_lab.events import Finished, Noticed, Resumed, Scored, Scoring, Step, Stopped
 from llm_adapters_lab.inject import Injection, inject
 from llm_adapters_lab.keeper import Keeper, Stopping, Taken, alone, refuse_changes, take_up, unlock
 from llm_adapters_lab.leaks import overlap
 from llm_adapters_lab.memory import WORTH_IT, estimate, estimated
 from llm_adapters_lab.merge import written
 from llm_adapters_lab.outcome import explained, failed, started, summary, training
-from llm_adapters_lab.prepare import Rows, changed_files, preflight, read_rows
+from llm_adapters_lab.prepare import changed_files, preflight, read_rows
 from llm_adapters_lab.record import Run, append_line, check_writable
 from llm_adapters_lab.saving import load_adapter, read_json, read_tensors, save_adapter
 from llm_adapters_lab.scores import score
 from llm_adapters_lab.spec import RunSpec
 from llm_adapters_lab.tasks import get_task
 from llm_adapters_lab.train import make_accelerator, train
+from llm_adapters_lab.work import Listener, Stand, Work, load_base
 from llm_adapters_lab.wrappers.quantize import load
-
-Listener = Callable[[Event], None]
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What the stages of a run share."""
-
-    spec: RunSpec
-    base: models.Base
-    rows: Rows
-    record: Run
-    keeper: Keeper
-    on_event: Listener | None
-
-    def tell(self, event: Event) -> None:
-        self.record.append(event)
-        if self.on_event:
-            self.on_event(event)
 
 
 def run(
@@ -98,21 +79,20 @@ def run(
             with mine():
                 pass
         if fresh or not record.done:
-            base = models.load(spec.base, spec.dtype, trust_remote_code=spec.trust_remote_code)
-            if base.tokenizer is None:
-                raise BadSpec(f"{spec.base} is random and has no tokenizer: inspect it, or use base: nano.")
+            base = load_base(spec)
             keeper = Keeper(record, spec, {"base": base_hash(base.model), "data": rows.digests()}, stop)
             record.folder.mkdir(parents=True, exist_ok=True)
             with mine():
                 if fresh or not record.done:
-                    _do(_Work(spec, base, rows, record, keeper, on_event), fresh)
+                    for _ in stages(Work(spec, base, rows, record, keeper, on_event), fresh):
+                        pass
     except Stopping:  # while another process worked on it
         pass
     return record
 
 
-def _do(work: _Work, fresh: bool) -> None:
-    """Do a run that no other process works on."""
+def stages(work: Work, fresh: bool = False) -> Generator[int]:
+    """Do a run that no other process works on, and yield where it stands between its stages and steps."""
     spec, base, rows, record = work.spec, work.base, work.rows, work.record
     began, stage, hashes = time.perf_counter(), "loading", work.keeper.facts["hashes"]
     if not fresh:
@@ -121,9 +101,11 @@ def _do(work: _Work, fresh: bool) -> None:
         taken = take_up(record, spec, hashes, fresh)
         leaks = {name: overlap(rows.train, test) for name, test in rows.test.items()} if spec.adapter else {}
         torch.manual_seed(spec.seed)
-        injection = inject(base.model, spec.adapter, tokenizer=base.tokenizer) if spec.adapter else None
+        kind: dict[str, Any] = {"tokenizer": base.tokenizer, "name": work.name}
+        injection = inject(base.model, spec.adapter, **kind) if spec.adapter else None
+        yield Stand.INJECTED
         stage = "training"
-        trained = _adapt(work, injection, taken)
+        trained = yield from _adapt(work, injection, taken)
         stage = "scoring"
         with written(injection):
             scores = {name: _score(work, name) for name in spec.eval.tasks}
@@ -174,16 +156,18 @@ def _check_files(spec: RunSpec, record: Run, on_event: Listener | None) -> None:
         _notice(said, on_event)
 
 
-def _adapt(work: _Work, injection: Injection | None, taken: Taken) -> dict[str, Any] | None:
+def _adapt(work: Work, injection: Injection | None, taken: Taken) -> Generator[int, None, dict[str, Any] | None]:
     """Train the adapter, or load what an interrupted run has trained; return how training went."""
     spec, base, record = work.spec, work.base, work.record
     if taken.faults:
         work.tell(Noticed(" ".join(taken.faults)))
     if injection is not None and not taken.trained:
-        trained = _train(work, injection, taken.saved)
+        trained = yield from _train(work, injection, taken.saved)
+        yield Stand.TRAINED
         save_adapter(injection, record.folder / "adapter", spec.base)
         record.write("train.json", trained)
         work.keeper.close()
+        yield Stand.SAVED
         return trained
     base.model.to(make_accelerator(spec.train.precision).device)
     work.tell(Resumed(spec.id, "scoring", 0) if taken.trained else started(spec, base, injection, 0))
@@ -191,13 +175,13 @@ def _adapt(work: _Work, injection: Injection | None, taken: Taken) -> dict[str, 
     if injection is None:
         return None
     load(injection, read_tensors(record.folder / "adapter" / "adapter.safetensors"))
+    yield Stand.SAVED
     return read_json(record.folder / "train.json")
 
 
-def _train(work: _Work, injection: Injection, saved: Checkpoint | None) -> dict[str, Any]:
+def _train(work: Work, injection: Injection, saved: Checkpoint | None) -> Generator[int, None, dict[str, Any]]:
     spec, base = work.spec, work.base
-    template = spec.data.template or get_task(spec.data.task).template
-    samples, too_long = encode(base.tokenizer, work.rows.train, template, spec.data.max_tokens, spec.data.loss_on)
+    samples, too_long = work.rows.samples(base.tokenizer, spec.data)
     held_out, learnt = samples[: spec.data.validation], samples[spec.data.validation :]
     if not learnt:
         raise BadSpec(f"After {too_long} rows too long for data.max_tokens, validation leaves none to train on.")
@@ -207,18 +191,24 @@ def _train(work: _Work, injection: Injection, saved: Checkpoint | None) -> dict[
         torch.cuda.reset_peak_memory_stats()
     begun = started(spec, base, injection, step_count(spec.train, len(learnt)))
     work.tell(Resumed(spec.id, "training", saved.facts["step"]) if saved else begun)
-    work.keeper.check()
     large = base.model.get_memory_footprint() >= WORTH_IT
     if large and not saved and (memory := estimate(spec, learnt, base.tokenizer)):
         work.tell(estimated(memory))
-    options: dict[str, Any] = {"validation": held_out, "seed": spec.seed, "pad_id": base.tokenizer.pad_token_id}
+    pad_id = base.tokenizer.pad_token_id
+    gradients = work.gradients(base.model, injection, learnt, spec.train, pad_id)
+    yield Stand.READY
+    yield saved.facts["step"] if saved else 0
+    work.keeper.check()
+    options: dict[str, Any] = {"validation": held_out, "seed": spec.seed, "pad_id": pad_id, "gradients": gradients}
     options |= {"saved": saved, "after_step": work.keeper}
     for event in train(base.model, injection, learnt, spec.train, accelerator, **options):
         work.tell(event)
+        if isinstance(event, Step):
+            yield event.step
     return training(work.record) | {"rows": len(learnt), "rows_too_long": too_long}
 
 
-def _score(work: _Work, name: str) -> dict[str, Any]:
+def _score(work: Work, name: str) -> dict[str, Any]:
     spec, base, record = work.spec, work.base, work.record
     task, plan, test = get_task(name), spec.eval, work.rows.test[name]
     done = {p["id"]: p for p in record.predictions() if p["task"] == name}

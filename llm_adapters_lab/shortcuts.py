@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import torch
@@ -64,13 +64,13 @@ def told(
         packing = "an adapter looks at earlier tokens, and would see those of the row before"
     if wanted.packing and (reason := f"{whole[0]} puts virtual tokens before every row" if whole else packing):
         reasons["packing"] = reason
-    elif wanted.share_prefix and (name := _dropout(model)):
+    elif wanted.share_prefix and (name := dropout(model)):
         reasons["share_prefix"] = f"{name} drops out for every row by itself"
     able = replace(wanted, **dict.fromkeys(reasons, False))
     return replace(able, share_prefix=able.packing and able.share_prefix), reasons
 
 
-def _dropout(model: nn.Module) -> str:
+def dropout(model: nn.Module) -> str:
     """Return the name of a module that drops something out in training, or nothing."""
     name: str
     for name, module in model.named_modules():
@@ -82,26 +82,41 @@ def _dropout(model: nn.Module) -> str:
 
 def _apart(model: nn.Module, injection: Injection, samples: Sequence[Sample], cuts: Shortcuts) -> str:
     """Say how the losses of three short rows differ from those of the plain way, or nothing if they do not."""
-    rows = _rows(samples)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
+    rows = probes(samples)
     try:
-        with torch.no_grad(), _shaken(injection):
+        with trial(model, injection):
             with Objective(model, Shortcuts()).losses(model, rows) as plain:
                 pass
             with Objective(model, cuts).losses(model, rows) as short:
                 pass
-        far = float((plain - short).abs().max())
-        limit = TOLERANCE if plain.dtype == model.dtype == torch.float32 else ROUGH
-        return "" if far <= limit else f"losses that are up to {far:.2g} nats off"
+        return off(model, plain, short)
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
         return f"nothing ({type(error).__name__})"
+
+
+def off(model: nn.Module, plain: torch.Tensor, short: torch.Tensor) -> str:
+    """Say how far losses are from what they should be, or nothing if only rounding sets them apart."""
+    far = float((plain - short).abs().max())
+    limit = TOLERANCE if plain.dtype == model.dtype == torch.float32 else ROUGH
+    return "" if far <= limit else f"losses that are up to {far:.2g} nats off"
+
+
+@contextmanager
+def trial(model: nn.Module, *injections: Injection) -> Iterator[None]:
+    """Try something on a model and adapters without dropout, away from their start; they are put back to the bit."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad(), ExitStack() as shaken:
+            for injection in injections:
+                shaken.enter_context(_shaken(injection))
+            yield
     finally:
         for module, mode in modes.items():
             module.training = mode
 
 
-def _rows(samples: Sequence[Sample]) -> list[Sample]:
+def probes(samples: Sequence[Sample]) -> list[Sample]:
     """Return three rows of different lengths, two of which begin alike, with a label everywhere."""
     ids = (samples[0].ids * 8)[:16]
     made = (ids, (*ids[:6], *ids[:5:-1][:5]), ids[::-1][:9])

@@ -41,13 +41,14 @@ class Where(StrEnum):
 
     local = "local"
     process = "process"
+    study = "study"
     ray = "ray"
     slurm = "slurm"
 
 
 WHERE = (
-    "local: in this process, one after the other; process: in others, which go on without this command; ray: on the "
-    "cluster of RAY_ADDRESS, or all of this machine; slurm: as jobs."
+    "local: in this process, one after the other; process: in others, which go on without this command; study: here, "
+    "several at once over one base; ray: on the cluster of RAY_ADDRESS, or all of this machine; slurm: as jobs."
 )
 
 

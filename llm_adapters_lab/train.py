@@ -21,7 +21,7 @@ from llm_adapters_lab.batches import Sample, order, step_count
 from llm_adapters_lab.checkpoint import Checkpoint, State
 from llm_adapters_lab.errors import BadSpec, TrainingFailed
 from llm_adapters_lab.events import Event, Norms, Step, Validated
-from llm_adapters_lab.gradients import Gradients, make_optimizer, set_checkpointing
+from llm_adapters_lab.gradients import Gradients, make_optimizer
 from llm_adapters_lab.inject import Injection
 from llm_adapters_lab.models import pick_dtype
 from llm_adapters_lab.spec import TrainSpec
@@ -61,6 +61,7 @@ def train(
     pad_id: int = 0,
     saved: Checkpoint | None = None,
     after_step: Callable[[State], None] | None = None,
+    gradients: Gradients | None = None,
 ) -> Iterator[Event]:
     """Train the injected adapter; the base stays as it is.
 
@@ -78,6 +79,7 @@ def train(
         pad_id: token id of padding.
         saved: go on from there.
         after_step: called when a step and its events are over; what it raises ends the training.
+        gradients: who computes them, and readies the model; default: they are computed for this adapter alone.
 
     Yields:
         `FellBack`, `Step`, `Probed`, `Norms` and `Validated` events, in order of time.
@@ -91,10 +93,8 @@ def train(
     world, rank = accelerator.num_processes, accelerator.process_index
     if plan.batch % world:
         raise BadSpec(f"train.batch = {plan.batch} cannot be shared equally among {world} processes.")
-    if plan.gradient_checkpointing:
-        set_checkpointing(model, True)
-    gradients = Gradients(model, injection, samples, plan, pad_id)
-    prepared, optimizer = accelerator.prepare(model, make_optimizer(injection.parameters(), plan))
+    gradients = gradients or Gradients(model, injection, samples, plan, pad_id)
+    optimizer = accelerator.prepare(make_optimizer(injection.parameters(), plan))
     steps = step_count(plan, len(samples))
     check = plan.evaluate_every or steps
     state = State(injection, optimizer, accelerator.scaler, dynamics.copied(injection))
@@ -103,9 +103,8 @@ def train(
     if saved:
         state.restore(saved)
         gradients.news()  # told before
-    prepared.train()
     began, tokens = time.perf_counter() - state.seconds, state.tokens
-    try:
+    with gradients.ready(accelerator) as prepared:
         for step, rows in islice(enumerate(order(len(samples), plan.batch, steps, seed)), state.step, None):
             rate = learning_rate(plan, step, steps)
             for group in optimizer.param_groups:
@@ -138,11 +137,6 @@ def train(
                 after_step(state)
         if state.best:
             injection.load_state_dict(state.best[1])
-    finally:
-        accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
-        if plan.gradient_checkpointing:
-            set_checkpointing(model, False)
-        model.eval()
 
 
 def _check_finite(step: int, loss: float, norm: float, batch: Sequence[Sample]) -> None:

@@ -104,9 +104,9 @@ def settle(injection: Injection, step: int, gradients: Callable[[], object]) -> 
     """
     from llm_adapters_lab.wrappers import wrapped
 
-    found = [(w, mask) for _, w, mask in wrapped(injection) if isinstance(mask, Mask)]
-    if not found or bool(found[0][1].chosen) or step < found[0][1].plan.warmup:
+    if not due(injection, step):
         return
+    found = [(w, mask) for _, w, mask in wrapped(injection) if isinstance(mask, Mask)]
     weights, made = [w for w, _ in found], [mask for _, mask in found]
     kind = made[0].plan.score
     before = [p.grad for p in injection.parameters()]
@@ -123,6 +123,14 @@ def settle(injection: Injection, step: int, gradients: Callable[[], object]) -> 
         p.grad = grad
     _refuse(scores, made, kind)
     _choose(made, scores)
+
+
+def due(injection: Injection, step: int) -> bool:
+    """Say whether an adapter has masks that are to be chosen after so many steps."""
+    from llm_adapters_lab.wrappers import wrapped
+
+    mask = next((mask for _, _, mask in wrapped(injection) if isinstance(mask, Mask)), None)
+    return mask is not None and not bool(mask.chosen) and step >= mask.plan.warmup
 
 
 def _shares(sizes: Sequence[int], config: SparseConfig) -> list[int]:
