@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from llm_adapters_lab.models import load
     from llm_adapters_lab.record import Run, find, runs
     from llm_adapters_lab.recorder import Recorder
+    from llm_adapters_lab.rehearsal import dry_run
     from llm_adapters_lab.run import run
     from llm_adapters_lab.saving import load_adapter, save_adapter
     from llm_adapters_lab.spec import RunSpec
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "run",
+    "dry_run",
     "RunSpec",
     "Run",
     "runs",
@@ -68,7 +70,7 @@ _HOME = {
     **{"AdapterConfig": "adapter", "register": "adapter", "train": "train", "evaluate": "evaluate"},
     **{"LabError": "errors", "stack": "compose", "mix": "compose", "merge_mix": "compose"},
     **{"load_adapter": "saving", "save_adapter": "saving", "Recorder": "recorder"},
-    **{"sweep": "sweep", "Sweep": "sweep_file", "study": "study"},
+    **{"sweep": "sweep", "Sweep": "sweep_file", "study": "study", "dry_run": "rehearsal"},
 }
 
 

@@ -138,10 +138,10 @@ class ParameterAdapter(Adapter):
         """Copy the parameters of the module at the site."""
         super().__init__(config, site, base)
         self.turned = weights.turned(base)
+        if held := "offloaded" if weights.offloaded(base) else "quantised" if weights.packed(base) else "":
+            cure = "Load the base as it is on disk and as a whole, or choose an adapter that leaves its weights alone."
+            raise CannotInject(f"{config.type!r} trains what {site.path} holds, and that is {held}. {cure}")
         for name, value in base.named_parameters(recurse=False):
-            if not value.is_floating_point():
-                cure = "Load the base unquantised, or choose an adapter that leaves the base's weights alone."
-                raise CannotInject(f"{site.path}.{name} is quantised, so it cannot be trained. {cure}")
             self.register_parameter(name, nn.Parameter(value.detach().float().clone()))
 
     @staticmethod

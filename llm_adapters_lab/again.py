@@ -1,16 +1,19 @@
-"""The command that does a run again and shows what comes out otherwise."""
+"""What is told of a run beside its result: what it would be, and whether it comes out the same again."""
 
 from __future__ import annotations
 
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llm_adapters_lab.catalogue import Json
-from llm_adapters_lab.terminal import Progress, print_json, say, show_rows
+from llm_adapters_lab.terminal import Progress, clock, print_json, say, show_rows, size
+
+if TYPE_CHECKING:
+    from llm_adapters_lab.spec import RunSpec
 
 SHOWN = 20
 
@@ -41,6 +44,36 @@ def rerun(
         say(f"Differences: {len(found):,}{more}." if found else f"No difference: {record.id} came out the same again.")
     if found:
         raise typer.Exit(1)
+
+
+def rehearse(spec: RunSpec, root: Path, as_json: bool) -> None:
+    """Print what a run would be."""
+    from llm_adapters_lab.rehearsal import dry_run
+
+    found = dry_run(spec, root)
+    if as_json:
+        print_json(found.as_json())
+        return
+    places = ", ".join(f"{count} {role}" for role, count in found.sites.items()) or "the whole model"
+    unknown = "unknown"
+    facts = {
+        "run": f"{found.id} ({found.state})",
+        "base": f"{spec.base}: {found.base_parameters:,} parameters",
+        "quantization": found.quantization,
+        "adapter": f"{spec.adapter.type}: {found.trainable_parameters:,} parameters" if spec.adapter else "none",
+        "sites": places if spec.adapter else "none",
+        "rows to train on": unknown if found.rows is None else f"{found.rows:,}",
+        "steps": unknown if found.steps is None else f"{found.steps:,}",
+        "rows to score on": ", ".join(f"{name} {count:,}" for name, count in found.asked.items()) or "none known",
+        "time": unknown if found.seconds is None else clock(found.seconds),
+    }
+    show_rows([{"what": name, "dry run": text} for name, text in facts.items()])
+    memory = found.memory
+    parts = {**vars(memory), "total": memory.total} if memory else {"weights": found.weights}
+    there = {"there is": size(found.available)} if found.available else {}
+    show_rows([{name: size(count) for name, count in parts.items()} | there | {"fits": "yes" if found.fits else "no"}])
+    for note in found.notes:
+        say(note)
 
 
 def _short(value: Any) -> Any:

@@ -124,7 +124,7 @@ class Anatomy:
 
         Asked of the model itself with one token, so that grouped, shared and fused projections need no rules.
         """
-        device = next(model.parameters()).device
+        device = weights.device(model)
         modes = {module: module.training for module in model.modules()}
         model.eval()
         try:

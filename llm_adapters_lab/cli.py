@@ -60,10 +60,14 @@ def run_command(
     ] = None,
     root: Root = Path("runs"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Run again even if the result is there.")] = False,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Only say what it would be; no weight is read.")] = False,
     as_json: Json = False,
 ) -> None:
     """Do a run, or read its result if it has been done."""
     wanted = terminal.load_spec(spec, changes or [])
+    if dry:
+        again.rehearse(wanted, root, as_json)
+        return
     from transformers.utils import logging
 
     from llm_adapters_lab import results

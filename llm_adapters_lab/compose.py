@@ -22,7 +22,7 @@ from llm_adapters_lab.adapter import ModelAdapter, ParameterAdapter
 from llm_adapters_lab.chain import Chain, attribute_of
 from llm_adapters_lab.errors import BadSpec, CannotMerge, choices
 from llm_adapters_lab.inject import Injection, injections
-from llm_adapters_lab.merge import change
+from llm_adapters_lab.merge import change, refuse_held
 
 
 def stack(model: nn.Module, *names: str) -> None:
@@ -103,7 +103,9 @@ def _mixed(model: nn.Module, shares: Mapping[str, float]) -> Iterator[tuple[nn.M
         for injection, key in changes:
             for name, value in change(injection, key).items():
                 total[name] += shares[injection.name] * (value - own[name])
-        yield host, {name: value for name, value in total.items() if not torch.equal(value, own[name])}
+        found = {name: value for name, value in total.items() if not torch.equal(value, own[name])}
+        refuse_held(path, host, found, " and ".join(shares))
+        yield host, found
 
 
 def _side_by_side(model: nn.Module, names: tuple[str, ...]) -> None:

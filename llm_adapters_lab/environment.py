@@ -29,12 +29,12 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def environment(device: str, dtype: torch.dtype) -> dict[str, Any]:
+def environment(device: str, dtype: torch.dtype, *packages: str) -> dict[str, Any]:
     """Return where something ran: versions, machine, threads, dtype of the weights, commit of the lab."""
     return {
         "python": platform.python_version(),
         "llm_adapters_lab": __version__,
-        **{name: version(name) for name in PACKAGES},
+        **{name: version(name) for name in (*PACKAGES, *packages)},
         "platform": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
         "threads": torch.get_num_threads(),

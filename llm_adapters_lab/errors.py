@@ -78,6 +78,10 @@ class BadRow(LabError, ValueError):
     """A data row lacks a field or holds a value that the task does not know."""
 
 
+class NotEnoughMemory(LabError):
+    """A run needs more memory than the machine has; nothing was loaded."""
+
+
 class TrainingFailed(LabError):
     """Training could not go on, for instance because the loss stopped being finite."""
 

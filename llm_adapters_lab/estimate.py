@@ -11,7 +11,7 @@ from typing import NamedTuple
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.launch import State, state
 from llm_adapters_lab.record import Run, runs
-from llm_adapters_lab.sizes import Size, size
+from llm_adapters_lab.sizes import Size, size_of
 from llm_adapters_lab.spec import RunSpec
 from llm_adapters_lab.sweep_file import Changes, Point
 
@@ -51,7 +51,7 @@ def costs(points: Sequence[Point], root: str | Path = "runs") -> list[Cost]:
         run = Run(Path(root).resolve() / spec.id)
         times = _alike(spec, known)
         middle = statistics.median(times) if times else None
-        amount = size(spec.base, spec.adapter, spec.dtype, trust_remote_code=spec.trust_remote_code)
+        amount = size_of(spec)
         found.append(Cost(changes, run, state(run), amount, middle, len(times)))
     return found
 

@@ -25,6 +25,7 @@ from llm_adapters_lab.generate import Ended, can_batch, context, greedy
 from llm_adapters_lab.likelihood import Choice, choice_scores
 from llm_adapters_lab.scores import RULES, judge, likeliest
 from llm_adapters_lab.tasks import Example, Rule, Task
+from llm_adapters_lab.weights import device as device_of
 
 BEAMS = 4
 
@@ -87,8 +88,8 @@ def answer(
 def _by_transformers(
     model: Any, pad_id: int, rows: Sequence[list[int]], limit: int, ended: Ended, beams: int
 ) -> list[list[int]]:
-    ids = pad(rows, pad_id, "left").to(model.device)
-    mask = pad([[1] * len(row) for row in rows], 0, "left").to(model.device)
+    ids = pad(rows, pad_id, "left").to(device_of(model))
+    mask = pad([[1] * len(row) for row in rows], 0, "left").to(device_of(model))
     options = {"max_new_tokens": limit, "num_beams": beams, "eos_token_id": ended.tokens, "pad_token_id": pad_id}
     config = GenerationConfig(do_sample=False, repetition_penalty=1.0, **options)
     stop = StoppingCriteriaList([_EndedRows(ended, ids.shape[1])] if beams == 1 else [])

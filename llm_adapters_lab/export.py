@@ -207,7 +207,14 @@ def _load(injection: Injection, by_module: dict[str, dict[str, torch.Tensor]]) -
         raise StateMismatch(f"The saved tensors do not fit: {'; '.join(faults[:8])}. Nothing was loaded.")
 
 
-def save_merged(injection: Injection, folder: str | Path, tokenizer: Any = None, max_shard_size: str = "5GB") -> None:
+def save_merged(
+    injection: Injection,
+    folder: str | Path,
+    tokenizer: Any = None,
+    max_shard_size: str = "5GB",
+    *,
+    dequantize: bool = False,
+) -> None:
     """Merge an adapter into its base and save that as a folder `AutoModelForCausalLM` loads, without the lab.
 
     Args:
@@ -215,6 +222,7 @@ def save_merged(injection: Injection, folder: str | Path, tokenizer: Any = None,
         folder: new or empty.
         tokenizer: saved beside the model.
         max_shard_size: largest safetensors file, e.g. "5GB".
+        dequantize: as in `Injection.merge`.
 
     Raises:
         CannotMerge: see `Injection.merge`; or other adapters are in the model, which would be saved along.
@@ -227,7 +235,7 @@ def save_merged(injection: Injection, folder: str | Path, tokenizer: Any = None,
         raise BadSpec(f"The shard size {max_shard_size!r} is not of the form 5GB or 200MB.")
     if others := [name for name in injections(injection.model) if name != injection.name]:
         raise CannotMerge(f"The model also carries {', '.join(others)}, which a plain folder cannot hold. Eject first.")
-    model: Any = injection.merge()
+    model: Any = injection.merge(dequantize=dequantize)
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:

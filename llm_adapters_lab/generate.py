@@ -25,6 +25,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from llm_adapters_lab import prompts
 from llm_adapters_lab.batches import pad
 from llm_adapters_lab.sequence import looks_back
+from llm_adapters_lab.weights import device as device_of
 
 PLAIN = (DynamicLayer, DynamicSlidingWindowLayer)
 
@@ -109,13 +110,13 @@ def read(model: Any, rows: Sequence[Sequence[int]], pad_id: int) -> Prompts:
         rows: token ids of each prompt; none is empty.
         pad_id: fills the columns on the left.
     """
-    ids = pad(rows, pad_id, "left").to(model.device)
-    mask = pad([[1] * len(row) for row in rows], 0, "left").to(model.device)
+    ids = pad(rows, pad_id, "left").to(device_of(model))
+    mask = pad([[1] * len(row) for row in rows], 0, "left").to(device_of(model))
     # What an adapter remembers of the shared beginning stands elsewhere in every row.
     shares = len(rows) > 1 and not looks_back(model)
     cache, shared = _empty(model), common(rows) if shares else 0
     if shared:
-        first = torch.tensor([rows[0][:shared]], device=model.device)
+        first = torch.tensor([rows[0][:shared]], device=device_of(model))
         _forward(model, first, torch.ones_like(first), cache)
         if not _spread(cache, ids.shape[1] - mask.sum(-1), shared):
             cache, shared = _empty(model), 0
@@ -175,9 +176,9 @@ def likelihoods(
     state = read(model, rows, pad_id)
     owner = [row for row, group in enumerate(answers) for _ in group]
     flat = [answer for group in answers for answer in group]
-    targets = pad(flat, pad_id, "right").to(model.device)
-    counted = pad([[1] * len(answer) for answer in flat], 0, "right").to(model.device)
-    logits = state.logits[torch.tensor(owner, device=model.device)][:, None]
+    targets = pad(flat, pad_id, "right").to(device_of(model))
+    counted = pad([[1] * len(answer) for answer in flat], 0, "right").to(device_of(model))
+    logits = state.logits[torch.tensor(owner, device=device_of(model))][:, None]
     if targets.shape[1] > 1:
         state.keep(owner)
         # The last token of an answer is predicted, not read.

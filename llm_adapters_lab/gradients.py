@@ -10,9 +10,10 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from llm_adapters_lab import weights
 from llm_adapters_lab.batches import Sample, split
 from llm_adapters_lab.compiling import Layers
-from llm_adapters_lab.errors import TrainingFailed
+from llm_adapters_lab.errors import CannotInject, TrainingFailed
 from llm_adapters_lab.events import FellBack
 from llm_adapters_lab.inject import Injection
 from llm_adapters_lab.objective import Objective
@@ -57,7 +58,13 @@ class Gradients:
 
         Raises:
             BadSpec: the plan wants the layers compiled, and nothing can be compiled here.
+            CannotInject: parts of the base are offloaded.
         """
+        if any(map(weights.offloaded, model.modules())):
+            raise CannotInject(
+                "Parts of the base are offloaded to memory or disk. That serves scoring, but training needs the whole. "
+                "Set device_map to none or quantise the base."
+            )
         self._layers = Layers(model, injection.anatomy) if plan.compile else nullcontext()
         shortcuts, self._news = choose(model, injection, samples, plan)
         self.objective, self.plan, self.halvings = Objective(model, shortcuts, pad_id, injection.config.split), plan, 0

@@ -24,7 +24,7 @@ from llm_adapters_lab.adapter import (
 from llm_adapters_lab.anatomy import Anatomy, Site, parameters
 from llm_adapters_lab.chain import Chain, attach, attribute_of, detach
 from llm_adapters_lab.errors import BadSpec, CannotInject, EmptyPlacement, StateMismatch
-from llm_adapters_lab.merge import merged
+from llm_adapters_lab.merge import merge
 from llm_adapters_lab.sequence import SequenceAdapter, listen, unlisten
 from llm_adapters_lab.wrappers import idle, wrap
 
@@ -124,19 +124,18 @@ class Injection:
             for chain in chains:
                 chain.muted.remove(self.name)
 
-    def merge(self) -> nn.Module:
+    def merge(self, *, dequantize: bool = False) -> nn.Module:
         """Write the adapters into the weights of the base, remove them and return the model.
+
+        Args:
+            dequantize: make a quantised base a plain one, in the dtype of what was not quantised, to hold them.
 
         Raises:
             CannotMerge: the method is no linear change of a weight, another adapter acts on the same module, this one
-                is off or part of a mix, or the base is quantised or has no bias to hold one. The model is then as it
-                was.
+                is off or part of a mix, or the base has no bias to hold one, is offloaded, or quantised and is to stay
+                so. The model is then as it was.
         """
-        for _ in merged(self):
-            pass  # everything that can be refused is refused before anything is written
-        for host, changed in merged(self):
-            weights.write(host, changed)
-        return self.eject()
+        return merge(self, dequantize)
 
     def eject(self) -> nn.Module:
         """Remove the adapters and every hook; the base is as it was before `inject`, bit for bit."""
@@ -219,15 +218,16 @@ def inject(
     injection.sites = {site.key: site for site in entry.cls.sites(anatomy, model, at)}
     if not injection.sites and not issubclass(entry.cls, ModelAdapter):
         raise EmptyPlacement(f"{type(model).__name__} has nothing that {config.type!r} could change.")
-    with torch.device(next(model.parameters()).device):
-        if issubclass(entry.cls, ModelAdapter):
-            injection._hosts["model"] = model.get_submodule(anatomy.decoder)
+    if issubclass(entry.cls, ModelAdapter):
+        injection._hosts["model"] = model.get_submodule(anatomy.decoder)
+        with torch.device(weights.device(model)):
             injection.adapters["model"] = entry.cls(config, anatomy, model, tokenizer)
-        for key, site in injection.sites.items():
-            injection._hosts[key] = model.get_submodule(site.path)
-            injection.adapters[key] = entry.cls(config, site, injection._hosts[key])
+    for key, site in injection.sites.items():
+        injection._hosts[key] = host = model.get_submodule(site.path)
+        with torch.device(weights.device(host)):
+            injection.adapters[key] = entry.cls(config, site, host)
     _share(injection)
-    with torch.device(next(model.parameters()).device):
+    with torch.device(weights.device(model)):
         wrap(injection, issubclass(entry.cls, ParameterAdapter))
     injection.put_in()
     return injection

@@ -19,6 +19,7 @@ from llm_adapters_lab.batches import pad, prompt_ids
 from llm_adapters_lab.generate import can_batch, common, likelihoods
 from llm_adapters_lab.statistics import options
 from llm_adapters_lab.tasks import Example, Task
+from llm_adapters_lab.weights import device as device_of
 
 AT_ONCE = 16
 """Most prompts whose options run together: their logits are options x tokens x vocabulary numbers."""
@@ -94,8 +95,8 @@ def _whole(
     """Do the work of `likelihoods` for any causal model: every prompt with every answer, without a cache."""
     results = []
     for row, group in zip(rows, answers, strict=True):
-        ids = pad([row + answer for answer in group], pad_id, "right").to(model.device)
-        mask = pad([[1] * (len(row) + len(answer)) for answer in group], 0, "right").to(model.device)
+        ids = pad([row + answer for answer in group], pad_id, "right").to(device_of(model))
+        mask = pad([[1] * (len(row) + len(answer)) for answer in group], 0, "right").to(device_of(model))
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, len(row) - 1 : -1].float()
         each = logits.gather(-1, ids[:, len(row) :, None])[..., 0] - logits.logsumexp(-1)
         results.append((each * mask[:, len(row) :]).sum(-1).tolist())

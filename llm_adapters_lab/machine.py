@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from llm_adapters_lab import models
-from llm_adapters_lab.batches import encode
 from llm_adapters_lab.compiling import compiler
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.inject import inject
 from llm_adapters_lab.memory import Memory, estimate
 from llm_adapters_lab.prepare import read_rows
+from llm_adapters_lab.room import ROWS as ROWS
+from llm_adapters_lab.room import memory_of_machine as memory_of_machine
+from llm_adapters_lab.room import samples
 from llm_adapters_lab.shortcuts import told
 from llm_adapters_lab.sizes import outline
 from llm_adapters_lab.spec import RunSpec
-from llm_adapters_lab.tasks import get_task
-
-ROWS = 4096
-"""Rows that an estimate looks at: enough to meet long ones, few enough to be read in seconds."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +28,6 @@ class Choice:
     what: str
     chosen: str
     why: str
-
-
-def memory_of_machine() -> int:
-    """Return the bytes of memory: of the GPU if there is one, else of the computer; 0 where that cannot be known."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_properties(0).total_memory
-    names = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
-    return os.sysconf(names[0]) * os.sysconf(names[1]) if set(names) <= set(getattr(os, "sysconf_names", ())) else 0
 
 
 def choices() -> list[Choice]:
@@ -78,20 +67,18 @@ def examine(spec: RunSpec) -> tuple[list[Choice], Memory | None]:
     tokenizer = models.tokenizer(spec.base, trust_remote_code=spec.trust_remote_code)
     if spec.adapter is None or tokenizer is None:
         raise BadSpec("Only the training of an adapter on a base with a tokenizer can be examined; give such a spec.")
-    template = spec.data.template or get_task(spec.data.task).template
-    rows = read_rows(spec).train[spec.data.validation :][:ROWS]
-    samples, _ = encode(tokenizer, rows, template, spec.data.max_tokens, spec.data.loss_on)
+    learnt = samples(spec, read_rows(spec).train, tokenizer)
     model, _ = outline(spec.base, spec.trust_remote_code)
     injection = inject(model, spec.adapter, tokenizer=tokenizer)
     try:
-        shortcuts, reasons = told(model, injection, samples, spec.train)
+        shortcuts, reasons = told(model, injection, learnt, spec.train)
     finally:
         injection.eject()
     found = []
     for name, takes in vars(shortcuts).items():
         why = reasons.get(name, "exact up to rounding" if takes else "as the spec says, or for want of packing")
         found.append(Choice(f"train.{name}", "on" if takes else "off", why))
-    return found, estimate(spec, samples, tokenizer)
+    return found, estimate(spec, learnt, tokenizer)
 
 
 def as_json(machine: list[Choice], taken: list[Choice], memory: Memory | None) -> dict[str, Any]:

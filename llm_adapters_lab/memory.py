@@ -2,7 +2,8 @@
 
 The model is built of fake tensors, which have shapes and no content, and every storage that one step makes and drops is
 counted. So what the estimate knows of models, adapters and shortcuts is what they do. It counts what torch allocates;
-the interpreter and the libraries (some 0.5 GB on a CPU) and the scratch space of kernels come on top.
+the interpreter and the libraries (some 0.5 GB on a CPU) and the scratch space of kernels come on top. A quantised base
+runs as a plain one here: its packed weights are counted, what it keeps and unpacks on the way is added.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from llm_adapters_lab import models
+from llm_adapters_lab import models, quantization
 from llm_adapters_lab.batches import Sample, order, split, step_count
 from llm_adapters_lab.events import Estimated
 from llm_adapters_lab.gradients import set_checkpointing
@@ -118,15 +119,37 @@ def estimate(spec: RunSpec, samples: Sequence[Sample], tokenizer: Any = None) ->
             dtype, trusted = models.pick_dtype(spec.dtype), spec.trust_remote_code
             model = models.skeleton(spec.base, trust_remote_code=trusted, device=device, dtype=dtype)
             base = [*model.parameters(), *model.buffers()]
+            scheme = named(model, spec)
+            packed = quantization.projections(model) if scheme != "none" else []
+            held = quantization.size(model, scheme, dtype)
+            if scheme == "int8":
+                for module in packed:
+                    module.register_forward_hook(_keep_input)
             injection = inject(model, spec.adapter, tokenizer=tokenizer)
             shortcuts, _ = told(model, injection, samples, spec.train)
             step = _step(model.train(), chunks[shortcuts.packing], spec.train, shortcuts)
         own = sum(p.numel() * p.element_size() for p in injection.parameters())
         copies = 4 * injection.count()  # in fp32
         weights = sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in base}.values())
+        if packed:
+            weights = held
+            # One at a time is unpacked, in going forward and in going back.
+            step += max(p.numel() for module in packed for p in module.parameters(recurse=False)) * dtype.itemsize
         return Memory(weights, own + copies, 2 * own, step)
     except (DataDependentOutputException, DynamicOutputShapeException):
         return None
+
+
+def named(model: Any, spec: RunSpec) -> str:
+    """Return the quantisation of a base: that of the spec, else the one its files have."""
+    return spec.quantization if spec.quantization != "none" else quantization.named(model.config)
+
+
+def _keep_input(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
+    """Keep the input for as long as the output can be gone back from, as an int8 projection does."""
+    if output.grad_fn is not None:
+        kept: dict[str, Any] = output.grad_fn.metadata  # type: ignore[assignment]
+        kept["input"] = args[0]
 
 
 def estimated(memory: Memory) -> Estimated:

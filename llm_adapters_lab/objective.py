@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from llm_adapters_lab import weights
 from llm_adapters_lab.anatomy import Anatomy
 from llm_adapters_lab.batches import IGNORED, Sample, collate, send
 from llm_adapters_lab.packing import pack, running
@@ -116,7 +117,7 @@ class Objective:
 
     @property
     def _device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return weights.device(self.model)
 
 
 def _counted(samples: Sequence[Sample], labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

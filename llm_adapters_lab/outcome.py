@@ -9,6 +9,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from llm_adapters_lab import weights
 from llm_adapters_lab.checkpoint import steps
 from llm_adapters_lab.environment import environment, peak_memory
 from llm_adapters_lab.errors import CannotWrite, LabError
@@ -28,8 +29,8 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EIO)
 def started(spec: RunSpec, base: Base, injection: Injection | None, steps: int) -> Started:
     """Return the event a run begins with."""
     trainable = injection.count() if injection else 0
-    total = sum(p.numel() for p in base.model.parameters())
-    return Started(spec.id, steps, trainable, total - trainable, str(base.model.device))
+    total = sum(weights.count(p) for p in base.model.parameters())
+    return Started(spec.id, steps, trainable, total - trainable, str(weights.device(base.model)))
 
 
 def summary(
@@ -42,6 +43,7 @@ def summary(
 ) -> dict[str, Any]:
     """Return the result of a run."""
     begun = started(spec, base, injection, 0)
+    packages = () if spec.quantization == "none" else ("bitsandbytes",)
     return {
         "id": spec.id,
         "status": "finished",
@@ -52,7 +54,7 @@ def summary(
         "adapter_bytes": sum(t.numel() * t.element_size() for t in packed(injection).values()) if injection else 0,
         "scores": scores,
         "train": trained,
-        "environment": environment(begun.device, base.model.dtype),
+        "environment": environment(begun.device, base.model.dtype, *packages),
         "hashes": hashes,
     }
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from llm_adapters_lab import models
+from llm_adapters_lab import models, quantization
 from llm_adapters_lab.adapter import get_adapter
 from llm_adapters_lab.anatomy import Anatomy
 from llm_adapters_lab.batches import Sample, encode
@@ -126,9 +126,22 @@ def _shots(spec: RunSpec, name: str, test: list[Example]) -> list[Example]:
     return found[: spec.eval.shots]
 
 
+def load_base(spec: RunSpec) -> models.Base:
+    """Load the base of a run, as the spec wants it.
+
+    Raises:
+        LabError: see `models.load`.
+    """
+    how: dict[str, Any] = {"quantization": spec.quantization, "device_map": spec.device_map}
+    return models.load(spec.base, spec.dtype, trust_remote_code=spec.trust_remote_code, **how)
+
+
 def preflight(spec: RunSpec) -> None:
     """Check model and placement on a model without weights, and that what is to be compiled can be."""
-    skeleton = models.skeleton(spec.base, trust_remote_code=spec.trust_remote_code)
+    skeleton: Any = models.skeleton(spec.base, trust_remote_code=spec.trust_remote_code)
+    quantization.check(spec.base, skeleton.config, spec.quantization)
+    if spec.quantization.startswith("nf4") and not torch.cuda.is_available():
+        quantization.check_widths(quantization.projections(skeleton))
     if spec.adapter:
         if spec.train.compile:
             require_compiler("cuda" if torch.cuda.is_available() else "cpu")

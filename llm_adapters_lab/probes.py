@@ -22,6 +22,7 @@ from llm_adapters_lab.bottleneck import Bottleneck
 from llm_adapters_lab.errors import NoView
 from llm_adapters_lab.inject import Injection
 from llm_adapters_lab.views import cka, cosine
+from llm_adapters_lab.weights import device as device_of
 
 T = TypeVar("T")
 LAYERS_AT_ONCE = 8
@@ -177,4 +178,4 @@ def _row(model: Any, ids: torch.Tensor) -> torch.Tensor:
     row = ids[None] if ids.ndim == 1 else ids
     if row.shape[0] != 1 or row.shape[1] < 2:
         raise NoView(f"These views look at one text of two tokens or more; the ids given are {tuple(ids.shape)}.")
-    return row.to(torch.device(model.device))
+    return row.to(device_of(model))

@@ -26,8 +26,9 @@ from llm_adapters_lab.leaks import overlap
 from llm_adapters_lab.memory import WORTH_IT, estimate, estimated
 from llm_adapters_lab.merge import written
 from llm_adapters_lab.outcome import explained, failed, started, summary, training
-from llm_adapters_lab.prepare import changed_files, preflight, read_rows
+from llm_adapters_lab.prepare import changed_files
 from llm_adapters_lab.record import Run, append_line, check_writable
+from llm_adapters_lab.room import ready
 from llm_adapters_lab.saving import load_adapter, read_json, read_tensors, save_adapter
 from llm_adapters_lab.scores import score
 from llm_adapters_lab.spec import RunSpec
@@ -71,8 +72,7 @@ def run(
         _check_files(spec, record, on_event)
         return record
     check_writable(record.folder)
-    rows = read_rows(spec)
-    preflight(spec)
+    rows = ready(spec)
     mine = partial(alone, record, stop, lambda text: _notice(text, on_event))
     try:
         if record.lock.exists():  # two models of one run would be one too many
@@ -140,7 +140,7 @@ def restore(record: Run) -> tuple[models.Base, Injection | None]:
         WrongBase: the base is no longer the one it was trained on.
     """
     spec = record.spec
-    base = models.load(spec.base, spec.dtype, trust_remote_code=spec.trust_remote_code)
+    base = load_base(spec)
     if spec.adapter is None:
         return base, None
     if not (record.folder / "adapter" / "adapter.json").is_file():
@@ -169,7 +169,7 @@ def _adapt(work: Work, injection: Injection | None, taken: Taken) -> Generator[i
         work.keeper.close()
         yield Stand.SAVED
         return trained
-    base.model.to(make_accelerator(spec.train.precision).device)
+    models.to_device(base.model, make_accelerator(spec.train.precision).device)
     work.tell(Resumed(spec.id, "scoring", 0) if taken.trained else started(spec, base, injection, 0))
     work.keeper.check()
     if injection is None:
@@ -186,7 +186,7 @@ def _train(work: Work, injection: Injection, saved: Checkpoint | None) -> Genera
     if not learnt:
         raise BadSpec(f"After {too_long} rows too long for data.max_tokens, validation leaves none to train on.")
     accelerator = make_accelerator(spec.train.precision)
-    base.model.to(accelerator.device)
+    models.to_device(base.model, accelerator.device)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     begun = started(spec, base, injection, step_count(spec.train, len(learnt)))

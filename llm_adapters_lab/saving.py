@@ -20,13 +20,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from llm_adapters_lab import __version__
+from llm_adapters_lab import __version__, weights
 from llm_adapters_lab.adapter import get_adapter
 from llm_adapters_lab.anatomy import parameters
 from llm_adapters_lab.chain import stand_back
 from llm_adapters_lab.errors import BadSpec, WrongBase
 from llm_adapters_lab.fields import parse
 from llm_adapters_lab.inject import Injection, inject
+from llm_adapters_lab.quantization import scheme
 from llm_adapters_lab.record import PART, flush, write_atomically
 from llm_adapters_lab.untrusted import pickles
 from llm_adapters_lab.wrappers.quantize import load, packed
@@ -49,7 +50,8 @@ def save_adapter(injection: Injection, folder: str | Path, base: str = "") -> No
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "adapter.safetensors", packed(injection))
     write_json(folder / "base.json", fingerprint(injection.model))
-    meta = {"base": base, "config": injection.config.model_dump(mode="json"), "lab": __version__}
+    meta: dict[str, Any] = {"base": base, "quantization": scheme(injection.model), "lab": __version__}
+    meta["config"] = injection.config.model_dump(mode="json")
     write_json(folder / "adapter.json", meta)
 
 
@@ -76,11 +78,17 @@ def load_adapter(
         from llm_adapters_lab.export import from_peft
 
         return from_peft(model, folder, name=name, tokenizer=tokenizer)
-    fields = read_json(folder / "adapter.json").get("config")
+    meta = read_json(folder / "adapter.json")
+    fields = meta.get("config")
     if not isinstance(fields, dict) or "type" not in fields:
         raise BadSpec(f"{folder / 'adapter.json'} names no adapter: its config has no type. Save the adapter again.")
     config = parse(get_adapter(str(fields["type"])).config, fields, f"{folder / 'adapter.json'}: ")
     state = read_tensors(folder / "adapter.safetensors")
+    if check_base and (before := meta.get("quantization", "none")) != (now := scheme(model)):
+        raise WrongBase(
+            f"The adapter in {folder} was trained on a base with quantization: {before}, and this one has {now}. Load "
+            "it that way, or with check_base=False: an adapter makes up for the rounding that it was trained with."
+        )
     if check_base and (folder / "base.json").is_file():
         saved = read_json(folder / "base.json")
         try:
@@ -101,20 +109,29 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
     """Return what tells one base from another: dtype, and for each tensor its shape, a digest and a few values.
 
     The digest is over 4,096 evenly spaced elements and tells any two bases of one dtype apart that differ there; the
-    values serve to compare a base with its own rounded copy. Quantised tensors have neither.
+    values serve to compare a base with its own rounded copy. Of a packed weight they are taken from its scales, whose
+    last bit may depend on the device, so that there is no digest.
     """
     tensors: dict[str, Any] = {}
     dtypes = set()
     for module in model.modules():
         stand_back(module)
+    tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
     for name, parameter in parameters(model):
+        if tied.get(name) in tensors:  # offloaded, it is a parameter of its own
+            continue
         entry: dict[str, Any] = {"shape": list(parameter.shape)}
-        if parameter.is_floating_point() and parameter.device.type != "meta":
-            flat = parameter.detach().reshape(-1)
+        host = model.get_submodule(name.rpartition(".")[0])
+        held = name.endswith("weight") and weights.packed(host)
+        with weights.present(host):
+            told = weights.scales(host) if held else host.get_parameter(name.rpartition(".")[2])
+        if told is not None and told.is_floating_point() and told.device.type != "meta":
+            flat = told.detach().reshape(-1)
             picked = flat[_spread(flat.numel(), SAMPLES).to(flat.device)].float().cpu()
-            entry["digest"] = hashlib.sha256(picked.numpy().tobytes()).hexdigest()[:12]
             entry["values"] = picked[_spread(len(picked), SHOWN)].tolist()
-            dtypes.add(str(parameter.dtype))
+            if not held:
+                entry["digest"] = hashlib.sha256(picked.numpy().tobytes()).hexdigest()[:12]
+                dtypes.add(str(parameter.dtype))
         tensors[name] = entry
     return {"dtype": ", ".join(sorted(dtypes)), "tensors": tensors}
 
@@ -130,10 +147,10 @@ def _compare(saved: dict[str, Any], present: dict[str, Any], folder: Path) -> No
     for name in before.keys() & now.keys():
         old, new = before[name], now[name]
         if "values" not in old or "values" not in new:
-            continue  # quantised, then or now: nothing to compare
+            continue  # packed in a way that does not tell
         if old["shape"] != new["shape"]:
             faults.append(f"{name} is {tuple(new['shape'])}, was {tuple(old['shape'])}")
-        elif saved.get("dtype") == present["dtype"]:
+        elif "digest" in old and "digest" in new and saved.get("dtype") == present["dtype"]:
             faults += [f"{name} has other values"] if old["digest"] != new["digest"] else []
         elif any(abs(a - b) > 1e-4 + TOLERANCE * abs(b) for a, b in zip(old["values"], new["values"], strict=True)):
             faults.append(f"{name} has other values")

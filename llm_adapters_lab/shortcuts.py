@@ -15,13 +15,14 @@ from llm_adapters_lab.events import FellBack
 from llm_adapters_lab.inject import Injection, injections
 from llm_adapters_lab.objective import Objective, Shortcuts
 from llm_adapters_lab.packing import why_not
+from llm_adapters_lab.quantization import scheme
 from llm_adapters_lab.sequence import looks_back
 from llm_adapters_lab.spec import TrainSpec
 
 TOLERANCE = 1e-3
 """Nats by which the loss of a token may differ from that of the plain way; what is wrong differs by more."""
 ROUGH = 5e-2
-"""The same in half precision."""
+"""The same in half precision, and with activations in 8 bits."""
 
 
 def choose(
@@ -97,7 +98,8 @@ def _apart(model: nn.Module, injection: Injection, samples: Sequence[Sample], cu
 def off(model: nn.Module, plain: torch.Tensor, short: torch.Tensor) -> str:
     """Say how far losses are from what they should be, or nothing if only rounding sets them apart."""
     far = float((plain - short).abs().max())
-    limit = TOLERANCE if plain.dtype == model.dtype == torch.float32 else ROUGH
+    exact = plain.dtype == model.dtype == torch.float32 and scheme(model) != "int8"
+    limit = TOLERANCE if exact else ROUGH
     return "" if far <= limit else f"losses that are up to {far:.2g} nats off"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -12,6 +13,11 @@ from llm_adapters_lab.adapter import AdapterConfig
 from llm_adapters_lab.anatomy import Anatomy
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.inject import inject
+from llm_adapters_lab.quantization import Quantization, named
+from llm_adapters_lab.quantization import size as packed_size
+
+if TYPE_CHECKING:
+    from llm_adapters_lab.spec import RunSpec
 
 STATES = 4
 """Tensors of an adapter's size while it is trained: itself, its gradient and the two moments of AdamW."""
@@ -52,7 +58,12 @@ def outline(base: str, trust_remote_code: bool = False) -> tuple[nn.Module, Anat
 
 
 def size(
-    base: str, adapter: AdapterConfig | None, dtype: models.Dtype = "auto", *, trust_remote_code: bool = False
+    base: str,
+    adapter: AdapterConfig | None,
+    dtype: models.Dtype = "auto",
+    *,
+    quantization: Quantization = "none",
+    trust_remote_code: bool = False,
 ) -> Size:
     """Count parameters and bytes; activations, which grow with batch and length, are not among them.
 
@@ -60,14 +71,16 @@ def size(
         base: as in a spec.
         adapter: its config, or None for the bare base.
         dtype: of the base's weights.
+        quantization: of its projections; "none" is as its files are.
         trust_remote_code: run model code that comes with a hub repository.
 
     Raises:
         LabError: base or adapter cannot be built; the message says why.
     """
     model, _ = outline(base, trust_remote_code)
+    scheme = quantization if quantization != "none" else named(model.config)
     total = sum(p.numel() for p in model.parameters())
-    weights = total * models.pick_dtype(dtype).itemsize
+    weights = packed_size(model, scheme, models.pick_dtype(dtype))
     if adapter is None:
         return Size(total, 0, weights, 0)
     try:
@@ -80,3 +93,9 @@ def size(
         return Size(total, injection.count(), weights, STATES * bytes_)
     finally:
         injection.eject()
+
+
+def size_of(spec: RunSpec) -> Size:
+    """Return what `size` says of a run."""
+    more = {"quantization": spec.quantization, "trust_remote_code": spec.trust_remote_code}
+    return size(spec.base, spec.adapter, spec.dtype, **more)  # type: ignore[arg-type]

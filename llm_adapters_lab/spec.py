@@ -17,9 +17,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializeAsAn
 from llm_adapters_lab.adapter import AdapterConfig, get_adapter
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.fields import change, parse
-from llm_adapters_lab.models import Dtype
+from llm_adapters_lab.models import DeviceMap, Dtype
 from llm_adapters_lab.presets import expand, read_spec
 from llm_adapters_lab.prompts import get_template
+from llm_adapters_lab.quantization import Quantization
 from llm_adapters_lab.tasks import Rule, get_task, split_names
 from llm_adapters_lab.untrusted import tilde
 
@@ -162,6 +163,12 @@ class RunSpec(Part):
     train: TrainSpec = Field(default_factory=TrainSpec, description="how it is trained")
     eval: EvalSpec = Field(default_factory=EvalSpec, description="what it is scored on")
     dtype: Dtype = Field(default="auto", description="of the base's weights")
+    quantization: Quantization = Field(
+        default="none", description="of the base's projections: 8 or 4 bits for each weight; none: as its files are"
+    )
+    device_map: DeviceMap = Field(
+        default="none", description="auto: the base over all GPUs, the rest in memory and on disk; none: on one device"
+    )
     trust_remote_code: bool = Field(default=False, description="run model code from the hub repository")
     seed: int = Field(default=0, ge=0, lt=2**31, description="of adapter, row order, dropout and subsets")
 
@@ -198,8 +205,9 @@ class RunSpec(Part):
             del fields["train"]
         if self.adapter is None:
             # The seed of a bare base chooses the solved examples in its prompts, and nothing else.
-            kept = ("base", "eval", "dtype", "trust_remote_code", *(["seed"] if self.eval.shots else []))
-            fields = {key: fields[key] for key in kept if key in fields}
+            kept = {"base", "eval", "dtype", "quantization", "device_map", "trust_remote_code"}
+            kept |= {"seed"} if self.eval.shots else set()
+            fields = {key: fields[key] for key in sorted(kept & fields.keys())}
             fields |= {"template": self.data.template} if self.data.template else {}
             # Where the questions come from, if eval.root does not say.
             fields |= {"root": self.data.root} if self.data.root and not self.eval.root else {}

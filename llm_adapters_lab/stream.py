@@ -10,6 +10,7 @@ import torch
 from llm_adapters_lab import prompts
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.generate import Ended, advance, can_batch, context, read
+from llm_adapters_lab.weights import device as device_of
 
 Pick = Callable[[torch.Tensor], int]
 
@@ -68,7 +69,7 @@ def stream(model: Any, ids: list[int], limit: int, ended: Ended, pick: Pick) -> 
         if len(answer) >= limit or ended(answer):
             return
         if state is not None:
-            advance(model, state, torch.tensor(answer[-1:], device=model.device))
+            advance(model, state, torch.tensor(answer[-1:], device=device_of(model)))
 
 
 def said(tokenizer: Any, answer: list[int], template: str | None) -> str:
@@ -80,5 +81,5 @@ def said(tokenizer: Any, answer: list[int], template: str | None) -> str:
 @torch.no_grad()
 def _anew(model: Any, ids: list[int]) -> torch.Tensor:
     """Return the logits after a text, for models whose cache `generate` does not know: all of it, every time."""
-    logits: torch.Tensor = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits
+    logits: torch.Tensor = model(input_ids=torch.tensor([ids], device=device_of(model)), use_cache=False).logits
     return logits[0, -1]

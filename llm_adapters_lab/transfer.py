@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -59,6 +59,7 @@ def merge(
     source: Source,
     out: Out,
     max_shard_size: Annotated[str, typer.Option(help="Largest safetensors file.")] = "5GB",
+    dequantize: Annotated[bool, typer.Option("--dequantize", help="Make a quantised base a plain one first.")] = False,
     base: BaseName = None,
     root: Root = Path("runs"),
 ) -> None:
@@ -67,7 +68,7 @@ def merge(
 
     _new(out)
     loaded, injection, _ = _load(source, root, base)
-    save_merged(injection, out, loaded.tokenizer, max_shard_size)
+    save_merged(injection, out, loaded.tokenizer, max_shard_size, dequantize=dequantize)
     say(f"merged model: {out}")
 
 
@@ -82,6 +83,7 @@ def _new(out: Path) -> None:
 def _load(source: str, root: Path, base: str | None) -> tuple[Base, Injection, Run | None]:
     from llm_adapters_lab import models
     from llm_adapters_lab.errors import BadSpec
+    from llm_adapters_lab.quantization import Quantization
     from llm_adapters_lab.record import Run, find
     from llm_adapters_lab.run import restore
     from llm_adapters_lab.saving import load_adapter, read_json
@@ -89,10 +91,13 @@ def _load(source: str, root: Path, base: str | None) -> tuple[Base, Injection, R
     folder = Path(source)
     for file, key in (("adapter.json", "base"), ("adapter_config.json", "base_model_name_or_path")):
         if os.path.isfile(folder / file):
-            named = base or read_json(folder / file).get(key)
+            meta = read_json(folder / file)
+            named = base or meta.get(key)
             if not (named and isinstance(named, str)):
                 raise BadSpec(f"{folder / file} does not name its base. Give it with --base.")
-            loaded = models.load(named)
+            how: Any = meta.get("quantization")
+            # What is none of the lab's own is how the checkpoint itself is.
+            loaded = models.load(named, quantization=how if how in get_args(Quantization) else "none")
             return loaded, load_adapter(loaded.model, folder, tokenizer=loaded.tokenizer), None
     record = Run(folder) if os.path.isfile(folder / "spec.json") else find(source, root)
     loaded, injection = restore(record)

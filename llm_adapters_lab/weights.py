@@ -1,11 +1,18 @@
 """Read and write the weight of a linear projection, whatever class holds it.
 
-Everything else in the lab sees one orientation, (d_out, d_in), so GPT-2's transposed Conv1D is a case here only.
+Everything else in the lab sees one orientation, (d_out, d_in), so GPT-2's transposed Conv1D is a case here only. So are
+packed weights, which are read as the matrix they stand for, and offloaded ones, which are fetched to be read.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
+from accelerate.utils import align_module_device, has_offloaded_params
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -30,36 +37,135 @@ def turned(module: nn.Module) -> bool:
     return isinstance(module, Conv1D)
 
 
+def packed(module: nn.Module) -> bool:
+    """Whether a module holds its weight quantised: in fewer bits than a number has."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, torch.Tensor):
+        return dims(module) is not None  # under other names
+    return not weight.is_floating_point() or _library(weight) == "torchao"
+
+
+def offloaded(module: nn.Module) -> bool:
+    """Whether a module's own parameters lie in memory or on disk and only come to the device while it runs."""
+    return bool(has_offloaded_params(module))
+
+
+@contextmanager
+def present(module: nn.Module) -> Iterator[None]:
+    """Hold the parameters of an offloaded module on its device; any other has them there anyway."""
+    with align_module_device(module):
+        yield
+
+
+def device(module: nn.Module) -> torch.device:
+    """Return the device on which a module computes."""
+    for part in module.modules():
+        if offloaded(part):
+            hook: Any = part._hf_hook
+            return torch.device(hook.execution_device)
+        if (own := next(part.parameters(recurse=False), None)) is not None:
+            return own.device
+    return torch.device("cpu")
+
+
+def count(parameter: torch.Tensor) -> int:
+    """Return how many numbers a parameter stands for, packed or not."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else math.prod(state.shape)
+
+
 def read(module: nn.Module) -> torch.Tensor:
-    """Return the weight of a linear projection as (d_out, d_in), without a copy.
+    """Return the weight of a linear projection as (d_out, d_in), without a copy; dequantised, fp32, if it is packed.
 
     Raises:
-        CannotMerge: the weight is quantised or not a plain floating-point matrix.
+        CannotMerge: the weight is no floating-point matrix, nor packed in a way that can be read.
+    """
+    with present(module):
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, torch.Tensor) and packed(module):
+            weight = _unpacked(module, weight)
+        if not isinstance(weight, torch.Tensor) or weight.ndim != 2 or not weight.is_floating_point():
+            raise CannotMerge(
+                f"The weight of a {type(module).__name__} cannot be read as a plain matrix. "
+                "Load the base unquantised (fp32, bf16 or fp16)."
+            )
+        return weight.T if turned(module) else weight
+
+
+def bias(module: nn.Module) -> torch.Tensor | None:
+    """Return the bias of a projection, or None if it has none."""
+    with present(module):
+        found: torch.Tensor | None = getattr(module, "bias", None)
+        return found
+
+
+def scales(module: nn.Module) -> torch.Tensor | None:
+    """Return the floating-point numbers that a packed weight is scaled with; None where they cannot be told.
+
+    Unlike the codes, they hardly depend on where and from which dtype a weight was quantised.
     """
     weight = getattr(module, "weight", None)
-    if not isinstance(weight, torch.Tensor) or weight.ndim != 2 or not weight.is_floating_point():
-        raise CannotMerge(
-            f"The weight of a {type(module).__name__} cannot be read as a plain matrix. "
-            "Load the base unquantised (fp32, bf16 or fp16) to merge."
-        )
-    return weight.T if turned(module) else weight
+    state = getattr(weight, "quant_state", None)
+    if state is not None:
+        return state.state2.absmax if state.nested else state.absmax  # type: ignore[no-any-return]
+    if _library(weight) == "torchao":
+        return getattr(weight, "scale", None)
+    rows = getattr(weight, "SCB", None)
+    return rows if rows is not None else getattr(getattr(module, "state", None), "SCB", None)
+
+
+def dense(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return the plain projection that a packed one stands for, of the class it was quantised from.
+
+    Raises:
+        CannotMerge: the weight cannot be read.
+    """
+    weight, bias = read(module).to(dtype), getattr(module, "bias", None)
+    d_out, d_in = weight.shape
+    plain: nn.Module
+    with torch.device("meta"):
+        if getattr(module, "source_cls", None) is Conv1D:
+            plain, weight = Conv1D(d_out, d_in), weight.T.contiguous()
+        else:
+            plain = nn.Linear(d_in, d_out, bias=bias is not None)
+    plain.weight = nn.Parameter(weight)
+    if bias is not None:
+        plain.bias = nn.Parameter(bias.detach().to(dtype))
+    return plain.train(module.training)
+
+
+def _library(weight: object) -> str:
+    return type(weight).__module__.partition(".")[0]
+
+
+def _unpacked(module: nn.Module, weight: torch.Tensor) -> torch.Tensor:
+    if _library(weight) == "torchao":
+        return weight.dequantize().float()
+    if _library(weight) == "bitsandbytes":
+        from transformers.integrations.bitsandbytes import dequantize_bnb_weight  # imports it
+
+        with torch.no_grad():
+            found: torch.Tensor = dequantize_bnb_weight(module.get_parameter("weight"), getattr(module, "state", None))
+            return found.float()
+    return weight
 
 
 def own(module: nn.Module) -> dict[str, torch.Tensor]:
     """Return fp32 copies of a module's own parameters by name, a projection's weight as (d_out, d_in).
 
     Raises:
-        CannotMerge: one of them is quantised.
+        CannotMerge: one of them cannot be read.
     """
-    if dims(module) is not None:
-        read(module)
-    named = dict(module.named_parameters(recurse=False))
-    if quantised := [name for name, p in named.items() if not p.is_floating_point()]:
-        raise CannotMerge(
-            f"{', '.join(quantised)} of a {type(module).__name__} is quantised and cannot be read as it is. "
-            "Load the base unquantised (fp32, bf16 or fp16)."
-        )
-    return {name: _turned(module, name, p).detach().float().clone() for name, p in named.items()}
+    with present(module):
+        named: dict[str, torch.Tensor] = dict(module.named_parameters(recurse=False))
+        if dims(module) is not None:
+            named["weight"] = read(module)
+        if quantised := [name for name, p in named.items() if not p.is_floating_point()]:
+            raise CannotMerge(
+                f"{', '.join(quantised)} of a {type(module).__name__} is quantised and cannot be read as it is. "
+                "Load the base unquantised (fp32, bf16 or fp16)."
+            )
+        return {name: p.detach().float().clone() for name, p in named.items()}
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from llm_adapters_lab.anatomy import Anatomy
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.models import PACKAGED, TINY, pick_dtype
 from llm_adapters_lab.presets import expand
-from llm_adapters_lab.sizes import outline, size
+from llm_adapters_lab.sizes import outline, size_of
 from llm_adapters_lab.spec import RunSpec
 from widgets.controls import NAME_WIDTH, WIDTH
 from widgets.costs import Costs
@@ -39,7 +39,7 @@ class Choose(Panel):
         at: the placement as text.
         grid: the placement as buttons.
         costs: time, and memory against that of this machine.
-        other: weights' dtype, seed and trust in repository code.
+        other: weights' dtype, quantisation and place, seed and trust in repository code.
         errors: the line under each part: "base", "kind", "at", and "" for the whole.
     """
 
@@ -91,7 +91,7 @@ class Choose(Panel):
         buttons = W.HBox([self.everything, self.usual])
         below = [self.help, self.errors["at"], buttons, self.grid.widget]
         self.place = W.VBox([self.at, W.VBox(below, layout=inside)])
-        self.more = Fold("Number format, seed, repository code", self.other.widget)
+        self.more = Fold("Number format, quantisation, seed, repository code", self.other.widget)
         parts = [self.base, W.VBox([self.model, self.errors["base"]], layout=inside)]
         parts += [self.kind, W.VBox([self.about, self.errors["kind"]], layout=inside), self.fields, self.place]
         self.widget: Any = W.VBox([*parts, self.more.widget, self.cost, self.costs.widget, self.errors[""]])
@@ -245,6 +245,7 @@ class Choose(Panel):
         return True
 
     def _count(self, spec: RunSpec) -> None:
-        found = size(spec.base, spec.adapter, spec.dtype, trust_remote_code=spec.trust_remote_code)
-        dtype = str(pick_dtype(spec.dtype)).removeprefix("torch.")
+        found = size_of(spec)
+        plain = spec.quantization == "none"
+        dtype = str(pick_dtype(spec.dtype)).removeprefix("torch.") if plain else spec.quantization
         self.cost.value = sizes(found, dtype)

@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn.functional import dropout, linear
 
+from llm_adapters_lab import weights
 from llm_adapters_lab.adapter import register
 from llm_adapters_lab.adapters.lora import LoRA, LoRAConfig
 from llm_adapters_lab.anatomy import Site
@@ -59,7 +60,7 @@ class DoRA(LoRA):
         gain = self._gain(norm)
         if self.dropout and self.training:
             x = dropout(x, self.dropout)
-        bias = getattr(base, "bias", None)
+        bias = weights.bias(base)
         bare = y if bias is None else y - bias
         changed: torch.Tensor = y + (gain - 1) * bare + gain * self.scale * linear(linear(x, self.A), self.B)
         return changed

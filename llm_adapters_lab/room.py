@@ -1,0 +1,115 @@
+"""Is there room for a run? Asked before its weights load, and refused where the answer is no."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llm_adapters_lab import models
+from llm_adapters_lab.batches import Sample, encode
+from llm_adapters_lab.errors import NotEnoughMemory
+from llm_adapters_lab.memory import WORTH_IT, Memory, estimate
+from llm_adapters_lab.prepare import Rows, preflight, read_rows
+from llm_adapters_lab.sizes import Size, size_of
+from llm_adapters_lab.spec import RunSpec
+from llm_adapters_lab.tasks import Example, get_task
+
+ROWS = 4096
+"""Rows that an estimate looks at: enough to meet long ones, few enough to be read in seconds."""
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Where Linux says how much memory a container may have."""
+
+
+def memory_of_machine(every_gpu: bool = False) -> int:
+    """Return the bytes of memory: of the GPU if there is one, else of the computer; 0 where that cannot be known.
+
+    Args:
+        every_gpu: of all GPUs together.
+    """
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count() if every_gpu else 1
+        return sum(torch.cuda.get_device_properties(i).total_memory for i in range(count))
+    names = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
+    whole = os.sysconf(names[0]) * os.sysconf(names[1]) if set(names) <= set(getattr(os, "sysconf_names", ())) else 0
+    limits = [int(text) for file in LIMITS if (text := _text(file)).isdecimal()]
+    return min([whole, *limits])
+
+
+def samples(spec: RunSpec, rows: Sequence[Example], tokenizer: Any) -> list[Sample]:
+    """Return the first training rows of a run as they are trained on; validation rows, which come first, are not."""
+    template = spec.data.template or get_task(spec.data.task).template
+    learnt = rows[spec.data.validation :][:ROWS]
+    return encode(tokenizer, learnt, template, spec.data.max_tokens, spec.data.loss_on)[0]
+
+
+def ready(spec: RunSpec) -> Rows:
+    """Read the rows of a run, and check all that can be checked before its weights load.
+
+    Raises:
+        LabError: spec, rows, base or placement are at fault, or there is not enough memory.
+    """
+    rows = read_rows(spec)
+    preflight(spec)
+    require_room(spec, rows)
+    return rows
+
+
+def require_room(spec: RunSpec, rows: Rows) -> None:
+    """Refuse a run that needs more memory than there is.
+
+    A base that is only scored may lie on disk; how several processes share a base is theirs to know.
+
+    Raises:
+        NotEnoughMemory: the message says what is needed, what there is and what would help.
+    """
+    spread = spec.device_map == "auto"
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 or (spread and spec.adapter is None):
+        return
+    found, there = size_of(spec), memory_of_machine(spread)
+    least = Memory(found.weights, 0, found.training, 0)
+    if least.weights < WORTH_IT or not there:
+        return
+    if least.total <= there and spec.adapter and least.total > there / 2:  # activations may decide
+        tokenizer = models.tokenizer(spec.base, trust_remote_code=spec.trust_remote_code)
+        if tokenizer and (learnt := samples(spec, rows.train, tokenizer)):
+            least = estimate(_smallest(spec), learnt, tokenizer) or least
+    if least.total > there:
+        raise NotEnoughMemory(_told(spec, found, least, there))
+
+
+def _smallest(spec: RunSpec) -> RunSpec:
+    """Return the spec with the micro-batches it can be brought to; on a GPU they are halved when memory is short."""
+    if not torch.cuda.is_available():
+        return spec
+    plan = spec.train.model_copy(update={"micro_batch": 1, "micro_tokens": None})
+    return spec.model_copy(update={"train": plan})
+
+
+def _told(spec: RunSpec, found: Size, least: Memory, there: int) -> str:
+    where = "the GPU has" if torch.cuda.is_available() else "this computer has"
+    parts = {"weights": least.weights, "adapter and optimiser": least.adapter + least.optimizer, "a step": least.step}
+    needs = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in parts.items() if size)
+    cures = []
+    packed = size_of(spec.model_copy(update={"quantization": "nf4"})).weights
+    if spec.quantization == "none" and packed < found.weights:
+        cures.append(f"quantization: nf4 (weights {packed / 1e9:.1f} GB)")
+    if spec.dtype != "bf16" and models.pick_dtype(spec.dtype).itemsize > 2:
+        cures.append("dtype: bf16")
+    if least.step:
+        cures += ["train.gradient_checkpointing", "a smaller data.max_tokens or train.micro_batch"]
+    cures.append("a smaller base" if spec.adapter else "device_map: auto, which lays the rest on disk")
+    return (
+        f"{spec.base} needs {least.total / 1e9:.1f} GB of memory at least ({needs}), and {where} {there / 1e9:.1f} GB. "
+        f"What would help: {'; '.join(cures)}. Nothing was loaded; `run --dry-run` tells the whole need."
+    )
+
+
+def _text(file: str) -> str:
+    try:
+        return Path(file).read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
