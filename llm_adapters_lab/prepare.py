@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch
 
-from llm_adapters_lab import models
+from llm_adapters_lab import models, trackers
 from llm_adapters_lab.adapter import get_adapter
 from llm_adapters_lab.anatomy import Anatomy
 from llm_adapters_lab.compiling import require_compiler
 from llm_adapters_lab.errors import BadSpec, LabError
+from llm_adapters_lab.record import Run
 from llm_adapters_lab.spec import RunSpec
 from llm_adapters_lab.tasks import Example, get_task
 from llm_adapters_lab.tasks.own import PREFIX
@@ -93,6 +94,15 @@ def changed_files(spec: RunSpec, known: dict[str, str]) -> str:
     return " and ".join(sorted(changed))
 
 
+def outdated(record: Run) -> str:
+    """Say so, if own files, which a spec knows by name alone, have changed since a run was done; else nothing."""
+    changed = changed_files(record.spec, record.summary.get("hashes", {}).get("data", {}))
+    return changed and (
+        f"Since the run {record.id} was done, {changed} has changed. Its result is that of the earlier rows: "
+        "do it again with fresh (--fresh), or save the new rows under a new name."
+    )
+
+
 def _folder(root: str | None) -> Path | None:
     return Path(os.path.expanduser(root)) if root else None
 
@@ -117,7 +127,8 @@ def _shots(spec: RunSpec, name: str, test: list[Example]) -> list[Example]:
 
 
 def preflight(spec: RunSpec) -> None:
-    """Check model and placement on a model without weights, and that what is to be compiled can be."""
+    """Check model and placement on a model without weights, and that what the training asks for is installed."""
+    trackers.require(spec.train.trackers)
     skeleton = models.skeleton(spec.base, trust_remote_code=spec.trust_remote_code)
     if spec.adapter:
         if spec.train.compile:

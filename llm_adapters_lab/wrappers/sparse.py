@@ -91,8 +91,8 @@ def masks(matrices: list[torch.Tensor], config: SparseConfig) -> list[nn.Module]
     return list(made)
 
 
-def settle(injection: Injection, step: int, gradients: Callable[[], object]) -> None:
-    """Choose the masks of an adapter if it is time to.
+def settle(injection: Injection, step: int, gradients: Callable[[], object]) -> bool:
+    """Choose the masks of an adapter if it is time to, and say whether it was.
 
     Args:
         injection: what is trained; nothing happens if it has no masks, or if they have been chosen.
@@ -106,7 +106,7 @@ def settle(injection: Injection, step: int, gradients: Callable[[], object]) -> 
 
     found = [(w, mask) for _, w, mask in wrapped(injection) if isinstance(mask, Mask)]
     if not found or bool(found[0][1].chosen) or step < found[0][1].plan.warmup:
-        return
+        return False
     weights, made = [w for w, _ in found], [mask for _, mask in found]
     kind = made[0].plan.score
     before = [p.grad for p in injection.parameters()]
@@ -123,6 +123,7 @@ def settle(injection: Injection, step: int, gradients: Callable[[], object]) -> 
         p.grad = grad
     _refuse(scores, made, kind)
     _choose(made, scores)
+    return True
 
 
 def _shares(sizes: Sequence[int], config: SparseConfig) -> list[int]:
