@@ -146,7 +146,7 @@ def newest(run: Run, facts: dict[str, Any]) -> tuple[Checkpoint | None, list[str
     faults: list[str] = []
     for step in reversed(steps(run.folder)):
         try:
-            return _read(run, _place(run.folder, step), facts), faults
+            return read(run, step, facts), faults
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             faults.append(f"The checkpoint of step {step} cannot be used: {error}.")
     return None, faults
@@ -165,7 +165,9 @@ def _place(folder: Path, step: int) -> Path:
     return folder / "checkpoints" / f"{step:08}"
 
 
-def _read(run: Run, path: Path, facts: dict[str, Any]) -> Checkpoint:
+def read(run: Run, step: int, facts: dict[str, Any]) -> Checkpoint:
+    """Return the checkpoint of a step, see `newest`; what is wrong with it ends in an error of Python."""
+    path = _place(run.folder, step)
     manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
     for name in _FILES:
         if _measure(path / name) != manifest[name]:

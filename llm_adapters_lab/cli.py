@@ -74,19 +74,21 @@ def run_command(
     from llm_adapters_lab.run import run
 
     logging.disable_progress_bar()
+    leads = os.environ.get("RANK", "0") == "0"  # the others of several processes have nothing to show
     with terminal.stop_on_signal() as stop:
-        if as_json:
+        if as_json or not leads:
             record = run(wanted, root=root, fresh=fresh, stop=stop)
         else:
             with terminal.Progress() as progress:
                 record = run(wanted, root=root, fresh=fresh, stop=stop, on_event=progress)
             if not progress.events and record.done:
                 terminal.say("This run has been done before; --fresh does it again.")
-    if as_json:
+    if as_json and leads:
         terminal.print_json(record.summary)
-    else:
+    elif leads:
         results.show_result(record)
-    if not record.done:
+    # A network file system may show the others an older state of the record.
+    if not (record.done if leads else not stop.is_set()):
         raise typer.Exit(stop.code if stop.is_set() else 1)
 
 

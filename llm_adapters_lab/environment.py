@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from llm_adapters_lab import __version__
-from llm_adapters_lab.saving import fingerprint
 
 PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors")
 
@@ -51,9 +49,9 @@ def commit() -> str | None:
     return head + ("-dirty" if _git("status", "--porcelain", "--", ".") else "")
 
 
-def base_hash(model: nn.Module) -> str:
+def base_hash(base_print: dict[str, Any]) -> str:
     """Return the SHA-256 of a base's fingerprint: of names, shapes, dtype and 4,096 values of every tensor."""
-    return hashlib.sha256(json.dumps(fingerprint(model), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(base_print, sort_keys=True).encode()).hexdigest()
 
 
 def _git(*words: str) -> str | None:

@@ -86,6 +86,10 @@ class TrainingFailed(LabError):
     """Training could not go on, for instance because the loss stopped being finite."""
 
 
+class ProcessLost(LabError):
+    """One of the processes that do a run together has ended, and the others cannot go on without it."""
+
+
 class CannotWrite(LabError, OSError):
     """The folder of a run cannot be written to."""
 

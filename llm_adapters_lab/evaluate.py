@@ -13,8 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
@@ -23,6 +25,7 @@ from llm_adapters_lab import prompts
 from llm_adapters_lab.batches import pad, prompt_ids
 from llm_adapters_lab.generate import Ended, can_batch, context, greedy
 from llm_adapters_lab.likelihood import Choice, choice_scores
+from llm_adapters_lab.ranks import Ranks
 from llm_adapters_lab.scores import RULES, judge, likeliest
 from llm_adapters_lab.tasks import Example, Rule, Task
 from llm_adapters_lab.weights import device as device_of
@@ -114,6 +117,7 @@ def evaluate(
     likelihood: bool = True,
     exemplars: Sequence[Example] = (),
     done: Mapping[str, dict[str, Any]] | None = None,
+    ranks: Ranks | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield one prediction per row; prompts of like length are answered together, the shortest first.
 
@@ -130,6 +134,7 @@ def evaluate(
         likelihood: on choice sets also score every option.
         exemplars: solved rows in front of every prompt.
         done: predictions by id that an interrupted scoring has left; those to the same prompt are yielded as they are.
+        ranks: processes that answer together, each its share of the batches; all of them yield all predictions.
 
     Yields:
         task, id, prompt, prompt_hash (SHA-256), text and tokens (None where nothing is generated), extracted, gold,
@@ -145,22 +150,39 @@ def evaluate(
     room = _room(model, tokenizer, limit, _targets(task, asked, template) if protocol == "options" else ())
     no_answer = {"too_long": True, "text": None if protocol == "options" else ""}
     yield from (_prediction(task, row) | no_answer for row in asked if len(row.ids) > room)
-    for part in _parts([row for row in asked if len(row.ids) <= room], batch):
-        made = [_prediction(task, row) for row in part]
-        kept = [_kept(p, done or {}) for p in made]
-        if not all(kept):
-            if choose:
-                items = [Choice(row.example, row.ids) for row in part]
-                scored = choice_scores(model, tokenizer, task, items, template)
-                made = [{**p, "options": options} for p, options in zip(made, scored, strict=True)]
-            if protocol == "options":
-                made = [_chosen(task, p) for p in made]
-            else:
-                beams = BEAMS if protocol == "paper" else 1
-                said = answer(model, tokenizer, [row.ids for row in part], limit, template, beams)
-                made = [judge(task, {**p, "text": t, "tokens": n}, rule) for p, t, n in zip(made, *said, strict=True)]
-        # A batch is answered whole, so that a row is in the same company as without an interruption.
-        yield from (old or new for old, new in zip(kept, made, strict=True))
+    parts = list(_parts([row for row in asked if len(row.ids) <= room], batch))
+    work = partial(_answered, model, tokenizer, task, _How(protocol, template, limit, rule, choose), done or {})
+    yield from ranks.shared(work, parts) if ranks else chain.from_iterable(map(work, parts))
+
+
+class _How(NamedTuple):
+    """What a batch is answered by, see `evaluate`."""
+
+    protocol: str
+    template: str
+    limit: int
+    rule: Rule
+    choose: bool
+
+
+def _answered(
+    model: Any, tokenizer: Any, task: Task, how: _How, done: Mapping[str, dict[str, Any]], part: Sequence[_Asked]
+) -> list[dict[str, Any]]:
+    made = [_prediction(task, row) for row in part]
+    kept = [_kept(p, done) for p in made]
+    if not all(kept):
+        if how.choose:
+            items = [Choice(row.example, row.ids) for row in part]
+            scored = choice_scores(model, tokenizer, task, items, how.template)
+            made = [{**p, "options": options} for p, options in zip(made, scored, strict=True)]
+        if how.protocol == "options":
+            made = [_chosen(task, p) for p in made]
+        else:
+            beams = BEAMS if how.protocol == "paper" else 1
+            said = answer(model, tokenizer, [row.ids for row in part], how.limit, how.template, beams)
+            made = [judge(task, {**p, "text": t, "tokens": n}, how.rule) for p, t, n in zip(made, *said, strict=True)]
+    # A batch is answered whole, so that a row is in the same company as without an interruption.
+    return [old or new for old, new in zip(kept, made, strict=True)]
 
 
 def _targets(task: Task, asked: Sequence[_Asked], template: str) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import nn
 
 from llm_adapters_lab import weights
@@ -17,6 +18,7 @@ from llm_adapters_lab.errors import CannotInject, TrainingFailed
 from llm_adapters_lab.events import FellBack
 from llm_adapters_lab.inject import Injection
 from llm_adapters_lab.objective import Objective
+from llm_adapters_lab.ranks import sharded
 from llm_adapters_lab.shortcuts import choose
 from llm_adapters_lab.spec import TrainSpec
 
@@ -33,6 +35,33 @@ def set_checkpointing(model: Any, on: bool) -> None:
     verb = "enable" if on else "disable"
     newer = getattr(model, f"activation_checkpointing_{verb}", None)
     (newer or getattr(model, f"gradient_checkpointing_{verb}"))()
+
+
+@torch.no_grad()
+def reduce(accelerator: Accelerator, parameters: Sequence[nn.Parameter]) -> None:
+    """Sum the gradients over the processes, all of them in one message.
+
+    It takes the place of a wrapper such as DistributedDataParallel: what is trained is small, whole in every process
+    and hangs in hooks, and nothing is sent while the model runs, so that each may split its rows as it likes.
+    """
+    if accelerator.num_processes == 1:
+        return
+    # A parameter that nothing of the batch went through has none, in this process; a zero says so of those of no use.
+    used = [p.grad is not None for p in parameters]
+    flat = [p.new_zeros(p.shape) if p.grad is None else p.grad for p in parameters]
+    packed = torch.cat(
+        [torch.tensor(used, dtype=torch.float32, device=flat[0].device), *(g.flatten().float() for g in flat)]
+    )
+    packed = accelerator.reduce(packed, "sum")
+    counts, *sums = packed.split([len(used), *(g.numel() for g in flat)])
+    for parameter, count, value in zip(parameters, counts.tolist(), sums, strict=True):
+        parameter.grad = value.view(parameter.shape).to(parameter.dtype) if count else None
+
+
+def same(accelerator: Accelerator, injection: Injection) -> None:
+    """Give all processes the adapter of the first one."""
+    if accelerator.num_processes > 1:
+        injection.load_state_dict(broadcast(injection.state_dict()))
 
 
 class Gradients:
@@ -81,7 +110,8 @@ class Gradients:
         model: Any = self.objective.model
         if self.plan.gradient_checkpointing:
             set_checkpointing(model, True)
-        prepared = accelerator.prepare(model)
+        # The gradients are summed here; a wrapper that does it would be in the way of hooks and shortcuts.
+        prepared = model if sharded() else accelerator.prepare_model(model, evaluation_mode=True)
         prepared.train()
         try:
             yield prepared
@@ -97,16 +127,15 @@ class Gradients:
         padded = not self.objective.shortcuts.packing
         return split(samples, rows, tokens, padded=padded, halvings=self.halvings)
 
-    def step(self, accelerator: Accelerator, prepared: Any, samples: Sequence[Sample], counted: int) -> float:
-        """Accumulate the gradients of one step.
+    def step(self, accelerator: Accelerator, prepared: Any, samples: Sequence[Sample]) -> float:
+        """Accumulate the gradients of one step, and sum them over the processes.
 
         Where memory is short, micro-batches are halved from then on; the step stays what it was.
 
         Args:
             accelerator: of the training.
-            prepared: the model as it is called, perhaps wrapped for several processes.
-            samples: the rows of this process.
-            counted: labels of all processes.
+            prepared: the model as it is called.
+            samples: the rows of the step; every process takes its share.
 
         Returns:
             The mean loss per counted label over all processes, in nats.
@@ -116,15 +145,30 @@ class Gradients:
         """
         while True:
             try:
-                return self._accumulate(accelerator, prepared, self.split(samples), max(1, counted))
+                total = self._accumulate(accelerator, prepared, self._chunks(accelerator, samples), samples)
+                break
             except torch.OutOfMemoryError as error:
-                if accelerator.num_processes > 1:  # the others wait for gradients that this one could not make
+                if sharded():  # the others wait in the middle of a layer
                     raise
                 self.forget()
-                self._halve(samples, error)
+                self._halve(samples[accelerator.process_index :: accelerator.num_processes], error)
             # Outside the handler, whose traceback holds on to what the failed step had made.
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+        # Not before: a process that is short of memory may begin its share again.
+        reduce(accelerator, self.injection.parameters())
+        return float(accelerator.reduce(total, "sum"))
+
+    def _chunks(self, accelerator: Accelerator, samples: Sequence[Sample]) -> list[list[Sample]]:
+        """Return the micro-batches of this process; with FSDP, where layers run in all at once, as many in each."""
+        world = accelerator.num_processes
+        chunks = self.split(samples[accelerator.process_index :: world])
+        most = max(len(self.split(samples[rank::world])) for rank in range(world)) if sharded() else 0
+        while len(chunks) < most:
+            longest = max(chunks, key=len)
+            chunks.remove(longest)
+            chunks += [longest[::2], longest[1::2]]
+        return chunks
 
     def forget(self) -> None:
         """Clear the gradients, of which a part may be there."""
@@ -132,16 +176,14 @@ class Gradients:
             parameter.grad = None
 
     def _accumulate(
-        self, accelerator: Accelerator, prepared: Any, chunks: Sequence[Sequence[Sample]], counted: int
-    ) -> float:
-        total = torch.zeros((), device=accelerator.device)
-        for number, chunk in enumerate(chunks, start=1):
-            sync = nullcontext() if number == len(chunks) else accelerator.no_sync(prepared)
-            with sync, self._layers, self.objective.loss(prepared, chunk) as loss:
-                # Data parallelism averages gradients over processes, and a mean over all labels is wanted.
-                accelerator.backward(loss / counted * accelerator.num_processes)
+        self, accelerator: Accelerator, prepared: Any, chunks: Sequence[Sequence[Sample]], samples: Sequence[Sample]
+    ) -> torch.Tensor:
+        total, counted = torch.zeros((), device=accelerator.device), max(1, sum(s.counted for s in samples))
+        for chunk in chunks:
+            with self._layers, self.objective.loss(prepared, chunk) as loss:
+                accelerator.backward(loss / counted)
                 total += loss.detach() / counted
-        return float(accelerator.reduce(total, "sum"))
+        return total
 
     def _halve(self, samples: Sequence[Sample], error: Exception) -> None:
         before = max(map(len, self.split(samples)))
@@ -155,12 +197,15 @@ class Gradients:
         self._news.append(FellBack("train.micro_batch", f"out of memory with {before} rows at a time; now {now}."))
 
     @torch.no_grad()
-    def validation_loss(self, prepared: Any, samples: Sequence[Sample]) -> float:
+    def validation_loss(self, accelerator: Accelerator, prepared: Any, samples: Sequence[Sample]) -> float:
         """Return the mean loss per counted label over held-out rows, in nats, with dropout off."""
         prepared.eval()
-        total = 0.0
-        for chunk in self.split(samples, self.plan.batch):
+        total = torch.zeros((), dtype=torch.float64)
+        alone = accelerator.num_processes == 1 or sharded()  # with FSDP every process computes all of it
+        share = samples if alone else samples[accelerator.process_index :: accelerator.num_processes]
+        for chunk in self.split(share, self.plan.batch):
             with self._layers, self.objective.loss(prepared, chunk) as loss:
                 total += float(loss)
         prepared.train()
-        return total / max(1, sum(s.counted for s in samples))
+        summed = total if alone else accelerator.reduce(total.to(accelerator.device), "sum")
+        return float(summed) / max(1, sum(s.counted for s in samples))

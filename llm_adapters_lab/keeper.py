@@ -5,20 +5,24 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 
 from llm_adapters_lab import checkpoint
 from llm_adapters_lab.checkpoint import Checkpoint, State
 from llm_adapters_lab.errors import BadSpec, LabError
 from llm_adapters_lab.processes import hold
+from llm_adapters_lab.ranks import Ranks
 from llm_adapters_lab.record import Run
 from llm_adapters_lab.saving import read_json, read_tensors
 from llm_adapters_lab.spec import RunSpec
 
 SECONDS, SHARE = 30.0, 0.03
 """Without `train.checkpoint_every`: so many seconds apart, or more, so that saving takes this share of them at most."""
+
+BUSY = 10.0
+"""Seconds that several processes wait for another that works on their run."""
 
 
 class Stopping(Exception):
@@ -31,7 +35,9 @@ class Keeper:
     It is called after every step.
     """
 
-    def __init__(self, run: Run, spec: RunSpec, hashes: dict[str, Any], stop: threading.Event | None) -> None:
+    def __init__(
+        self, run: Run, spec: RunSpec, hashes: dict[str, Any], stop: threading.Event | None, ranks: Ranks
+    ) -> None:
         """Keep the training of a run.
 
         Args:
@@ -39,8 +45,9 @@ class Keeper:
             spec: of the run; its `train.checkpoint_every` says when to save.
             hashes: of base and rows.
             stop: set when the run is to end.
+            ranks: the processes that do it; the first one saves, and one that is asked to stop stops all.
         """
-        self.run, self.every, self.stop = run, spec.train.checkpoint_every, stop
+        self.run, self.every, self.stop, self.ranks = run, spec.train.checkpoint_every, stop, ranks
         self.facts: dict[str, Any] = {"spec": spec.id, "hashes": hashes}
         self.saved = 0
         self._state: State | None = None
@@ -54,9 +61,11 @@ class Keeper:
         """
         self._state = state
         due = state.step % self.every == 0 if self.every else time.monotonic() - self._since >= self._wait
-        if due or self.asked:
+        asked = self.asked
+        if due or asked:
             self.save()
-        self.check()
+        if asked:
+            raise Stopping
 
     def close(self) -> None:
         """The training is over and kept elsewhere."""
@@ -65,8 +74,8 @@ class Keeper:
 
     @property
     def asked(self) -> bool:
-        """Whether the run was asked to stop."""
-        return self.stop is not None and self.stop.is_set()
+        """Whether the run was asked to stop, in whichever process; all of them ask at once."""
+        return any(self.ranks.gather(self.stop is not None and self.stop.is_set()))
 
     def check(self) -> None:
         """End the run if it was asked to stop.
@@ -80,7 +89,7 @@ class Keeper:
     def save(self) -> None:
         """Save the last step that was done, unless a further one has begun to change it."""
         state = self._state
-        if state is None or not state.whole or state.step == self.saved:
+        if state is None or not state.whole or state.step == self.saved or not self.ranks.leads:
             return
         began = time.monotonic()
         taken, log = state.take(), (self.run.folder / "events.jsonl").stat().st_size
@@ -89,13 +98,15 @@ class Keeper:
         self._wait = max(SECONDS, (self._since - began) / SHARE)
 
 
-def alone(run: Run, stop: threading.Event | None, say: Callable[[str], None]) -> AbstractContextManager[None]:
-    """Be the only process that works on a run, waiting as long as another does.
+@contextmanager
+def alone(run: Run, stop: threading.Event | None, say: Callable[[str], None], ranks: Ranks) -> Iterator[None]:
+    """Be the only process, or the only ones, that work on a run, waiting as long as another does.
 
     Args:
-        run: its folder is there.
+        run: its folder is made if need be.
         stop: set to wait no longer; then `Stopping` is raised.
         say: told once what is waited for.
+        ranks: the processes that want to; the first one holds the lock, and not to let the others wait, gives up soon.
     """
     told: list[str] = []
 
@@ -106,7 +117,12 @@ def alone(run: Run, stop: threading.Event | None, say: Callable[[str], None]) ->
             told.append(holder)
             say(f"Another process works on {run.id}, and this one waits for its result: {holder}")
 
-    return hold(run.lock, math.inf, waiting)
+    with ExitStack() as lock:
+        with ranks.together():
+            if ranks.leads:
+                run.folder.mkdir(parents=True, exist_ok=True)
+                lock.enter_context(hold(run.lock, math.inf if ranks.count == 1 else BUSY, waiting))
+        yield
 
 
 def unlock(run: Run) -> None:
@@ -130,7 +146,7 @@ class Taken(NamedTuple):
     faults: tuple[str, ...] = ()
 
 
-def take_up(run: Run, spec: RunSpec, hashes: dict[str, Any], fresh: bool) -> Taken:
+def take_up(run: Run, spec: RunSpec, hashes: dict[str, Any], fresh: bool, ranks: Ranks) -> Taken:
     """Make a record fit to go on where an earlier attempt has ended, or to begin; the caller holds its lock.
 
     Args:
@@ -138,7 +154,19 @@ def take_up(run: Run, spec: RunSpec, hashes: dict[str, Any], fresh: bool) -> Tak
         spec: what is to be done.
         hashes: of the base and the rows that are there now.
         fresh: begin.
+        ranks: the processes that do it; the first one mends the record, the others read it then.
     """
+    with ranks.together():
+        taken = _mended(run, spec, hashes, fresh) if ranks.leads else Taken()
+    trained, step = ranks.first((taken.trained, taken.saved.facts["step"] if taken.saved else 0))
+    with ranks.together():
+        if not ranks.leads:
+            facts = {"spec": spec.id, "hashes": hashes}
+            taken = Taken(trained, checkpoint.read(run, step, facts) if step else None)
+    return taken
+
+
+def _mended(run: Run, spec: RunSpec, hashes: dict[str, Any], fresh: bool) -> Taken:
     run.sweep()
     faults = _damage(run) if not fresh and run.is_trained(spec) else []
     if not fresh and run.is_trained(spec) and not faults:

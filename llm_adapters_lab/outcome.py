@@ -6,18 +6,22 @@ import errno
 import os
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from llm_adapters_lab import weights
 from llm_adapters_lab.checkpoint import steps
 from llm_adapters_lab.environment import environment, peak_memory
-from llm_adapters_lab.errors import CannotWrite, LabError
+from llm_adapters_lab.errors import CannotWrite, LabError, ProcessLost
 from llm_adapters_lab.events import Failed, Started
 from llm_adapters_lab.inject import Injection
 from llm_adapters_lab.models import Base
+from llm_adapters_lab.processes import hold
+from llm_adapters_lab.ranks import Ranks
 from llm_adapters_lab.record import Run
 from llm_adapters_lab.spec import RunSpec
+from llm_adapters_lab.tail import last_event
 from llm_adapters_lab.untrusted import without_home
 from llm_adapters_lab.wrappers.quantize import packed
 
@@ -89,10 +93,21 @@ def explained(error: BaseException, record: Run) -> BaseException:
     return told
 
 
+def note_failure(spec: RunSpec, record: Run, stage: str, error: BaseException, ranks: Ranks) -> None:
+    """Write in the log that a run could not go on; where the process is gone that would have, another one does."""
+    with suppress(OSError, LabError):
+        if ranks.leads:
+            record.append(failed(spec, record, stage, error))
+        elif isinstance(error, ProcessLost):
+            with hold(record.lock, 5):  # it is free when the first process is dead
+                if (last_event(record) or {}).get("event") not in ("Failed", "Stopped", "Finished"):
+                    record.append(failed(spec, record, stage, error))
+
+
 def failed(spec: RunSpec, record: Run, stage: str, error: BaseException) -> Failed:
     """Return the event of a run that could not go on, with what its owner needs to know to continue."""
     kept = max(steps(record.folder), default=0)
-    if isinstance(error, LabError) and not isinstance(error, CannotWrite):
+    if isinstance(error, LabError) and not isinstance(error, CannotWrite | ProcessLost):
         state = f" The state after step {kept} is kept in checkpoints/{kept:08}." if kept else ""
         advice = f"The same spec would fail again: change it as the error says.{state}"
     else:

@@ -138,10 +138,12 @@ def why_not(model: nn.Module, config: Any, longest: int) -> str:
         config: of its decoder.
         longest: tokens of the longest row.
     """
-    name = type(model).__name__
+    # FSDP puts a class of its own in front.
+    kind = next(c for c in type(model).__mro__ if not c.__module__.startswith("torch."))
+    name = kind.__name__
     if config._attn_implementation != "sdpa":
         return f"the attention of {name} is {config._attn_implementation}, not sdpa"
-    if "ALL_ATTENTION_FUNCTIONS" not in vars(sys.modules[type(model).__module__]):
+    if "ALL_ATTENTION_FUNCTIONS" not in vars(sys.modules[kind.__module__]):
         return f"{name} lets no other attention take the place of its own"
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return f"{name} takes no positions"

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
-from llm_adapters_lab import models, quantization
+from llm_adapters_lab import models, quantization, trackers
 from llm_adapters_lab.adapter import get_adapter
 from llm_adapters_lab.anatomy import Anatomy
 from llm_adapters_lab.batches import Sample, encode
 from llm_adapters_lab.compiling import require_compiler
 from llm_adapters_lab.errors import BadSpec, LabError
+from llm_adapters_lab.record import Run
 from llm_adapters_lab.spec import DataSpec, RunSpec
 from llm_adapters_lab.tasks import Example, get_task
 from llm_adapters_lab.tasks.own import PREFIX
@@ -103,6 +104,15 @@ def changed_files(spec: RunSpec, known: dict[str, str]) -> str:
     return " and ".join(sorted(changed))
 
 
+def outdated(record: Run) -> str:
+    """Say so, if own files, which a spec knows by name alone, have changed since a run was done; else nothing."""
+    changed = changed_files(record.spec, record.summary.get("hashes", {}).get("data", {}))
+    return changed and (
+        f"Since the run {record.id} was done, {changed} has changed. Its result is that of the earlier rows: "
+        "do it again with fresh (--fresh), or save the new rows under a new name."
+    )
+
+
 def _folder(root: str | None) -> Path | None:
     return Path(os.path.expanduser(root)) if root else None
 
@@ -131,13 +141,18 @@ def load_base(spec: RunSpec) -> models.Base:
 
     Raises:
         LabError: see `models.load`.
+        BadSpec: it has no tokenizer.
     """
     how: dict[str, Any] = {"quantization": spec.quantization, "device_map": spec.device_map}
-    return models.load(spec.base, spec.dtype, trust_remote_code=spec.trust_remote_code, **how)
+    base = models.load(spec.base, spec.dtype, trust_remote_code=spec.trust_remote_code, **how)
+    if base.tokenizer is None:
+        raise BadSpec(f"{spec.base} is random and has no tokenizer: inspect it, or use base: nano.")
+    return base
 
 
 def preflight(spec: RunSpec) -> None:
-    """Check model and placement on a model without weights, and that what is to be compiled can be."""
+    """Check model and placement on a model without weights, and that what the training asks for is there."""
+    trackers.require(spec.train.trackers)
     skeleton: Any = models.skeleton(spec.base, trust_remote_code=spec.trust_remote_code)
     quantization.check(spec.base, skeleton.config, spec.quantization)
     if spec.quantization.startswith("nf4") and not torch.cuda.is_available():

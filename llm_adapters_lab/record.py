@@ -4,6 +4,7 @@
             hashes.json         of the base and the rows it began with
             events.jsonl        what happened, one line per event
             checkpoints/        a training that has not ended, see `checkpoint`
+            trackers/           what trackers of the spec have written
             adapter/            adapter.safetensors and adapter.json
             train.json          how training went; its presence means that the adapter is complete
             predictions.jsonl   every answer that was scored
@@ -109,7 +110,7 @@ class Run:
         # The result first: what is left when this is interrupted must not look like more than it is.
         for name in ("summary.json", "train.json", "hashes.json", "events.jsonl", "predictions.jsonl"):
             (self.folder / name).unlink(missing_ok=True)
-        for name in ("adapter", "checkpoints"):
+        for name in ("adapter", "checkpoints", "trackers"):
             if (self.folder / name).is_dir():
                 shutil.rmtree(self.folder / name)
 

@@ -6,14 +6,14 @@ import threading
 import time
 import warnings
 from collections.abc import Generator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from llm_adapters_lab import models
+from llm_adapters_lab import trackers
 from llm_adapters_lab.batches import step_count
 from llm_adapters_lab.checkpoint import Checkpoint
 from llm_adapters_lab.environment import base_hash
@@ -25,17 +25,20 @@ from llm_adapters_lab.keeper import Keeper, Stopping, Taken, alone, refuse_chang
 from llm_adapters_lab.leaks import overlap
 from llm_adapters_lab.memory import WORTH_IT, estimate, estimated
 from llm_adapters_lab.merge import written
-from llm_adapters_lab.outcome import explained, failed, started, summary, training
-from llm_adapters_lab.prepare import changed_files
+from llm_adapters_lab.outcome import explained, note_failure, started, summary, training
+from llm_adapters_lab.prepare import Rows, load_base, outdated
+from llm_adapters_lab.ranks import Ranks, sharded
 from llm_adapters_lab.record import Run, append_line, check_writable
 from llm_adapters_lab.room import ready
-from llm_adapters_lab.saving import load_adapter, read_json, read_tensors, save_adapter
+from llm_adapters_lab.saving import fingerprint, read_json, read_tensors, restore, save_adapter
 from llm_adapters_lab.scores import score
 from llm_adapters_lab.spec import RunSpec
 from llm_adapters_lab.tasks import get_task
-from llm_adapters_lab.train import make_accelerator, train
-from llm_adapters_lab.work import Listener, Stand, Work, load_base
+from llm_adapters_lab.train import make_accelerator, place, train
+from llm_adapters_lab.work import Listener, Stand, Work
 from llm_adapters_lab.wrappers.quantize import load
+
+__all__ = ["Listener", "restore", "run"]
 
 
 def run(
@@ -50,7 +53,8 @@ def run(
 
     Everything that can be known to be wrong is found before any weight loads and before a folder is made. A run that
     was interrupted goes on: in training after its last checkpoint, in scoring at the next row, and on the CPU to the
-    same result, bit for bit. One process works on a run; another waits for it, and then has its result.
+    same result, bit for bit. One process works on a run; another waits for it, and then has its result. Processes that
+    a launcher has started together share the work, see `ranks`.
 
     Args:
         spec: what to do.
@@ -67,38 +71,52 @@ def run(
         BadSpec: the run was interrupted, and its rows or its base are no longer those it began with.
     """
     record = Run(Path(root) / spec.id)
-    if record.done and not fresh:
-        unlock(record)
-        _check_files(spec, record, on_event)
-        return record
-    check_writable(record.folder)
-    rows = ready(spec)
-    mine = partial(alone, record, stop, lambda text: _notice(text, on_event))
-    try:
-        if record.lock.exists():  # two models of one run would be one too many
-            with mine():
-                pass
-        if fresh or not record.done:
-            base = load_base(spec)
-            keeper = Keeper(record, spec, {"base": base_hash(base.model), "data": rows.digests()}, stop)
-            record.folder.mkdir(parents=True, exist_ok=True)
-            with mine():
-                if fresh or not record.done:
-                    for _ in stages(Work(spec, base, rows, record, keeper, on_event), fresh):
-                        pass
-    except Stopping:  # while another process worked on it
-        pass
+    with Ranks() as ranks:
+        ranks.begin(spec, fresh)
+        if ranks.first(record.done and not fresh):
+            if ranks.leads:
+                unlock(record)
+                _notice(outdated(record), on_event)
+            return record
+        with ranks.together():
+            check_writable(record.folder)
+            rows = ready(spec)
+        ranks.agree_on_place(record.folder.parent)
+        mine = partial(alone, record, stop, lambda text: _notice(text, on_event), ranks)
+        with suppress(Stopping):  # while another process worked on it
+            if ranks.first(record.lock.exists()):  # two models of one run would be one too many
+                with mine():
+                    pass
+            if ranks.first(fresh or not record.done):
+                work = _load(spec, rows, record, stop, ranks, on_event)
+                with mine():
+                    if ranks.first(fresh or not record.done):
+                        for _ in stages(work, fresh):
+                            pass
     return record
+
+
+def _load(
+    spec: RunSpec, rows: Rows, record: Run, stop: threading.Event | None, ranks: Ranks, on_event: Listener | None
+) -> Work:
+    with ranks.together():
+        base = load_base(spec)
+        base_print = fingerprint(base.model)
+    hashes = {"base": base_hash(base_print), "data": rows.digests()}
+    ranks.agree({f"the hash of the base {spec.base}": hashes["base"], "the hashes of the rows": hashes["data"]})
+    return Work(spec, base, base_print, rows, record, Keeper(record, spec, hashes, stop, ranks), on_event)
 
 
 def stages(work: Work, fresh: bool = False) -> Generator[int]:
     """Do a run that no other process works on, and yield where it stands between its stages and steps."""
-    spec, base, rows, record = work.spec, work.base, work.rows, work.record
+    spec, base, rows, record, ranks = work.spec, work.base, work.rows, work.record, work.ranks
     began, stage, hashes = time.perf_counter(), "loading", work.keeper.facts["hashes"]
-    if not fresh:
-        refuse_changes(record, spec, hashes)
+    with ranks.together():
+        if not fresh:
+            refuse_changes(record, spec, hashes)
+    ranks.on_lost(lambda error: note_failure(spec, record, stage, error, ranks))
     try:
-        taken = take_up(record, spec, hashes, fresh)
+        taken = take_up(record, spec, hashes, fresh, ranks)
         leaks = {name: overlap(rows.train, test) for name, test in rows.test.items()} if spec.adapter else {}
         torch.manual_seed(spec.seed)
         kind: dict[str, Any] = {"tokenizer": base.tokenizer, "name": work.name}
@@ -107,53 +125,33 @@ def stages(work: Work, fresh: bool = False) -> Generator[int]:
         stage = "training"
         trained = yield from _adapt(work, injection, taken)
         stage = "scoring"
-        with written(injection):
+        with nullcontext() if sharded() else written(injection):
             scores = {name: _score(work, name) for name in spec.eval.tasks}
-        record.keep_last_answers()
-        record.write("summary.json", summary(spec, base, injection, scores, trained, hashes) | {"leaks": leaks})
-        record.append(finished := Finished(spec.id, time.perf_counter() - began))
+        finished = Finished(spec.id, time.perf_counter() - began)
+        if ranks.leads:
+            record.keep_last_answers()
+            record.write("summary.json", summary(spec, base, injection, scores, trained, hashes) | {"leaks": leaks})
+            record.append(finished)
     except Stopping:
         work.tell(Stopped(spec.id, stage))
     except (Exception, KeyboardInterrupt) as error:
         with suppress(Exception):  # the disk may be what has failed
             work.keeper.save()
-        told = explained(error, record)
-        with suppress(OSError):
-            record.append(failed(spec, record, stage, told))
+        told = explained(ranks.lost(error), record)
+        note_failure(spec, record, stage, told, ranks)
         if told is error:
             raise
         raise told from error
     else:
-        if work.on_event:  # outside: what a listener does wrong now does not undo the run
+        if work.on_event and ranks.leads:  # outside: what a listener does wrong now does not undo the run
             work.on_event(finished)
+    finally:
+        trackers.end(work.accelerator)
 
 
 def _notice(text: str, on_event: Listener | None) -> None:
-    on_event(Noticed(text)) if on_event else warnings.warn(text, stacklevel=4)
-
-
-def restore(record: Run) -> tuple[models.Base, Injection | None]:
-    """Load the base of a run with its trained adapter.
-
-    Raises:
-        BadSpec: the run has an adapter that was not trained to the end.
-        WrongBase: the base is no longer the one it was trained on.
-    """
-    spec = record.spec
-    base = load_base(spec)
-    if spec.adapter is None:
-        return base, None
-    if not (record.folder / "adapter" / "adapter.json").is_file():
-        raise BadSpec(f"The run {record.id} has no trained adapter ({record.summary['status']}). Run its spec again.")
-    return base, load_adapter(base.model, record.folder / "adapter", tokenizer=base.tokenizer)
-
-
-def _check_files(spec: RunSpec, record: Run, on_event: Listener | None) -> None:
-    """Say so, if own files, which a spec knows by name alone, have changed since a run was done."""
-    if changed := changed_files(spec, record.summary.get("hashes", {}).get("data", {})):
-        said = f"Since the run {spec.id} was done, {changed} has changed. Its result is that of the earlier rows: "
-        said += "do it again with fresh (--fresh), or save the new rows under a new name."
-        _notice(said, on_event)
+    if text:
+        on_event(Noticed(text)) if on_event else warnings.warn(text, stacklevel=4)
 
 
 def _adapt(work: Work, injection: Injection | None, taken: Taken) -> Generator[int, None, dict[str, Any] | None]:
@@ -161,15 +159,19 @@ def _adapt(work: Work, injection: Injection | None, taken: Taken) -> Generator[i
     spec, base, record = work.spec, work.base, work.record
     if taken.faults:
         work.tell(Noticed(" ".join(taken.faults)))
+    work.accelerator = make_accelerator(spec.train.precision, spec.train.trackers, record.folder / "trackers")
+    place(base.model, injection, work.accelerator)
+    trackers.begin(work.accelerator, spec)
     if injection is not None and not taken.trained:
-        trained = yield from _train(work, injection, taken.saved)
+        counts = yield from _train(work, injection, taken.saved)
         yield Stand.TRAINED
-        save_adapter(injection, record.folder / "adapter", spec.base)
-        record.write("train.json", trained)
+        if not work.ranks.leads:
+            return None
+        save_adapter(injection, record.folder / "adapter", spec.base, work.base_print)
+        record.write("train.json", trained := training(record) | counts)
         work.keeper.close()
         yield Stand.SAVED
         return trained
-    models.to_device(base.model, make_accelerator(spec.train.precision).device)
     work.tell(Resumed(spec.id, "scoring", 0) if taken.trained else started(spec, base, injection, 0))
     work.keeper.check()
     if injection is None:
@@ -185,8 +187,6 @@ def _train(work: Work, injection: Injection, saved: Checkpoint | None) -> Genera
     held_out, learnt = samples[: spec.data.validation], samples[spec.data.validation :]
     if not learnt:
         raise BadSpec(f"After {too_long} rows too long for data.max_tokens, validation leaves none to train on.")
-    accelerator = make_accelerator(spec.train.precision)
-    models.to_device(base.model, accelerator.device)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     begun = started(spec, base, injection, step_count(spec.train, len(learnt)))
@@ -201,34 +201,24 @@ def _train(work: Work, injection: Injection, saved: Checkpoint | None) -> Genera
     work.keeper.check()
     options: dict[str, Any] = {"validation": held_out, "seed": spec.seed, "pad_id": pad_id, "gradients": gradients}
     options |= {"saved": saved, "after_step": work.keeper}
-    for event in train(base.model, injection, learnt, spec.train, accelerator, **options):
+    for event in train(base.model, injection, learnt, spec.train, work.accelerator, **options):
         work.tell(event)
         if isinstance(event, Step):
             yield event.step
-    return training(work.record) | {"rows": len(learnt), "rows_too_long": too_long}
+    return {"rows": len(learnt), "rows_too_long": too_long}
 
 
 def _score(work: Work, name: str) -> dict[str, Any]:
     spec, base, record = work.spec, work.base, work.record
     task, plan, test = get_task(name), spec.eval, work.rows.test[name]
-    done = {p["id"]: p for p in record.predictions() if p["task"] == name}
+    done = work.ranks.first({p["id"]: p for p in record.predictions() if p["task"] == name})
     predictions: list[dict[str, Any]] = []
-    for prediction in evaluate(
-        base.model,
-        base.tokenizer,
-        task,
-        test,
-        protocol=plan.protocol,
-        template=spec.data.template,
-        batch=plan.batch,
-        max_new_tokens=plan.max_new_tokens,
-        rule=plan.extraction,
-        likelihood=plan.likelihood,
-        exemplars=work.rows.shots.get(name, ()),
-        done=done,
-    ):
+    options: dict[str, Any] = {"protocol": plan.protocol, "rule": plan.extraction, "likelihood": plan.likelihood}
+    options |= {"template": spec.data.template, "batch": plan.batch, "max_new_tokens": plan.max_new_tokens}
+    options |= {"exemplars": work.rows.shots.get(name, ()), "done": done, "ranks": work.ranks}
+    for prediction in evaluate(base.model, base.tokenizer, task, test, **options):
         predictions.append(prediction)
-        if prediction is not done.get(prediction["id"]):
+        if work.ranks.leads and prediction != done.get(prediction["id"]):
             append_line(record.folder / "predictions.jsonl", prediction)
         if len(predictions) % plan.batch == 0 or len(predictions) == len(test):
             work.tell(Scoring(name, len(predictions), len(test)))

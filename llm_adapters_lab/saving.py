@@ -27,8 +27,10 @@ from llm_adapters_lab.chain import stand_back
 from llm_adapters_lab.errors import BadSpec, WrongBase
 from llm_adapters_lab.fields import parse
 from llm_adapters_lab.inject import Injection, inject
+from llm_adapters_lab.models import Base
+from llm_adapters_lab.prepare import load_base
 from llm_adapters_lab.quantization import scheme
-from llm_adapters_lab.record import PART, flush, write_atomically
+from llm_adapters_lab.record import PART, Run, flush, write_atomically
 from llm_adapters_lab.untrusted import pickles
 from llm_adapters_lab.wrappers.quantize import load, packed
 
@@ -38,18 +40,21 @@ SHOWN = 4
 TOLERANCE = 2.0**-7
 
 
-def save_adapter(injection: Injection, folder: str | Path, base: str = "") -> None:
+def save_adapter(
+    injection: Injection, folder: str | Path, base: str = "", base_print: dict[str, Any] | None = None
+) -> None:
     """Write the three files; the adapter stays in the model.
 
     Args:
         injection: what is saved.
         folder: made if need be.
         base: name of the base, as in `RunSpec.base`.
+        base_print: `fingerprint` of the base, where its weights are no longer at hand; default: it is taken now.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "adapter.safetensors", packed(injection))
-    write_json(folder / "base.json", fingerprint(injection.model))
+    write_json(folder / "base.json", base_print or fingerprint(injection.model))
     meta: dict[str, Any] = {"base": base, "quantization": scheme(injection.model), "lab": __version__}
     meta["config"] = injection.config.model_dump(mode="json")
     write_json(folder / "adapter.json", meta)
@@ -102,6 +107,22 @@ def load_adapter(
         injection.eject()
         raise
     return injection
+
+
+def restore(record: Run) -> tuple[Base, Injection | None]:
+    """Load the base of a run with its trained adapter.
+
+    Raises:
+        BadSpec: the run has an adapter that was not trained to the end.
+        WrongBase: the base is no longer the one it was trained on.
+    """
+    spec = record.spec
+    base = load_base(spec)
+    if spec.adapter is None:
+        return base, None
+    if not (record.folder / "adapter" / "adapter.json").is_file():
+        raise BadSpec(f"The run {record.id} has no trained adapter ({record.summary['status']}). Run its spec again.")
+    return base, load_adapter(base.model, record.folder / "adapter", tokenizer=base.tokenizer)
 
 
 @torch.no_grad()

@@ -25,6 +25,9 @@ from llm_adapters_lab.tasks import Rule, get_task, split_names
 from llm_adapters_lab.untrusted import tilde
 
 Protocol = Literal["lab", "paper", "options"]
+Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+UNTOLD = {"checkpoint_every", "trackers"}
+"""Fields of `TrainSpec` that change no result, and so are no part of a run's id."""
 Place = Annotated[str, AfterValidator(tilde)]
 
 
@@ -96,6 +99,10 @@ class TrainSpec(Part):
     )
     checkpoint_every: int = Field(
         default=0, ge=0, description="steps between checkpoints; 0: by time, so that they cost little"
+    )
+
+    trackers: tuple[Tracker, ...] = Field(
+        default=(), description="where the curves go beside the record: tensorboard, wandb, trackio, mlflow"
     )
 
     @model_validator(mode="after")
@@ -195,12 +202,13 @@ class RunSpec(Part):
     def canonical(self) -> str:
         """Return the JSON that the id is made of.
 
-        What cannot change a result is left out: how often it is saved, and for a bare base, how it would be trained.
+        What cannot change a result is left out: how often it is saved, who else is told, and for a bare base, how it
+        would be trained.
         """
         # What equals its default is left out too: a field that is added later, with a default that does what was done
         # before, then changes the id of no earlier run. In return a default, once released, may never change: the old
         # and the new meaning would share an id. The adapter's type is the default of its config, and stays.
-        fields = self.model_dump(mode="json", exclude_defaults=True, exclude={"train": {"checkpoint_every"}})
+        fields = self.model_dump(mode="json", exclude_defaults=True, exclude={"train": UNTOLD})
         if not fields.get("train", True):
             del fields["train"]
         if self.adapter is None:

@@ -22,12 +22,15 @@ from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.events import Event, Noticed
 from llm_adapters_lab.inject import Injection, injections
 from llm_adapters_lab.keeper import Keeper, Stopping, alone, refuse_changes
-from llm_adapters_lab.prepare import Rows, preflight, read_rows
+from llm_adapters_lab.prepare import Rows, load_base, preflight, read_rows
+from llm_adapters_lab.ranks import Ranks
 from llm_adapters_lab.record import Run, check_writable
+from llm_adapters_lab.room import require_room
 from llm_adapters_lab.run import run, stages
+from llm_adapters_lab.saving import fingerprint
 from llm_adapters_lab.spec import RunSpec
 from llm_adapters_lab.together import Member, Together
-from llm_adapters_lab.work import Stand, Work, load_base
+from llm_adapters_lab.work import Stand, Work
 
 OWN = ("learning_rate", "warmup", "schedule", "weight_decay", "clip", "evaluate_every", "probe_every")
 """Fields of `train` in which the runs of a study may differ, beside adapter and scoring."""
@@ -72,14 +75,17 @@ def study(
         if spec not in todo or len(todo) == 1:
             run(spec, root=root, stop=stop, on_event=on_event and partial(on_event, records[spec.id]))
     if len(todo) > 1:
-        with suppress(Stopping):  # while another process worked on one of them
-            _study([(spec, records[spec.id]) for spec in todo], stop or threading.Event(), on_event, tokens)
+        with Ranks() as ranks, suppress(Stopping):  # while another process worked on one of them
+            if ranks.count > 1:
+                raise BadSpec(f"A study is the work of one process, not of {ranks.count}. Run its specs one by one.")
+            pairs = [(spec, records[spec.id]) for spec in todo]
+            _study(pairs, stop or threading.Event(), on_event, tokens, ranks)
     return [records[spec.id] for spec in specs]
 
 
 def shared(spec: RunSpec) -> dict[str, Any]:
     """Return the fields that must be equal in the specs of a study, by dotted name."""
-    plan = spec.train.model_dump(exclude={*OWN, "checkpoint_every"})
+    plan = spec.train.model_dump(exclude={*OWN, "checkpoint_every", "trackers"})
     fields = {name: getattr(spec, name) for name in ("base", "dtype", "trust_remote_code", "seed")}
     fields |= {f"data.{name}": value for name, value in spec.data.model_dump().items()}
     return fields | {f"train.{name}": value for name, value in plan.items()}
@@ -154,7 +160,11 @@ class _Runner:
 
 
 def _study(
-    todo: Sequence[tuple[RunSpec, Run]], stop: threading.Event, on_event: Listener | None, tokens: int | None
+    todo: Sequence[tuple[RunSpec, Run]],
+    stop: threading.Event,
+    on_event: Listener | None,
+    tokens: int | None,
+    ranks: Ranks,
 ) -> None:
     rows: dict[str, Rows] = {}
     for spec, record in todo:
@@ -162,20 +172,19 @@ def _study(
         if (scored := spec.eval.model_dump_json()) not in rows:
             rows[scored] = read_rows(spec)
         preflight(spec)
+        require_room(spec, rows[scored])
     base, first = load_base(todo[0][0]), todo[0][0].train
-    together, digest = Together(base.model, tokens or first.micro_tokens), base_hash(base.model)
+    together, base_print = Together(base.model, tokens or first.micro_tokens), fingerprint(base.model)
     runners = []
     for number, (spec, record) in enumerate(todo):
         mine = rows[spec.eval.model_dump_json()]
-        keeper = Keeper(record, spec, {"base": digest, "data": mine.digests()}, stop)
+        keeper = Keeper(record, spec, {"base": base_hash(base_print), "data": mine.digests()}, stop, ranks)
         listen, name = on_event and partial(on_event, record), f"study{number}"
-        runners.append(
-            _Runner(Work(spec, base, mine, record, keeper, listen, name, partial(Member, together)), together)
-        )
+        work = Work(spec, base, base_print, mine, record, keeper, listen, name, partial(Member, together))
+        runners.append(_Runner(work, together))
     with ExitStack() as held:
         for runner in sorted(runners, key=lambda runner: runner.work.record.id):  # all studies in one order
-            runner.work.record.folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(alone(runner.work.record, stop, partial(_say, runner.work)))
+            held.enter_context(alone(runner.work.record, stop, partial(_say, runner.work), ranks))
         left = [runner for runner in runners if not runner.work.record.done]  # by whom was waited for
         for runner in left:
             refuse_changes(runner.work.record, runner.work.spec, runner.work.keeper.facts["hashes"])

@@ -58,18 +58,18 @@ class Member(Gradients):
         self.begun = True
         yield self.together.prepared
 
-    def step(self, accelerator: Accelerator, prepared: Any, samples: Sequence[Sample], counted: int) -> float:
+    def step(self, accelerator: Accelerator, prepared: Any, samples: Sequence[Sample]) -> float:
         """Return the loss of a step whose gradients are there, made together with others or now; see `Gradients`."""
-        loss = self.together.loss(self, accelerator, samples, max(1, counted))
+        loss = self.together.loss(self, accelerator, samples, max(1, sum(s.counted for s in samples)))
         if loss is not None:
             return loss
         self.together.only(self.injection)
-        return super().step(accelerator, prepared, samples, counted)
+        return super().step(accelerator, prepared, samples)
 
-    def validation_loss(self, prepared: Any, samples: Sequence[Sample]) -> float:
+    def validation_loss(self, accelerator: Accelerator, prepared: Any, samples: Sequence[Sample]) -> float:
         """Return the loss on held-out rows with this adapter alone in the model; see `Gradients`."""
         self.together.only(self.injection)
-        return super().validation_loss(prepared, samples)
+        return super().validation_loss(accelerator, prepared, samples)
 
     def give_up(self, reason: str) -> None:
         """Take turns from now on."""

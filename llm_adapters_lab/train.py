@@ -10,20 +10,23 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import FullyShardedDataParallelPlugin, fsdp2_prepare_model
 
 from llm_adapters_lab import dynamics
 from llm_adapters_lab.batches import Sample, order, step_count
 from llm_adapters_lab.checkpoint import Checkpoint, State
-from llm_adapters_lab.errors import BadSpec, TrainingFailed
+from llm_adapters_lab.errors import TrainingFailed
 from llm_adapters_lab.events import Event, Norms, Step, Validated
-from llm_adapters_lab.gradients import Gradients, make_optimizer
+from llm_adapters_lab.gradients import Gradients, make_optimizer, same
 from llm_adapters_lab.inject import Injection
-from llm_adapters_lab.models import pick_dtype
+from llm_adapters_lab.models import pick_dtype, to_device
+from llm_adapters_lab.ranks import sharded
 from llm_adapters_lab.spec import TrainSpec
 from llm_adapters_lab.wrappers import quantize, sparse
 
@@ -31,13 +34,37 @@ NORM_POINTS = 20
 """How often, over a whole training, the adapter norms are recorded."""
 
 
-def make_accelerator(precision: str) -> Accelerator:
-    """Return an accelerator for a precision of `TrainSpec`; "auto" is bf16 on a GPU that has it, else fp32."""
+def make_accelerator(precision: str, trackers: Sequence[str] = (), folder: Path | None = None) -> Accelerator:
+    """Return an accelerator for a precision of `TrainSpec`; "auto" is bf16 on a GPU that has it, else fp32.
+
+    Args:
+        precision: of the computation.
+        trackers: names of those that `trackers.begin` is to begin.
+        folder: where they write.
+    """
     dtype = pick_dtype(precision)  # type: ignore[arg-type]
     mixed = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
     # Accelerate keeps the first precision of a process for ever; a notebook trains with several.
     AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=mixed)
+    spread: dict[str, Any] = {"auto_wrap_policy": "transformer_based_wrap", "cpu_ram_efficient_loading": False}
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, **spread) if sharded() else None
+    options: dict[str, Any] = {"log_with": list(trackers), "project_dir": folder} if trackers else {}
+    accelerator = Accelerator(mixed_precision=mixed, fsdp_plugin=plugin, **options)
+    if plugin:
+        accelerator.state.fsdp_plugin = plugin  # which Accelerate itself keeps on GPUs only
+    return accelerator
+
+
+def place(model: Any, injection: Injection | None, accelerator: Accelerator) -> None:
+    """Bring a model to where it computes; with FSDP every process keeps a share of the base, and all of the adapter."""
+    if not sharded():
+        to_device(model, accelerator.device)
+        return
+    adapters = list(injection.adapters.values()) if injection else []
+    for adapter in adapters:
+        adapter.to(accelerator.device)
+    accelerator.state.fsdp_plugin.ignored_modules = adapters
+    fsdp2_prepare_model(accelerator, model)
 
 
 def learning_rate(plan: TrainSpec, step: int, steps: int) -> float:
@@ -85,16 +112,14 @@ def train(
         `FellBack`, `Step`, `Probed`, `Norms` and `Validated` events, in order of time.
 
     Raises:
-        BadSpec: the batch cannot be shared among the processes, or nothing can be compiled here.
+        BadSpec: nothing can be compiled here.
         TrainingFailed: loss or gradient are not finite; the message names step and rows, and the step is not taken. Or
             one row alone needs more memory than there is.
     """
     accelerator = accelerator or make_accelerator(plan.precision)
-    world, rank = accelerator.num_processes, accelerator.process_index
-    if plan.batch % world:
-        raise BadSpec(f"train.batch = {plan.batch} cannot be shared equally among {world} processes.")
+    same(accelerator, injection)
     gradients = gradients or Gradients(model, injection, samples, plan, pad_id)
-    optimizer = accelerator.prepare(make_optimizer(injection.parameters(), plan))
+    optimizer = accelerator.prepare_optimizer(make_optimizer(injection.parameters(), plan))
     steps = step_count(plan, len(samples))
     check = plan.evaluate_every or steps
     state = State(injection, optimizer, accelerator.scaler, dynamics.copied(injection))
@@ -110,9 +135,11 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             batch = [samples[i] for i in rows]
-            work = (accelerator, prepared, batch[rank::world], sum(s.counted for s in batch))
-            sparse.settle(injection, step, partial(gradients.step, *work))
-            loss = gradients.step(*work)
+            if rank := accelerator.process_index:  # the chance of a checkpoint is that of the first process
+                torch.manual_seed(hash((seed, step, rank)))
+            if sparse.settle(injection, step, partial(gradients.step, accelerator, prepared, batch)):
+                same(accelerator, injection)
+            loss = gradients.step(accelerator, prepared, batch)
             yield from gradients.news()
             norm = float(accelerator.clip_grad_norm_(injection.parameters(), plan.clip or math.inf) or 0.0)
             _check_finite(step, loss, 0.0 if accelerator.scaler else norm, batch)
@@ -127,7 +154,7 @@ def train(
             if last or (step + 1) % max(1, steps // NORM_POINTS) == 0:
                 yield Norms(step + 1, dynamics.moved(injection, state.start))
             if validation and (last or (step + 1) % check == 0):
-                held_out = gradients.validation_loss(prepared, validation)
+                held_out = gradients.validation_loss(accelerator, prepared, validation)
                 better = state.best is None or held_out < state.best[0]
                 if better:
                     state.best = held_out, injection.state_dict()

@@ -91,8 +91,8 @@ def masks(matrices: list[torch.Tensor], config: SparseConfig) -> list[nn.Module]
     return list(made)
 
 
-def settle(injection: Injection, step: int, gradients: Callable[[], object]) -> None:
-    """Choose the masks of an adapter if it is time to.
+def settle(injection: Injection, step: int, gradients: Callable[[], object]) -> bool:
+    """Choose the masks of an adapter if it is time to, and say whether it was.
 
     Args:
         injection: what is trained; nothing happens if it has no masks, or if they have been chosen.
@@ -105,7 +105,7 @@ def settle(injection: Injection, step: int, gradients: Callable[[], object]) -> 
     from llm_adapters_lab.wrappers import wrapped
 
     if not due(injection, step):
-        return
+        return False
     found = [(w, mask) for _, w, mask in wrapped(injection) if isinstance(mask, Mask)]
     weights, made = [w for w, _ in found], [mask for _, mask in found]
     kind = made[0].plan.score
@@ -123,6 +123,7 @@ def settle(injection: Injection, step: int, gradients: Callable[[], object]) -> 
         p.grad = grad
     _refuse(scores, made, kind)
     _choose(made, scores)
+    return True
 
 
 def due(injection: Injection, step: int) -> bool:

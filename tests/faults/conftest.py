@@ -31,7 +31,7 @@ class Lab(NamedTuple):
     id: str
     whole: dict[str, Any]
 
-    def start(self, root: Path, *words: object, **limits: int) -> Child:
+    def start(self, root: Path, *words: object, **limits: object) -> Child:
         """Start the run in a root."""
         return self.nursery.start("run", self.spec, "--root", root, *words, **limits)
 

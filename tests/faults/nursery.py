@@ -91,12 +91,13 @@ class Nursery:
         self.process.wait(30)
         self.process.stdout.close()
 
-    def start(self, *words: object, **limits: int) -> Child:
+    def start(self, *words: object, **limits: object) -> Child:
         """Start a command.
 
         Args:
-            words: of it, after `python -m llm_adapters_lab`.
-            limits: `user`: id of the user it runs as; `file`: bytes that a file may have.
+            words: of it, after `python -m llm_adapters_lab`; or "-c" and a program.
+            limits: `user`: id of the user it runs as; `file`: bytes that a file may have; `folder`: where it works;
+                `path`: where Python looks first; `variables`: more of the environment.
         """
         self.count += 1
         out = self.folder / f"{self.count}.out"
@@ -149,11 +150,17 @@ def _be(order: dict[str, Any]) -> None:
         os.setgroups([])
         os.setgid(order["user"])
         os.setuid(order["user"])
+    os.chdir(order.get("folder", "."))
+    os.environ.update(order.get("variables", {}))
+    sys.path[:0] = [order["path"]] if "path" in order else []
     from llm_adapters_lab.cli import app
 
     code = 0
     try:
-        app(order["words"], prog_name="llm_adapters_lab")
+        if order["words"][0] == "-c":
+            exec(order["words"][1], {})
+        else:
+            app(order["words"], prog_name="llm_adapters_lab")
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
     except BaseException:
