@@ -86,7 +86,8 @@ def nano() -> Any:
 def test_adapters_on_an_offloaded_base(case: str, offloaded: Any) -> None:
     ids = tokens()
     plain = logits(nano(), ids)
-    assert torch.equal(logits(offloaded.model, ids), plain)
+    # Where in memory a weight comes to lie decides the last bit of a product.
+    assert torch.allclose(logits(offloaded.model, ids), plain, atol=1e-5)
     if case in ("norms", "full"):
         with pytest.raises(CannotInject, match="and that is offloaded"):
             inject(offloaded.model, config(case))
@@ -98,7 +99,7 @@ def test_adapters_on_an_offloaded_base(case: str, offloaded: Any) -> None:
         assert all(p.device.type == "cpu" for p in second.parameters())
         assert torch.allclose(logits(offloaded.model, ids), logits(nano(), ids), atol=1e-5)
         with second.disabled():
-            assert torch.equal(logits(offloaded.model, ids), plain)
+            assert torch.allclose(logits(offloaded.model, ids), plain, atol=1e-5)
         with pytest.raises(CannotMerge, match=r"is offloaded|does more than|has no bias"):
             second.merge()
         with pytest.raises(CannotInject, match=r"(?i)offloaded .* training"):
@@ -106,7 +107,7 @@ def test_adapters_on_an_offloaded_base(case: str, offloaded: Any) -> None:
     finally:
         first.eject()
         second.eject()
-    assert torch.equal(logits(offloaded.model, ids), plain)
+    assert torch.allclose(logits(offloaded.model, ids), plain, atol=1e-5)
 
 
 def test_an_offloaded_base_is_scored_and_known_like_any_other(offloaded: Any) -> None:
@@ -114,7 +115,10 @@ def test_an_offloaded_base_is_scored_and_known_like_any_other(offloaded: Any) ->
     rows = task.load("test", None)[:4]
     options = {"batch": 2, "max_new_tokens": 4}
     found = list(evaluate(offloaded.model, offloaded.tokenizer, task, rows, **options))
-    assert found == list(evaluate(nano(), offloaded.tokenizer, task, rows, **options))
+    there = list(evaluate(nano(), offloaded.tokenizer, task, rows, **options))
+    for mine, its in zip(found, there, strict=True):
+        assert mine.pop("options")["label"] == pytest.approx(its.pop("options")["label"], abs=1e-4)
+    assert found == there
     assert fingerprint(offloaded.model) == fingerprint(nano())
 
 
