@@ -2,7 +2,7 @@
 
     python benchmarks/live_view.py --pairs 6 --seconds 10
 
-A kernel shows the lab, starts a long run of small steps on `nano` in its own process, and looks at it once a second. Its
+A kernel shows the lab, starts a long run of small steps on `nano` in its own process, and looks once a second. Its
 steps a second are counted by turns while the kernel works and while it is suspended, and the two of a pair compared.
 The processor time of the kernel does not depend on what else the machine does: 1.8 s a minute are 3 % of a core.
 The page's browser is not counted: it may be anywhere.
