@@ -111,23 +111,26 @@ class Ray:
             for name, n in nodes.items()
         }
         answered, silent = self._ray.wait([*asked], num_returns=len(asked), timeout=SECONDS)
-        for answer in answered:
-            self._hear(answer, asked[answer])
+        # A node that Ray gives up in the meantime has answered nothing either.
+        silent += [answer for answer in answered if not self._heard(answer, asked[answer])]
         if silent:
             names = ", ".join(asked[answer]["NodeManagerAddress"] for answer in silent)
             raise Unreachable(
                 f"No answer within {SECONDS:g} s from {names}: the machine or its storage hangs. Mend it."
             )
 
-    def _hear(self, answer: Any, node: dict[str, Any]) -> None:
+    def _heard(self, answer: Any, node: dict[str, Any]) -> bool:
         try:
             self._ray.get(answer)
         except LabError as error:
             cause = getattr(error, "cause", error)
             raise type(cause)(str(cause)) from None
-        except self._ray.exceptions.RayError as error:
+        except self._ray.exceptions.RayTaskError as error:
             where, why = node["NodeManagerAddress"], str(error).strip().splitlines()[-1]
             raise Unreachable(f"The node {where} cannot run the lab: {why}. Install the same there.") from None
+        except self._ray.exceptions.RayError:
+            return False
+        return True
 
 
 def _connected() -> Any:

@@ -9,7 +9,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -51,6 +53,15 @@ class Nodes:
     def add(self, **environment: str) -> dict[str, int]:
         """Add a node with one processor; `environment` goes to all that works there."""
         return self._ask({"add": environment})
+
+    @contextmanager
+    def another(self, **environment: str) -> Iterator[dict[str, int]]:
+        """Have one more node inside `with`."""
+        node = self.add(**environment)
+        try:
+            yield node
+        finally:
+            self.kill(node["node"])
 
     def kill(self, node: int) -> None:
         """Kill a node as if its machine had lost power."""
@@ -96,6 +107,10 @@ def _serve() -> None:
             print(json.dumps({"node": len(nodes) - 1, "raylet": raylet}), flush=True)
         else:
             cluster.remove_node(nodes[order["kill"]], allow_graceful=False)
+            while nodes[order["kill"]].node_id in {
+                n["NodeID"] for n in cluster.global_state.node_table() if n["Alive"]
+            }:
+                time.sleep(0.1)
             print("{}", flush=True)
     cluster.shutdown()
 

@@ -118,9 +118,9 @@ def test_a_node_is_killed_and_nothing_is_lost_or_done_twice(nodes: Nodes, tmp_pa
     with started(nodes, file, root) as process:
         struck = until(there, process)
         worker = psutil.Process(json.loads(struck.lock.read_text())["pid"])
-        nodes.kill(other["node"])
         before = sum(1 for _ in struck.events("Step"))
         assert before < STEPS and not struck.done
+        nodes.kill(other["node"])
         out, error = process.communicate(timeout=240)
         assert process.returncode == 0, out + error
         worker.wait(10)
@@ -171,18 +171,16 @@ def test_a_node_with_another_version_is_refused(nodes: Nodes, tmp_path: Path) ->
     text = (other / "llm_adapters_lab" / "__init__.py").read_text(encoding="utf-8")
     changed = text.replace(f'__version__ = "{__version__}"', '__version__ = "0.0.9"')
     (other / "llm_adapters_lab" / "__init__.py").write_text(changed, encoding="utf-8")
-    node = nodes.add(PYTHONPATH=str(other))
-    refused(root, NodesDiffer, f"has llm_adapters_lab 0.0.9, not {__version__}. Install the same there")
-    nodes.kill(node["node"])
+    with nodes.another(PYTHONPATH=str(other)):
+        refused(root, NodesDiffer, f"has llm_adapters_lab 0.0.9, not {__version__}. Install the same there")
 
 
 @pytest.mark.usefixtures("here")
 def test_a_node_that_does_not_answer_is_named(nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_executor, "SECONDS", 10.0)
-    node = nodes.add()
-    os.kill(node["raylet"], signal.SIGSTOP)
-    refused(tmp_path, Unreachable, "No answer within 10 s from 127.0.0.1")
-    nodes.kill(node["node"])
+    with nodes.another() as node:
+        os.kill(node["raylet"], signal.SIGSTOP)
+        refused(tmp_path, Unreachable, "No answer within 10 s from 127.0.0.1")
 
 
 @pytest.mark.usefixtures("here")
@@ -193,10 +191,9 @@ def test_a_base_that_differs_between_nodes_is_refused(nodes: Nodes, tmp_path: Pa
     weights = load_file(homes[1] / "base" / "model.safetensors")
     weights["model.norm.weight"] += 1
     save_file(weights, homes[1] / "base" / "model.safetensors", metadata={"format": "pt"})
-    node = nodes.add(HOME=str(homes[1]))
     what = Sweep.parse({"spec": {**SMALL, "base": "~/base"}, "seeds": [0, 1]})
-    ended = sweep(what, root=tmp_path / "runs", where=Ray())
-    nodes.kill(node["node"])
+    with nodes.another(HOME=str(homes[1])):
+        ended = sweep(what, root=tmp_path / "runs", where=Ray())
     states = {s.state.name: s.state.reason for s in ended}
     assert set(states) == {"finished", "failed"}
     assert "The base ~/base on the node" in states["failed"] and "has other weights" in states["failed"]
