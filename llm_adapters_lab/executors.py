@@ -92,6 +92,10 @@ class Studies:
         self.at_work: set[str] = set()
         self._todo: dict[str, RunSpec] = {}
 
+    def opened(self, root: Path) -> AbstractContextManager[None]:
+        """Need nothing."""
+        return nullcontext()
+
     def expect(self, specs: Sequence[RunSpec]) -> None:
         """Take note of all that is to be done, to choose from for a study."""
         self._todo = {spec.id: spec for spec in specs}

@@ -100,7 +100,6 @@ class TrainSpec(Part):
     checkpoint_every: int = Field(
         default=0, ge=0, description="steps between checkpoints; 0: by time, so that they cost little"
     )
-
     trackers: tuple[Tracker, ...] = Field(
         default=(), description="where the curves go beside the record: tensorboard, wandb, trackio, mlflow"
     )
@@ -202,8 +201,7 @@ class RunSpec(Part):
     def canonical(self) -> str:
         """Return the JSON that the id is made of.
 
-        What cannot change a result is left out: how often it is saved, who else is told, and for a bare base, how it
-        would be trained.
+        What cannot change a result is left out: `UNTOLD`, and for a bare base, how it would be trained.
         """
         # What equals its default is left out too: a field that is added later, with a default that does what was done
         # before, then changes the id of no earlier run. In return a default, once released, may never change: the old
@@ -214,8 +212,7 @@ class RunSpec(Part):
         if self.adapter is None:
             # The seed of a bare base chooses the solved examples in its prompts, and nothing else.
             kept = {"base", "eval", "dtype", "quantization", "device_map", "trust_remote_code"}
-            kept |= {"seed"} if self.eval.shots else set()
-            fields = {key: fields[key] for key in sorted(kept & fields.keys())}
+            fields = {key: fields[key] for key in fields if key in kept or (key == "seed" and self.eval.shots)}
             fields |= {"template": self.data.template} if self.data.template else {}
             # Where the questions come from, if eval.root does not say.
             fields |= {"root": self.data.root} if self.data.root and not self.eval.root else {}

@@ -245,7 +245,6 @@ class Choose(Panel):
         return True
 
     def _count(self, spec: RunSpec) -> None:
-        found = size_of(spec)
         plain = spec.quantization == "none"
         dtype = str(pick_dtype(spec.dtype)).removeprefix("torch.") if plain else spec.quantization
-        self.cost.value = sizes(found, dtype)
+        self.cost.value = sizes(size_of(spec), dtype)
