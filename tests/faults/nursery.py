@@ -150,7 +150,8 @@ def _be(order: dict[str, Any]) -> None:
         os.setgroups([])
         os.setgid(order["user"])
         os.setuid(order["user"])
-    os.chdir(order.get("folder", "."))
+    if "folder" in order:
+        os.chdir(order["folder"])
     os.environ.update(order.get("variables", {}))
     sys.path[:0] = [order["path"]] if "path" in order else []
     from llm_adapters_lab.cli import app
