@@ -91,7 +91,7 @@ class Choose(Panel):
         buttons = W.HBox([self.everything, self.usual])
         below = [self.help, self.errors["at"], buttons, self.grid.widget]
         self.place = W.VBox([self.at, W.VBox(below, layout=inside)])
-        self.more = Fold("Number format, quantisation, seed, repository code", self.other.widget)
+        self.more = Fold("Weights, seed, repository code", self.other.widget)
         parts = [self.base, W.VBox([self.model, self.errors["base"]], layout=inside)]
         parts += [self.kind, W.VBox([self.about, self.errors["kind"]], layout=inside), self.fields, self.place]
         self.widget: Any = W.VBox([*parts, self.more.widget, self.cost, self.costs.widget, self.errors[""]])

@@ -142,7 +142,7 @@ class Notebook:
             self.page.set_viewport_size({"width": width, "height": 1400})
             self.page.wait_for_timeout(300)
             assert self.page.evaluate(SCROLLS) <= 0, f"{stem} scrolls sideways at {width}"
-            assert self.page.evaluate(CUT) == [], f"{stem} is cut at {width}"
+            assert not (cut := self.page.evaluate(CUT)), f"{stem} is cut at {width}: {cut}"
             for theme in ("Light", "Dark") if "LAB_SCREENSHOTS" in os.environ else ("Light",):
                 self.theme(theme)
                 self.check()
