@@ -71,6 +71,7 @@ class Gradients:
         objective: the loss.
         injection: what is trained.
         halvings: how often micro-batches have been halved because memory was short.
+        ahead: the rows of the next step are laid out while the device is at work; only a GPU has nothing to lose by it.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class Gradients:
         self._layers = Layers(model, injection.anatomy) if plan.compile else nullcontext()
         shortcuts, self._news = choose(model, injection, samples, plan)
         self.objective, self.plan, self.halvings = Objective(model, shortcuts, pad_id, injection.config.split), plan, 0
-        self.injection = injection
+        self.injection, self.ahead = injection, weights.device(model).type == "cuda"
 
     def news(self) -> list[FellBack]:
         """Return what has not gone as the plan says, since this was last asked."""
@@ -127,7 +128,9 @@ class Gradients:
         padded = not self.objective.shortcuts.packing
         return split(samples, rows, tokens, padded=padded, halvings=self.halvings)
 
-    def step(self, accelerator: Accelerator, prepared: Any, samples: Sequence[Sample]) -> float:
+    def step(
+        self, accelerator: Accelerator, prepared: Any, samples: Sequence[Sample], following: Sequence[Sample] = ()
+    ) -> float:
         """Accumulate the gradients of one step, and sum them over the processes.
 
         Where memory is short, micro-batches are halved from then on; the step stays what it was.
@@ -136,6 +139,7 @@ class Gradients:
             accelerator: of the training.
             prepared: the model as it is called.
             samples: the rows of the step; every process takes its share.
+            following: those of the next one.
 
         Returns:
             The mean loss per counted label over all processes, in nats.
@@ -155,6 +159,8 @@ class Gradients:
             # Outside the handler, whose traceback holds on to what the failed step had made.
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+        if self.ahead and following:  # the device has its work now, and this process is about to wait for it
+            self.objective.expect(self._chunks(accelerator, following))
         # Not before: a process that is short of memory may begin its share again.
         reduce(accelerator, self.injection.parameters())
         return float(accelerator.reduce(total, "sum"))

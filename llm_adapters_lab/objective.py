@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -63,6 +65,21 @@ class Objective:
         self.parts = parts if parts and parts.parts > 1 else None
         self.model, self.shortcuts, self.pad_id = model, shortcuts, pad_id
         self._config: Any = model.get_submodule(Anatomy.of(model).decoder).config
+        self._coming: dict[tuple[int, ...], Future[Any]] = {}
+
+    def expect(self, chunks: Sequence[Sequence[Sample]]) -> None:
+        """Lay rows out in the background, on their way to the device, for the passes that come next."""
+        pool = _background()
+        self._coming = {tuple(map(id, chunk)): pool.submit(self._lay, chunk) for chunk in chunks}
+
+    def _lay(self, samples: Sequence[Sample]) -> Any:
+        if self.shortcuts.packing:
+            return pack(samples, share=self.shortcuts.share_prefix, device=self._device)
+        return collate(samples, self.pad_id, self._device)
+
+    def _laid(self, samples: Sequence[Sample]) -> Any:
+        coming = self._coming.pop(tuple(map(id, samples)), None)
+        return coming.result() if coming else self._lay(samples)
 
     @contextmanager
     def loss(self, prepared: Any, samples: Sequence[Sample]) -> Iterator[torch.Tensor]:
@@ -77,7 +94,7 @@ class Objective:
                 fits = [cross_entropy(logits, labels, reduction="sum") for logits in (first, twice[0])]
                 yield sum(fits) / 2 + self.parts.kl * divergence(first, twice[0])
         elif self.shortcuts == Shortcuts():
-            yield token_loss(prepared, collate(samples, self.pad_id, self._device))
+            yield token_loss(prepared, self._laid(samples))
         else:
             with self.losses(prepared, samples) as each:
                 yield each.sum()
@@ -99,14 +116,14 @@ class Objective:
         self, prepared: Any, samples: Sequence[Sample], times: int = 1
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Give the logits that every counted label is predicted with, (labels, vocabulary), and the labels."""
-        cuts, device = self.shortcuts, self._device
+        cuts = self.shortcuts
         layout: AbstractContextManager[None] = nullcontext()
         if cuts.packing:
-            packed = pack(samples, share=cuts.share_prefix, device=device).times(times)
+            packed = self._laid(samples).times(times)
             inputs = {"input_ids": packed.ids, "position_ids": packed.positions}
             reads, labels, layout = packed.reads, packed.labels, running(self._config, packed)
         else:
-            batch = collate(samples := [*samples] * times, self.pad_id, device)
+            batch = self._laid(samples := [*samples] * times)
             inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
             reads, labels = _counted(samples, batch["labels"])
         with layout:
@@ -118,6 +135,11 @@ class Objective:
     @property
     def _device(self) -> torch.device:
         return weights.device(self.model)
+
+
+@cache
+def _background() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "rows")
 
 
 def _counted(samples: Sequence[Sample], labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -58,13 +58,15 @@ class Member(Gradients):
         self.begun = True
         yield self.together.prepared
 
-    def step(self, accelerator: Accelerator, prepared: Any, samples: Sequence[Sample]) -> float:
+    def step(
+        self, accelerator: Accelerator, prepared: Any, samples: Sequence[Sample], following: Sequence[Sample] = ()
+    ) -> float:
         """Return the loss of a step whose gradients are there, made together with others or now; see `Gradients`."""
         loss = self.together.loss(self, accelerator, samples, max(1, sum(s.counted for s in samples)))
         if loss is not None:
             return loss
         self.together.only(self.injection)
-        return super().step(accelerator, prepared, samples)
+        return super().step(accelerator, prepared, samples, following)
 
     def validation_loss(self, accelerator: Accelerator, prepared: Any, samples: Sequence[Sample]) -> float:
         """Return the loss on held-out rows with this adapter alone in the model; see `Gradients`."""

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -130,16 +130,17 @@ def train(
         gradients.news()  # told before
     began, tokens = time.perf_counter() - state.seconds, state.tokens
     with gradients.ready(accelerator) as prepared:
-        for step, rows in islice(enumerate(order(len(samples), plan.batch, steps, seed)), state.step, None):
+        rows = pairwise(chain(order(len(samples), plan.batch, steps, seed), [[]]))
+        for step, pair in islice(enumerate(rows), state.step, None):
             rate = learning_rate(plan, step, steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            batch = [samples[i] for i in rows]
+            batch, following = ([samples[i] for i in numbers] for numbers in pair)
             if rank := accelerator.process_index:  # the chance of a checkpoint is that of the first process
                 torch.manual_seed(hash((seed, step, rank)))
             if sparse.settle(injection, step, partial(gradients.step, accelerator, prepared, batch)):
                 same(accelerator, injection)
-            loss = gradients.step(accelerator, prepared, batch)
+            loss = gradients.step(accelerator, prepared, batch, following)
             yield from gradients.news()
             norm = float(accelerator.clip_grad_norm_(injection.parameters(), plan.clip or math.inf) or 0.0)
             _check_finite(step, loss, 0.0 if accelerator.scaler else norm, batch)

@@ -18,7 +18,7 @@ from llm_adapters_lab.batches import IGNORED, Sample
 from llm_adapters_lab.compiling import Layers
 from llm_adapters_lab.errors import BadSpec, TrainingFailed
 from llm_adapters_lab.events import FellBack, Step
-from llm_adapters_lab.gradients import set_checkpointing
+from llm_adapters_lab.gradients import Gradients, set_checkpointing
 from llm_adapters_lab.inject import Injection, inject
 from llm_adapters_lab.memory import Memory, Peak, estimate, largest
 from llm_adapters_lab.objective import Objective, Shortcuts, token_loss
@@ -126,6 +126,21 @@ def test_whole_trainings_agree(family: str, adapter: str) -> None:
         assert "prefix puts virtual tokens before every row" in told[0]
     for more in ({"micro_tokens": 24}, {"micro_batch": 2}, {"gradient_checkpointing": adapter != "prefix"}):
         assert trained(more, family, adapter)[0] == pytest.approx(plain, abs=1e-5), more
+
+
+@pytest.mark.parametrize("cuts", [{}, {"share_prefix": False, "packing": False}, PLAIN], ids=["all", "head", "plain"])
+def test_rows_laid_out_ahead_change_nothing(cuts: dict[str, Any]) -> None:
+    def losses(ahead: bool) -> tuple[list[float], list[int]]:
+        model, injection = adapted("llama")
+        rows, plan = samples(), TrainSpec(learning_rate=1e-2, batch=6, micro_batch=3, max_steps=4, **cuts)
+        made, coming = Gradients(model, injection, rows, plan, 0), []
+        assert not made.ahead  # on a CPU
+        made.ahead = ahead
+        look = {"after_step": lambda state: coming.append(len(made.objective._coming))}
+        events = list(train(model, injection, rows, plan, gradients=made, **look))
+        return [e.loss for e in events if isinstance(e, Step)], coming
+
+    assert losses(True) == (losses(False)[0], [2, 2, 2, 0])
 
 
 @pytest.mark.parametrize("adapter", ["dora", "ia3", "krona", "bitfit", "norm-tuning", "full-fine-tuning"])
