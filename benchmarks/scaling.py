@@ -16,7 +16,6 @@ the lab's estimate of models of two and of three layers, drawn out to all layers
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import statistics
@@ -232,16 +231,15 @@ def growth(steps: int) -> Growth:
 
 def processes(counts: tuple[int, ...] = (1, 2)) -> dict[str, Any]:
     """Return the tokens in a second of one training by so many processes on this machine."""
-    if importlib.util.find_spec("llm_adapters_lab.ranks") is None:
-        return {"left out": "this version does not share a run among processes"}
     words = ["run", str(HERE.parent / "papermill_runs" / "specs" / "nano-lora.yaml")]
     words += ["--set", "train.max_steps=20", "--set", "eval.tasks=[]", "--json"]
     found: dict[str, Any] = {}
     for count in counts:
         with tempfile.TemporaryDirectory() as root:
-            command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(count)]
-            command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-            command += ["--module", "llm_adapters_lab", *words, "--root", root]
+            # With --cpu the launcher starts one process only.
+            launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(count)]
+            launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+            command = [sys.executable, *(launch if count > 1 else []), "-m", "llm_adapters_lab", *words, "--root", root]
             done = subprocess.run(command, capture_output=True, text=True, timeout=200)
             lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
             if done.returncode or not lines:

@@ -9,7 +9,6 @@ import nbformat
 import papermill
 import pytest
 
-import widgets
 
 COURSE = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(COURSE.glob("*.ipynb"))
@@ -20,7 +19,6 @@ SECONDS = 600
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 ARXIV = re.compile(r"https://arxiv\.org/abs/\d{4}\.\d{5}")
 FIGURE = "application/vnd.plotly.v1+json"
-HAS_PANEL = hasattr(widgets, "Lab")
 
 pytestmark = pytest.mark.filterwarnings("default")  # papermill, jupyter_client and zmq have warnings of their own
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
@@ -119,8 +117,6 @@ def test_a_notebook_holds_no_path_of_a_machine(path: Path):
 @pytest.mark.slow
 @each
 def test_a_notebook_runs_and_draws(path: Path, tmp_path: Path):
-    if path.stem.startswith("01") and not HAS_PANEL:
-        pytest.skip("The panel `widgets.Lab` is not there yet.")
     # The real model takes minutes to load and train on a busy machine; how the lab deals with it is tested elsewhere.
     small = {"BASE": "nano"} if path.stem.startswith("08") else {}
     notebook = execute(path, tmp_path, **small)
