@@ -9,7 +9,6 @@ import nbformat
 import papermill
 import pytest
 
-
 COURSE = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(COURSE.glob("*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
