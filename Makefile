@@ -26,10 +26,11 @@ test: $(STAMP) browser
 	$(BIN)/python -m pytest tests/browser
 	$(BIN)/python -m pytest --ignore=tests/browser --numprocesses 2 --dist loadfile
 
-# Sweeps on a real Ray cluster of two nodes on this machine. Ray alone takes 240 MB, so it comes only here.
+# Sweeps on a real Ray cluster of two nodes on this machine, and runs under DeepSpeed. Both come only here: Ray takes
+# 240 MB, and DeepSpeed is built.
 cluster-test: $(STAMP)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[ray]"
-	$(BIN)/python -m pytest tests/test_ray.py
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[ray,deepspeed]"
+	$(BIN)/python -m pytest tests/test_ray.py tests/faults/test_zero.py
 
 # The tests of the panels use Chromium. Where it is missing and cannot be installed they are skipped, with LAB_BROWSER=1
 # they fail.

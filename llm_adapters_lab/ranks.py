@@ -23,7 +23,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, is_torch_version, parse_flag_from_env
 
-from llm_adapters_lab import __version__
+from llm_adapters_lab import __version__, zero
 from llm_adapters_lab.errors import BadSpec, LabError, ProcessLost
 from llm_adapters_lab.lifeline import GRACE, Lifeline
 from llm_adapters_lab.spec import RunSpec
@@ -37,7 +37,9 @@ SIGHT = 5.0
 
 
 def sharded() -> bool:
-    """Say whether the weights of the base are spread over the processes (FSDP); then all call the model together."""
+    """Say whether the weights of the base are spread over the processes; then all call the model together."""
+    if zero.stage() == zero.WEIGHTS:  # which one process may use too, to keep the weights in the host's memory
+        return "WORLD_SIZE" in os.environ
     return parse_flag_from_env("ACCELERATE_USE_FSDP") and int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
@@ -66,13 +68,9 @@ class Ranks:
             )
         if int(os.environ.get("WORLD_SIZE", 1)) == 1:
             return
-        if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
-            raise BadSpec(
-                "The configuration of accelerate asks for DeepSpeed, which the lab does not use: an adapter has little "
-                "that ZeRO 1 and 2 could spread, and FSDP spreads the base as ZeRO 3 does. Take docs/fsdp.yaml."
-            )
         cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-        state = PartialState(cpu=cpu, timeout=PATIENCE)
+        with zero.unused():
+            state = PartialState(cpu=cpu, timeout=PATIENCE)
         self.rank, self.count = state.process_index, state.num_processes
         self.names = self.gather(f"process {self.rank} of {self.count} on {platform.node()}")
         self.line = Lifeline(self.rank, self.names)
@@ -126,7 +124,7 @@ class Ranks:
         """
         if self.count > 1:
             versions = {name: version(name) for name in ("torch", "transformers", "accelerate")}
-            wanted = {"the spec": spec.canonical(), "fresh": fresh, "FSDP": sharded()}
+            wanted = {"the spec": spec.canonical(), "fresh": fresh, "FSDP or ZeRO 3": sharded()}
             self.agree({"llm_adapters_lab": __version__, **versions, **wanted})
             _refuse(spec, self.count)
 
@@ -233,10 +231,21 @@ def _refuse(spec: RunSpec, count: int) -> None:
             f"train.batch = {spec.train.batch} cannot be shared equally among {count} processes. "
             "Choose a multiple of their number; the batch is that of all of them together."
         )
-    if sharded() and (os.environ.get("FSDP_VERSION", "2") != "2" or is_torch_version("<", "2.7")):
-        raise BadSpec("Of FSDP only version 2 is used, from torch 2.7 on. Set fsdp_version: 2 for accelerate.")
+    if spec.device_map != "none":
+        raise BadSpec(
+            f"device_map = {spec.device_map} lays the base over all devices; each of {count} processes has its own. "
+            "Set it to none and spread the base by FSDP or ZeRO 3, see docs/processes.md; or start one process."
+        )
     if sharded() and spec.train.compile:
-        raise BadSpec("train.compile does not go with FSDP, whose layers change their weights. Take out one of them.")
+        raise BadSpec(
+            "train.compile does not go with FSDP or ZeRO 3, which change weights while they run. Take it out."
+        )
+    if not sharded() or zero.wanted():
+        return
+    if os.environ.get("FSDP_VERSION", "2") != "2" or is_torch_version("<", "2.7"):
+        raise BadSpec("Of FSDP only version 2 is used, from torch 2.7 on. Set fsdp_version: 2 for accelerate.")
+    if spec.quantization == "int8":
+        raise BadSpec("quantization = int8 does not go with FSDP, which loses its scales. Choose nf4, or ZeRO 3.")
 
 
 def _told(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from llm_adapters_lab import trackers
+from llm_adapters_lab import trackers, zero
 from llm_adapters_lab.batches import step_count
 from llm_adapters_lab.checkpoint import Checkpoint
 from llm_adapters_lab.environment import base_hash
@@ -73,6 +73,7 @@ def run(
     record = Run(Path(root) / spec.id)
     with Ranks() as ranks:
         ranks.begin(spec, fresh)
+        _notice(zero.news() if ranks.leads else "", on_event)
         if ranks.first(record.done and not fresh):
             if ranks.leads:
                 unlock(record)

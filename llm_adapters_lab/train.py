@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import FullyShardedDataParallelPlugin, fsdp2_prepare_model
 
-from llm_adapters_lab import dynamics
+from llm_adapters_lab import dynamics, zero
 from llm_adapters_lab.batches import Sample, order, step_count
 from llm_adapters_lab.checkpoint import Checkpoint, State
 from llm_adapters_lab.errors import TrainingFailed
@@ -47,22 +47,26 @@ def make_accelerator(precision: str, trackers: Sequence[str] = (), folder: Path 
     # Accelerate keeps the first precision of a process for ever; a notebook trains with several.
     AcceleratorState._reset_state()
     spread: dict[str, Any] = {"auto_wrap_policy": "transformer_based_wrap", "cpu_ram_efficient_loading": False}
-    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, **spread) if sharded() else None
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, **spread) if sharded() and not zero.wanted() else None
     options: dict[str, Any] = {"log_with": list(trackers), "project_dir": folder} if trackers else {}
-    accelerator = Accelerator(mixed_precision=mixed, fsdp_plugin=plugin, **options)
+    with zero.unused():
+        accelerator = Accelerator(mixed_precision=mixed, fsdp_plugin=plugin, **options)
     if plugin:
         accelerator.state.fsdp_plugin = plugin  # which Accelerate itself keeps on GPUs only
     return accelerator
 
 
 def place(model: Any, injection: Injection | None, accelerator: Accelerator) -> None:
-    """Bring a model to where it computes; with FSDP every process keeps a share of the base, and all of the adapter."""
+    """Bring a model to where it computes; spread, each process keeps a share of it, and the whole adapter."""
     if not sharded():
         to_device(model, accelerator.device)
         return
     adapters = list(injection.adapters.values()) if injection else []
     for adapter in adapters:
         adapter.to(accelerator.device)
+    if zero.wanted():
+        zero.spread(model, accelerator.device, accelerator.num_processes)
+        return
     accelerator.state.fsdp_plugin.ignored_modules = adapters
     fsdp2_prepare_model(accelerator, model)
 

@@ -69,9 +69,9 @@ def device(module: nn.Module) -> torch.device:
 
 
 def count(parameter: torch.Tensor) -> int:
-    """Return how many numbers a parameter stands for, packed or not."""
+    """Return how many numbers a parameter stands for, whether it is packed, or DeepSpeed keeps it in shares."""
     state = getattr(parameter, "quant_state", None)
-    return parameter.numel() if state is None else math.prod(state.shape)
+    return getattr(parameter, "ds_numel", parameter.numel()) if state is None else math.prod(state.shape)
 
 
 def read(module: nn.Module) -> torch.Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import teams
 from nursery import FIELDS, Child, Nursery
 from records import timeless
 
@@ -69,3 +70,11 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         assert child.wait() == 0, child.said
         made.whole.update(timeless(made.record(folder / "whole")))
         yield made
+
+
+@pytest.fixture(scope="session")
+def alone(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """What one process makes of the run of a team."""
+    folder = tmp_path_factory.mktemp("alone")
+    child = lab.nursery.start("run", teams.spec(folder), "--root", folder / "runs")
+    return teams.done([child], Run(folder / "runs" / RunSpec.parse(teams.FIELDS).id))

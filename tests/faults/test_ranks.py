@@ -4,98 +4,35 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Lab, until
-from nursery import ROOT, Child
+from nursery import ROOT
 from safetensors.torch import load_file, save_file
+from teams import (
+    FIELDS,
+    FSDP,
+    SECONDS,
+    assert_all_same,
+    assert_same,
+    done,
+    free_port,
+    longer,
+    programs,
+    refused,
+    spec,
+    team,
+    two,
+)
 
 from llm_adapters_lab.models import NANO
 from llm_adapters_lab.record import Run
 from llm_adapters_lab.spec import RunSpec
-
-SECONDS = 30.0
-FIELDS: dict[str, Any] = {
-    "base": "nano",
-    "adapter": {"type": "lora", "rank": 4},
-    "data": {"task": "mini-math", "rows": 24, "validation": 3},
-    "train": {"batch": 4, "max_steps": 8, "epochs": 9.0, "learning_rate": 1e-2, "evaluate_every": 4},
-    "eval": {"tasks": ["mini-bool", "mini-addsub"], "rows": 7, "batch": 2, "max_new_tokens": 4},
-}
-FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-
-
-def spec(folder: Path, **changes: Any) -> Path:
-    path = folder / f"{len(list(folder.iterdir()))}.json"
-    path.write_text(json.dumps({**FIELDS, **changes}), encoding="utf-8")
-    return path
-
-
-def longer(**train: Any) -> dict[str, Any]:
-    return {"train": {**FIELDS["train"], **train}}
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
-
-
-def team(
-    lab: Lab, path: Path, root: Path | str, each: Sequence[dict[str, Any]] = ({}, {}), **variables: str
-) -> list[Child]:
-    """Start the two processes of a run."""
-    return two(lab, "run", path, "--root", root, each=each, **variables)
-
-
-def two(lab: Lab, *words: object, each: Sequence[dict[str, Any]] = ({}, {}), **variables: str) -> list[Child]:
-    """Start two processes as a launcher does."""
-    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", **variables}
-    common["MASTER_PORT"] = str(free_port())
-    ranks = [common | {"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
-    return [lab.nursery.start(*words, variables=ranks[i], **each[i]) for i in (0, 1)]
-
-
-def done(children: list[Child], record: Run) -> Run:
-    for child in children:
-        assert child.wait() == 0, child.said
-    assert record.done
-    return record
-
-
-def losses(record: Run) -> list[float]:
-    return [event["loss"] for event in record.events("Step", "Validated")]
-
-
-def assert_same(record: Run, other: Run) -> None:
-    """See that two runs have the same losses, tensors, answers and scores, and that each was written once."""
-    for run in (record, other):
-        assert [e["step"] for e in run.events("Step")] == list(range(1, run.spec.train.max_steps + 1))
-        assert sum(1 for _ in run.events("Finished")) == 1
-    assert losses(record) == pytest.approx(losses(other), abs=1e-5, rel=0)
-    mine, theirs = (load_file(run.folder / "adapter" / "adapter.safetensors") for run in (record, other))
-    assert {key: (mine[key] - theirs[key]).abs().max().item() < 1e-4 for key in theirs} == dict.fromkeys(mine, True)
-    assert record.summary["scores"] == other.summary["scores"]
-    assert record.summary["hashes"] == other.summary["hashes"]
-    answers = [[(p["id"], p["text"], p["correct"]) for p in run.predictions()] for run in (record, other)]
-    assert answers[0] == answers[1]
-    names = [{path.name for path in run.folder.iterdir()} for run in (record, other)]
-    assert names[0] == names[1]
-
-
-@pytest.fixture(scope="module")
-def alone(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """What one process makes of it."""
-    folder = tmp_path_factory.mktemp("alone")
-    child = lab.nursery.start("run", spec(folder), "--root", folder / "runs")
-    return done([child], Run(folder / "runs" / RunSpec.parse(FIELDS).id))
 
 
 @pytest.mark.parametrize("variables", [{}, FSDP], ids=["data parallel", "fsdp"])
@@ -108,40 +45,14 @@ def test_two_processes_do_what_one_does(lab: Lab, tmp_path: Path, alone: Run, va
     assert not children[1].said.replace("\n", "").strip() or "training" not in children[1].said
 
 
-KINDS: list[dict[str, Any]] = [
-    {"adapter": {"type": "prefix", "virtual_tokens": 4}},
-    {"adapter": {"type": "full-fine-tuning"}},
-    {"adapter": {"type": "dora", "rank": 2}, "train": {"micro_tokens": 90, "gradient_checkpointing": True}},
-    {"adapter": {"type": "parallel", "bottleneck": 4, "sparse": {"score": "random", "warmup": 1}}},
-    {"adapter": None, "eval": {"protocol": "options", "tasks": ["mini-bool"], "rows": 5, "batch": 2}},
-]
-PROGRAM = """
-import json, sys
-from llm_adapters_lab.run import run
-from llm_adapters_lab.spec import RunSpec
-for fields in json.loads({specs!r}):
-    run(RunSpec.parse(fields), root={root!r}, on_event=lambda event: None)
-"""
-
-
 def test_other_adapters_and_shortcuts_do_the_same(lab: Lab, tmp_path: Path) -> None:
-    short = {"batch": 4, "max_steps": 2, "learning_rate": 1e-3}
-    specs = [{**FIELDS, "eval": {"tasks": []}, **kind, "train": {**short, **kind.get("train", {})}} for kind in KINDS]
-
-    def program(root: Path) -> str:
-        return PROGRAM.format(specs=json.dumps(specs), root=str(root))
-
+    specs, program = programs()
     starts = {"alone": [lab.nursery.start("-c", program(tmp_path / "alone"))]}
     starts["dp"] = two(lab, "-c", program(tmp_path / "dp"))
     starts["fsdp"] = two(lab, "-c", program(tmp_path / "fsdp"), **FSDP)
     for child in [child for children in starts.values() for child in children]:
         assert child.wait() == 0, child.said
-    for fields in specs:
-        found = [Run(tmp_path / name / RunSpec.parse(fields).id) for name in starts]
-        for record in found[1:]:
-            assert losses(record) == pytest.approx(losses(found[0]), abs=1e-5, rel=0)
-            assert record.summary["scores"] == found[0].summary["scores"]
-        assert len(losses(found[0])) == (3 if fields["adapter"] else 0)
+    assert_all_same(specs, *(tmp_path / name for name in starts))
 
 
 WAITING = """
@@ -213,30 +124,27 @@ def test_who_is_asked_to_stop_stops_all_and_they_go_on(lab: Lab, tmp_path: Path)
     assert [e["step"] for e in record.events("Step")] == list(range(1, 25))
 
 
-def refused(children: list[Child], root: Path) -> list[str]:
-    """Return what processes say that all refuse a run, soon and before any work."""
-    began = time.monotonic()
-    codes = [child.wait(SECONDS) for child in children]
-    assert codes == [2] * len(children), [child.said for child in children]
-    assert time.monotonic() - began < SECONDS
-    assert not list(root.glob("**/spec.json"))
-    return [child.said.partition("error: ")[2].replace("\n", " ") for child in children]
-
-
 def test_a_batch_that_cannot_be_shared_is_refused(lab: Lab, tmp_path: Path) -> None:
     said = refused(team(lab, spec(tmp_path, **longer(batch=5)), tmp_path / "runs"), tmp_path)
     assert said[0] == said[1]
     assert "train.batch = 5 cannot be shared equally among 2 processes" in said[0]
 
 
-def test_fsdp_1_and_deepspeed_are_refused_by_name(lab: Lab, tmp_path: Path) -> None:
-    path = spec(tmp_path)
-    for variables, expected in (
-        ({**FSDP, "FSDP_VERSION": "1"}, "fsdp_version: 2"),
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "FSDP spreads the base as ZeRO 3 does"),
-    ):
-        for said in refused(team(lab, path, tmp_path / "runs", **variables), tmp_path):
-            assert expected in said
+@pytest.mark.parametrize(
+    ("variables", "changes", "expected"),
+    [
+        ({"FSDP_VERSION": "1"}, {}, "fsdp_version: 2"),
+        ({}, {"quantization": "int8"}, "which loses its scales. Choose nf4, or ZeRO 3"),
+        ({}, {"device_map": "auto"}, "each of 2 processes has its own"),
+        ({}, longer(compile=True), "train.compile does not go with FSDP"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_by_name(
+    lab: Lab, tmp_path: Path, variables: dict[str, str], changes: dict[str, Any], expected: str
+) -> None:
+    path = spec(tmp_path, **changes)
+    for said in refused(team(lab, path, tmp_path / "runs", **FSDP | variables), tmp_path):
+        assert expected in said
 
 
 def test_a_launcher_that_starts_one_of_several_is_refused(lab: Lab, tmp_path: Path) -> None:
