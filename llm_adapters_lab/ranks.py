@@ -237,9 +237,7 @@ def _refuse(spec: RunSpec, count: int) -> None:
             "Set it to none and spread the base by FSDP or ZeRO 3, see docs/processes.md; or start one process."
         )
     if sharded() and spec.train.compile:
-        raise BadSpec(
-            "train.compile does not go with FSDP or ZeRO 3, which change weights while they run. Take it out."
-        )
+        raise BadSpec("train.compile does not go with FSDP or ZeRO 3, whose layers change their weights. Take it out.")
     if not sharded() or zero.wanted():
         return
     if os.environ.get("FSDP_VERSION", "2") != "2" or is_torch_version("<", "2.7"):

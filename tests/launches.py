@@ -26,7 +26,7 @@ def small(**changes: Any) -> RunSpec:
     return RunSpec.parse({**SMALL, **changes})
 
 
-def until(true: Callable[[], Any], look: Callable[[], Any] = lambda: None, seconds: float = 60.0) -> Any:
+def until(true: Callable[[], Any], look: Callable[[], Any] = lambda: None, seconds: float = 180.0) -> Any:
     """Wait until something is true, and return it."""
     end = time.monotonic() + seconds
     while not (found := true()):

@@ -181,10 +181,8 @@ def test_the_run_that_was_started_last_is_the_first_of_those_at_work(root):
     assert [each.id for each in working(root)] == [second.id, first.id]
     for each in (first, second):
         stop(each, now=True)
-    end = time.monotonic() + 60
-    while working(root) and time.monotonic() < end:
-        time.sleep(0.1)
-    assert working(root) == [] and not state(first).works
+    until(lambda: working(root) == [])
+    assert not state(first).works
     assert working(root / "none") == []
 
 
