@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import time
 from datetime import UTC, datetime
 
 import pytest
