@@ -9,6 +9,7 @@ Names are loaded when first used, so that importing the package costs next to no
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 import types
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,11 @@ _HOME = {
     **{"load_adapter": "saving", "save_adapter": "saving", "Recorder": "recorder"},
     **{"sweep": "sweep", "Sweep": "sweep_file", "study": "study", "dry_run": "rehearsal"},
 }
+
+
+# transformers imports torchao wherever it is installed, which then tells of every kernel that is not for this machine.
+for _teller in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(_teller).setLevel(logging.ERROR)
 
 
 class _Package(types.ModuleType):

@@ -150,7 +150,7 @@ class ParameterAdapter(Adapter):
         return tuple(
             Site(path, "module", -1, 0, 0, "parameters", path)
             for path, module in modules(model)
-            if path and next(module.parameters(recurse=False), None) is not None and wanted(module)
+            if path and weights.holds(module) and wanted(module)
         )
 
     def merged(self, own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -25,6 +25,7 @@ from llm_adapters_lab.anatomy import Anatomy, Site, parameters
 from llm_adapters_lab.chain import Chain, attach, attribute_of, detach
 from llm_adapters_lab.errors import BadSpec, CannotInject, EmptyPlacement, StateMismatch
 from llm_adapters_lab.merge import merge
+from llm_adapters_lab.quantization import check_gradients
 from llm_adapters_lab.sequence import SequenceAdapter, listen, unlisten
 from llm_adapters_lab.wrappers import idle, wrap
 
@@ -201,7 +202,8 @@ def inject(
         BadSpec: the placement or the name is not understood, or the name is taken.
         EmptyPlacement: nothing in the model matches the placement.
         UnknownAnatomy: the model is not a decoder whose parts can be told apart.
-        CannotInject: the model is compiled (hooks would be ignored) or the site has no single input.
+        CannotInject: the model is compiled (hooks would be ignored), packed in a way that passes no gradient on, or the
+            site has no single input.
     """
     if isinstance(model, torch._dynamo.OptimizedModule) or getattr(model, "_compiled_call_impl", None) is not None:
         raise CannotInject("The model is compiled, and a compiled model ignores new hooks. Inject first, compile last.")
@@ -209,6 +211,7 @@ def inject(
         raise BadSpec(f"The adapter name {name!r} must be a plain word (letters, digits, underscores), and a free one.")
     if name in injections(model):
         raise BadSpec(f"The model already carries an adapter named {name!r}. Choose another name, or eject it first.")
+    check_gradients(model)
     entry = get_adapter(config.type)
     anatomy = Anatomy.of(model)
     if at and issubclass(entry.config, ModelAdapterConfig):

@@ -135,12 +135,13 @@ def _before(key: str, merge: Callable[..., Tensors], own: Tensors) -> Tensors:
 def written(injection: Injection | None) -> Iterator[bool]:
     """Hold an adapter in the weights of the base while the context lasts; yield whether it is.
 
-    An adapter that does not merge, or not alone, stays as it is, and so does one on a base that is not fp32: there the
-    rounding of W + ΔW could change answers. Copies are kept of what is overwritten, and written back to the bit.
+    An adapter that does not merge, or not alone, stays as it is, and so does one on a base that is not fp32, or packed:
+    there the rounding of W + ΔW could change answers. Copies are kept of what is overwritten, and written back to the
+    bit.
     """
     copies: list[tuple[nn.Parameter, torch.Tensor]] = []
     try:
-        if injection is None or any(p.dtype != torch.float32 for _, p in parameters(injection.model)):
+        if injection is None or not _plain(injection.model):
             yield False
             return
         try:
@@ -155,6 +156,11 @@ def written(injection: Injection | None) -> Iterator[bool]:
             yield True
     finally:
         _write_back(copies)
+
+
+def _plain(model: nn.Module) -> bool:
+    exact = all(p.dtype == torch.float32 for _, p in parameters(model))
+    return exact and not any(weights.packed(module) for module in model.modules())
 
 
 @torch.no_grad()

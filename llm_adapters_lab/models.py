@@ -16,8 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from llm_adapters_lab import formats, smollm2
 from llm_adapters_lab import quantization as quantising
-from llm_adapters_lab import smollm2
 from llm_adapters_lab.errors import LabError, ModelUnavailable, choices
 from llm_adapters_lab.quantization import Quantization
 from llm_adapters_lab.tiny import TINY as TINY
@@ -93,10 +93,12 @@ def load(
         else:  # pickled weights are never opened
             options |= {"use_safetensors": True, "config": _config(base, source, extra, trust_remote_code)}
             quantising.check(base, options["config"], quantization)
-            if quantising.named(options["config"]) == quantization:
+            if formats.named(options["config"]) == quantization:
                 options.pop("quantization_config", None)  # the files are what is asked for
+            options = formats.prepare(options["config"]) | options
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **extra)
-        model = AutoModelForCausalLM.from_pretrained(source, **options)
+        with formats.hushed(options.get("config")):
+            model = AutoModelForCausalLM.from_pretrained(source, **options)
     if folder := options.get("offload_folder"):
         weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
     quantising.settle(model)

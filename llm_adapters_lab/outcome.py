@@ -15,9 +15,11 @@ from llm_adapters_lab.checkpoint import steps
 from llm_adapters_lab.environment import environment, peak_memory
 from llm_adapters_lab.errors import CannotWrite, LabError, ProcessLost
 from llm_adapters_lab.events import Failed, Started
+from llm_adapters_lab.formats import LIBRARIES
 from llm_adapters_lab.inject import Injection
 from llm_adapters_lab.models import Base
 from llm_adapters_lab.processes import hold
+from llm_adapters_lab.quantization import scheme
 from llm_adapters_lab.ranks import Ranks
 from llm_adapters_lab.record import Run
 from llm_adapters_lab.spec import RunSpec
@@ -33,7 +35,7 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EIO)
 def started(spec: RunSpec, base: Base, injection: Injection | None, steps: int) -> Started:
     """Return the event a run begins with."""
     trainable = injection.count() if injection else 0
-    total = sum(weights.count(p) for p in base.model.parameters())
+    total = weights.total(base.model)
     return Started(spec.id, steps, trainable, total - trainable, str(weights.device(base.model)))
 
 
@@ -47,7 +49,7 @@ def summary(
 ) -> dict[str, Any]:
     """Return the result of a run."""
     begun = started(spec, base, injection, 0)
-    packages = () if spec.quantization == "none" else ("bitsandbytes",)
+    packages = LIBRARIES.get(scheme(base.model), ())
     return {
         "id": spec.id,
         "status": "finished",

@@ -2,7 +2,8 @@
 
 Only projections are quantised; embeddings, output head, norms and biases stay as they are, and so do adapters, which
 train beside the packed weights. nf4: 4-bit normal floats with one scale for 64 weights; nf4-double: the scales are
-quantised too; int8: one scale a row, and activations in 8 bits but for outlier features.
+quantised too; int8: one scale a row, and activations in 8 bits but for outlier features. Checkpoints of GPTQ, AWQ and
+torchao stay packed; those of compressed-tensors are unpacked while they are loaded.
 
 Source: Dettmers et al. 2023, arXiv:2305.14314, section 3 (NF4, double quantisation); Dettmers et al. 2022,
 arXiv:2208.07339 (LLM.int8).
@@ -10,7 +11,7 @@ arXiv:2208.07339 (LLM.int8).
 
 from __future__ import annotations
 
-import importlib.util
+import copy
 import logging
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -19,15 +20,16 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from llm_adapters_lab import weights
-from llm_adapters_lab.errors import BadSpec, CannotMerge
+from llm_adapters_lab import formats, weights
+from llm_adapters_lab.anatomy import modules
+from llm_adapters_lab.errors import BadSpec, CannotInject, CannotMerge
+from llm_adapters_lab.formats import named as named
 
 Quantization = Literal["none", "int8", "nf4", "nf4-double"]
 BLOCK = 64
 """Weights that share a scale in nf4."""
 SCALES = 256
 """Scales that share one themselves, in double quantisation."""
-
 # It warns at every single call that int8 works through fp16, and of kernels that it would fetch from the web.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
@@ -57,41 +59,18 @@ def check(base: str, config: Any, quantization: Quantization) -> None:
         quantization: as in a spec.
 
     Raises:
-        BadSpec: bitsandbytes is not installed, or the base is quantised in another way or a GGUF file.
+        BadSpec: a library is not installed, or the base is quantised in another way or a GGUF file.
     """
-    if quantization == "none":
-        return
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise BadSpec(
-            f"quantization = {quantization} needs bitsandbytes, which is not installed. "
-            'Install it with pip install "llm-adapters-lab[quantized]", or set quantization to none.'
-        )
-    if base.endswith(".gguf"):
-        raise BadSpec(f"{base} cannot be loaded as {quantization}: transformers unpacks a GGUF file while it reads it.")
-    if (present := named(config)) not in ("none", quantization):
-        raise BadSpec(f"{base} is quantised already, by {present}, and cannot be as {quantization}. Set it to none.")
-
-
-def declared(config: Any) -> dict[str, Any] | None:
-    """Return what a checkpoint's configuration says of its own quantisation, or None if it has none."""
-    found = getattr(config, "quantization_config", None)
-    if found is None:
-        return None
-    fields: dict[str, Any] = found if isinstance(found, dict) else getattr(found, "to_dict", dict)()
-    return None if fields.get("quant_method") == "gguf" else fields  # those are unpacked while they are loaded
-
-
-def named(config: Any) -> str:
-    """Return the name of the quantisation that a configuration declares: one of the lab's, or that of its method."""
-    if (fields := declared(config)) is None:
-        return "none"
-    method = str(fields.get("quant_method") or "bitsandbytes").rpartition(".")[2].lower()
-    if "bitsandbytes" not in method and "bits_and_bytes" not in method:
-        return method
-    if fields.get("load_in_8bit"):
-        return "int8"
-    double = "-double" if fields.get("bnb_4bit_use_double_quant") else ""
-    return f"{fields.get('bnb_4bit_quant_type', 'fp4')}{double}"
+    present = formats.stored(config)
+    if quantization != "none":
+        formats.require(quantization, f"quantization = {quantization}", ", or set quantization to none")
+        if base.endswith(".gguf"):
+            said = "transformers unpacks a GGUF file while it reads it"
+            raise BadSpec(f"{base} cannot be loaded as {quantization}: {said}.")
+        if present not in ("none", quantization):
+            said = f"{base} is quantised already, by {present}, and cannot be as {quantization}"
+            raise BadSpec(f"{said}. Set it to none.")
+    formats.require(present, f"{base} is quantised by {present}, and that")
 
 
 def scheme(model: nn.Module) -> str:
@@ -100,19 +79,37 @@ def scheme(model: nn.Module) -> str:
 
 
 def settle(model: nn.Module) -> None:
-    """Keep packed weights as they are for as long as the model lives.
+    """Keep packed weights as they are for as long as the model lives, and make one that was unpacked a plain one.
 
-    On a CPU with AVX512-BF16, bitsandbytes packs 4-bit weights anew, in another order and for bf16, when a model is
-    first evaluated; trained after that, it would pass no gradient on.
+    On a CPU, bitsandbytes (with AVX512-BF16) and gptqmodel (in 16 bits) pack 4-bit weights anew, in another order, when
+    a model is first evaluated; trained after that, it would pass no gradient on.
 
     Raises:
         BadSpec: see `check_widths`.
     """
-    name = "support_avx512bf16_for_cpu"
-    four = [module for module in model.modules() if hasattr(module, name)]
-    for module in four:
-        setattr(module, name, False)
+    four = [module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
+    for module in model.modules():
+        for name, value in (("support_avx512bf16_for_cpu", False), ("linear_mode", "train")):
+            if hasattr(module, name):
+                setattr(module, name, value)
     check_widths([module for module in four if weights.device(module).type == "cpu"])
+    if formats.stored(model.config) in formats.UNPACKED:
+        forget(model)
+
+
+def check_gradients(model: nn.Module) -> None:
+    """Refuse packed projections through which nothing can be trained, such as those that round their input too.
+
+    Raises:
+        CannotInject: one of them passes no gradient on.
+    """
+    kinds = {(type(m), type(getattr(m, "weight", None))): (path, m) for path, m in modules(model) if weights.packed(m)}
+    for path, module in kinds.values():
+        if not weights.passes_gradients(module, model.dtype):  # type: ignore[arg-type]
+            raise CannotInject(
+                f"{path} is quantised in a way ({scheme(model)}) that passes no gradient on, so that adapters would be "
+                "trained wrongly. Take a checkpoint in which only weights are quantised, or an unquantised one."
+            )
 
 
 def check_widths(four: Sequence[nn.Module]) -> None:
@@ -152,15 +149,15 @@ def size(model: nn.Module, quantization: str, dtype: torch.dtype) -> int:
         dtype: of what is not quantised.
     """
     total = sum(p.numel() for p in model.parameters()) * dtype.itemsize
-    fields = declared(getattr(model, "config", None)) or {}
+    bits, group = formats.grouping(model.config)
     for module in projections(model) if quantization != "none" else ():
         d_in, d_out = weights.dims(module) or (0, 0)
-        held = packed_size(d_in, d_out, quantization, fields)
+        held = packed_size(d_in, d_out, quantization, bits, group)
         total += held - d_in * d_out * dtype.itemsize if held else 0
     return total
 
 
-def packed_size(d_in: int, d_out: int, quantization: str, fields: dict[str, Any]) -> int:
+def packed_size(d_in: int, d_out: int, quantization: str, bits: int = 0, group: int = 0) -> int:
     """Return the bytes that one packed projection takes, scales included; 0 where that is not known."""
     n = d_in * d_out
     blocks = -(-n // BLOCK)
@@ -170,10 +167,7 @@ def packed_size(d_in: int, d_out: int, quantization: str, fields: dict[str, Any]
         return -(-n // 2) + 4 * blocks + 4 * 16
     if quantization in ("nf4-double", "fp4-double"):
         return -(-n // 2) + blocks + 4 * -(-blocks // SCALES) + 4 * (16 + 256 + 1)
-    if bits := fields.get("bits") or fields.get("w_bit"):
-        group = int(fields.get("group_size") or fields.get("q_group_size") or d_in)
-        return n * int(bits) // 8 + n // (d_in if group < 1 else group) * (16 + int(bits)) // 8
-    return 0
+    return (n * bits + n // (group or d_in) * (16 + bits)) // 8 if bits else 0
 
 
 def dequantize(model: nn.Module, plain: dict[str, nn.Module]) -> None:
@@ -185,11 +179,28 @@ def dequantize(model: nn.Module, plain: dict[str, nn.Module]) -> None:
     """
     for path, module in plain.items():
         model.set_submodule(path, module)
+    model.__dict__.pop("hf_device_map", None)
+    forget(model)
+
+
+def forget(model: nn.Module) -> None:
+    """Take from a model that has been unpacked what transformers keeps of how it was quantised, also for saving it."""
     model.hf_quantizer = None  # type: ignore[assignment]
-    for name in ("is_loaded_in_4bit", "is_loaded_in_8bit", "quantization_method", "is_quantized", "hf_device_map"):
+    for name in ("is_loaded_in_4bit", "is_loaded_in_8bit", "quantization_method", "is_quantized"):
         model.__dict__.pop(name, None)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
+    loaded: Any = model
+    loaded._weight_conversions = [c for c in getattr(model, "_weight_conversions", None) or () if _reversible(c)]
+
+
+def _reversible(conversion: Any) -> bool:
+    """Whether what was done to weights in loading can be undone in saving; unpacking, for one, cannot."""
+    try:
+        conversion.reverse_transform()
+    except NotImplementedError:
+        return False
+    return True
 
 
 def unpacked(model: nn.Module) -> dict[str, nn.Module]:
@@ -198,11 +209,15 @@ def unpacked(model: nn.Module) -> dict[str, nn.Module]:
     Raises:
         CannotMerge: one of them cannot be read; the message names it.
     """
+    config: Any = copy.deepcopy(model.config)
+    config.quantization_config = None
+    with torch.device("meta"):
+        plain = type(model)(config)
     found = {}
     for path, module in model.named_modules():
         if weights.packed(module):
             try:
-                found[path] = weights.dense(module, model.dtype)  # type: ignore[arg-type]
+                found[path] = weights.dense(module, plain.get_submodule(path), model.dtype)  # type: ignore[arg-type]
             except CannotMerge as error:
                 raise CannotMerge(f"{path}: {error}") from None
     return found

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from llm_adapters_lab import models
+from llm_adapters_lab import models, zero
 from llm_adapters_lab.batches import Sample, encode
 from llm_adapters_lab.errors import NotEnoughMemory
-from llm_adapters_lab.memory import WORTH_IT, Memory, estimate
+from llm_adapters_lab.memory import WORTH_IT, Memory, estimate, named
 from llm_adapters_lab.prepare import Rows, preflight, read_rows
-from llm_adapters_lab.sizes import Size, size_of
+from llm_adapters_lab.ranks import sharded
+from llm_adapters_lab.sizes import Size, outline, size_of
 from llm_adapters_lab.spec import RunSpec
 from llm_adapters_lab.tasks import Example, get_task
 
@@ -33,6 +34,11 @@ def memory_of_machine(every_gpu: bool = False) -> int:
     if torch.cuda.is_available():
         count = torch.cuda.device_count() if every_gpu else 1
         return sum(torch.cuda.get_device_properties(i).total_memory for i in range(count))
+    return memory_of_host()
+
+
+def memory_of_host() -> int:
+    """Return the bytes of memory of the computer, or of the container; 0 where that cannot be known."""
     names = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
     whole = os.sysconf(names[0]) * os.sysconf(names[1]) if set(names) <= set(getattr(os, "sysconf_names", ())) else 0
     limits = [int(text) for file in LIMITS if (text := _text(file)).isdecimal()]
@@ -61,24 +67,47 @@ def ready(spec: RunSpec) -> Rows:
 def require_room(spec: RunSpec, rows: Rows) -> None:
     """Refuse a run that needs more memory than there is.
 
-    A base that is only scored may lie on disk; how several processes share a base is theirs to know.
+    A base that is only scored may lie on disk.
 
     Raises:
         NotEnoughMemory: the message says what is needed, what there is and what would help.
     """
     spread = spec.device_map == "auto"
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 or (spread and spec.adapter is None):
+    if spread and spec.adapter is None:
         return
     found, there = size_of(spec), memory_of_machine(spread)
-    least = Memory(found.weights, 0, found.training, 0)
-    if least.weights < WORTH_IT or not there:
+    if found.weights < WORTH_IT or not there:
         return
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1 or sharded():
+        _require_shared_room(spec, found, count)
+        return
+    least = Memory(found.weights, 0, found.training, 0)
     if least.total <= there and spec.adapter and least.total > there / 2:  # activations may decide
         tokenizer = models.tokenizer(spec.base, trust_remote_code=spec.trust_remote_code)
         if tokenizer and (learnt := samples(spec, rows.train, tokenizer)):
             least = estimate(_smallest(spec), learnt, tokenizer) or least
     if least.total > there:
         raise NotEnoughMemory(_told(spec, found, least, there))
+
+
+def _require_shared_room(spec: RunSpec, found: Size, count: int) -> None:
+    """Refuse several processes for which a host, or the GPU of each, has not memory enough.
+
+    Before it goes to a GPU, or is spread, every process has the whole base in the memory of its host; one that is
+    quantised goes to the GPU as it is read.
+    """
+    gpu, spread = torch.cuda.is_available(), sharded()
+    share = 0 if zero.offloads() else found.weights // count if spread else found.weights
+    least = Memory(share, 0, found.training, 0)
+    if gpu and least.total > memory_of_machine():
+        raise NotEnoughMemory(_told(spec, found, least, memory_of_machine()))
+    if gpu and named(outline(spec.base, spec.trust_remote_code)[0], spec) != "none":
+        return
+    here, there = int(os.environ.get("LOCAL_WORLD_SIZE", count)), memory_of_host()
+    read = Memory(found.weights, 0, 0, 0) if gpu or spread else least
+    if there and here * read.total > there:
+        raise NotEnoughMemory(_told(spec, found, read, there, here))
 
 
 def _smallest(spec: RunSpec) -> RunSpec:
@@ -89,22 +118,25 @@ def _smallest(spec: RunSpec) -> RunSpec:
     return spec.model_copy(update={"train": plan})
 
 
-def _told(spec: RunSpec, found: Size, least: Memory, there: int) -> str:
-    where = "the GPU has" if torch.cuda.is_available() else "this computer has"
+def _told(spec: RunSpec, found: Size, least: Memory, there: int, sharing: int = 0) -> str:
+    """Return the message: what each process needs, and what is there for all that share it."""
+    where = "the GPU has" if torch.cuda.is_available() and not sharing else "this computer has"
     parts = {"weights": least.weights, "adapter and optimiser": least.adapter + least.optimizer, "a step": least.step}
     needs = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in parts.items() if size)
-    cures = []
+    each = f" in each of its {sharing} processes here" if sharing > 1 else ""
+    cures = ["fewer processes on a computer"] if sharing > 1 else []
     packed = size_of(spec.model_copy(update={"quantization": "nf4"})).weights
-    if spec.quantization == "none" and packed < found.weights:
+    if spec.quantization == "none" and packed < found.weights and not sharded():
         cures.append(f"quantization: nf4 (weights {packed / 1e9:.1f} GB)")
     if spec.dtype != "bf16" and models.pick_dtype(spec.dtype).itemsize > 2:
         cures.append("dtype: bf16")
     if least.step:
         cures += ["train.gradient_checkpointing", "a smaller data.max_tokens or train.micro_batch"]
-    cures.append("a smaller base" if spec.adapter else "device_map: auto, which lays the rest on disk")
+    cures.append("a smaller base" if spec.adapter or sharing else "device_map: auto, which lays the rest on disk")
     return (
-        f"{spec.base} needs {least.total / 1e9:.1f} GB of memory at least ({needs}), and {where} {there / 1e9:.1f} GB. "
-        f"What would help: {'; '.join(cures)}. Nothing was loaded; `run --dry-run` tells the whole need."
+        f"{spec.base} needs {least.total / 1e9:.1f} GB of memory at least ({needs}){each}, and {where} "
+        f"{there / 1e9:.1f} GB. What would help: {'; '.join(cures)}. "
+        "Nothing was loaded; `run --dry-run` tells the whole need."
     )
 
 

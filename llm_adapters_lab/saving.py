@@ -22,7 +22,7 @@ from torch import nn
 
 from llm_adapters_lab import __version__, weights
 from llm_adapters_lab.adapter import get_adapter
-from llm_adapters_lab.anatomy import parameters
+from llm_adapters_lab.anatomy import modules, parameters
 from llm_adapters_lab.chain import stand_back
 from llm_adapters_lab.errors import BadSpec, WrongBase
 from llm_adapters_lab.fields import parse
@@ -138,11 +138,13 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
     for module in model.modules():
         stand_back(module)
     tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
-    for name, parameter in parameters(model):
+    buffers = [f"{path}.weight" for path, module in modules(model) if weights.buffered(module)]
+    for name, parameter in [*parameters(model), *((name, None) for name in buffers)]:
         if tied.get(name) in tensors:  # offloaded, it is a parameter of its own
             continue
-        entry: dict[str, Any] = {"shape": list(parameter.shape)}
         host = model.get_submodule(name.rpartition(".")[0])
+        shape = reversed(weights.dims(host) or ()) if parameter is None else parameter.shape
+        entry: dict[str, Any] = {"shape": list(shape)}
         held = name.endswith("weight") and weights.packed(host)
         with weights.present(host):
             told = weights.scales(host) if held else host.get_parameter(name.rpartition(".")[2])
@@ -150,7 +152,7 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
             flat = told.detach().reshape(-1)
             picked = flat[_spread(flat.numel(), SAMPLES).to(flat.device)].float().cpu()
             entry["values"] = picked[_spread(len(picked), SHOWN)].tolist()
-            if not held:
+            if parameter is not None and not held:
                 entry["digest"] = hashlib.sha256(picked.numpy().tobytes()).hexdigest()[:12]
                 dtypes.add(str(parameter.dtype))
         tensors[name] = entry

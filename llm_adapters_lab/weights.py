@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -40,9 +41,19 @@ def turned(module: nn.Module) -> bool:
 def packed(module: nn.Module) -> bool:
     """Whether a module holds its weight quantised: in fewer bits than a number has."""
     weight = getattr(module, "weight", None)
-    if not isinstance(weight, torch.Tensor):
+    if not isinstance(weight, torch.Tensor) or buffered(module):
         return dims(module) is not None  # under other names
     return not weight.is_floating_point() or _library(weight) == "torchao"
+
+
+def buffered(module: nn.Module) -> bool:
+    """Whether a projection holds its packed weight as buffers under names of their own, as GPTQ and AWQ have it."""
+    return hasattr(module, "qweight") and dims(module) is not None
+
+
+def holds(module: nn.Module) -> bool:
+    """Whether a module has parameters of its own, packed ones among them."""
+    return buffered(module) or next(module.parameters(recurse=False), None) is not None
 
 
 def offloaded(module: nn.Module) -> bool:
@@ -63,7 +74,7 @@ def device(module: nn.Module) -> torch.device:
         if offloaded(part):
             hook: Any = part._hf_hook
             return torch.device(hook.execution_device)
-        if (own := next(part.parameters(recurse=False), None)) is not None:
+        if (own := next(chain(part.parameters(recurse=False), part.buffers(recurse=False)), None)) is not None:
             return own.device
     return torch.device("cpu")
 
@@ -74,6 +85,15 @@ def count(parameter: torch.Tensor) -> int:
     return getattr(parameter, "ds_numel", parameter.numel()) if state is None else math.prod(state.shape)
 
 
+def total(model: nn.Module) -> int:
+    """Return how many numbers the parameters of a model stand for, also those that its projections hold as buffers."""
+    total = sum(count(p) for p in model.parameters())
+    for module in filter(buffered, model.modules()):
+        added = bias(module)
+        total += math.prod(dims(module) or ()) + (0 if added is None else added.numel())
+    return total
+
+
 def read(module: nn.Module) -> torch.Tensor:
     """Return the weight of a linear projection as (d_out, d_in), without a copy; dequantised, fp32, if it is packed.
 
@@ -82,7 +102,9 @@ def read(module: nn.Module) -> torch.Tensor:
     """
     with present(module):
         weight = getattr(module, "weight", None)
-        if isinstance(weight, torch.Tensor) and packed(module):
+        if buffered(module):
+            weight = _asked(module)
+        elif isinstance(weight, torch.Tensor) and packed(module):
             weight = _unpacked(module, weight)
         if not isinstance(weight, torch.Tensor) or weight.ndim != 2 or not weight.is_floating_point():
             raise CannotMerge(
@@ -90,6 +112,15 @@ def read(module: nn.Module) -> torch.Tensor:
                 "Load the base unquantised (fp32, bf16 or fp16)."
             )
         return weight.T if turned(module) else weight
+
+
+def passes_gradients(module: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether a packed projection passes gradients on to its input; asked without its hooks."""
+    if (where := device(module)).type == "meta":
+        return True
+    with present(module), torch.enable_grad():
+        asked = torch.zeros(1, (dims(module) or (0,))[0], dtype=dtype, device=where, requires_grad=True)
+        return bool(module.forward(asked).requires_grad)
 
 
 def bias(module: nn.Module) -> torch.Tensor | None:
@@ -110,12 +141,19 @@ def scales(module: nn.Module) -> torch.Tensor | None:
         return state.state2.absmax if state.nested else state.absmax  # type: ignore[no-any-return]
     if _library(weight) == "torchao":
         return getattr(weight, "scale", None)
+    if (grouped := getattr(module, "scales", None)) is not None:
+        return grouped  # type: ignore[no-any-return]
     rows = getattr(weight, "SCB", None)
     return rows if rows is not None else getattr(getattr(module, "state", None), "SCB", None)
 
 
-def dense(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return the plain projection that a packed one stands for, of the class it was quantised from.
+def dense(module: nn.Module, like: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return the plain projection that a packed one stands for.
+
+    Args:
+        module: the packed one.
+        like: a module of the class it was quantised from.
+        dtype: of what is returned.
 
     Raises:
         CannotMerge: the weight cannot be read.
@@ -124,7 +162,7 @@ def dense(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     d_out, d_in = weight.shape
     plain: nn.Module
     with torch.device("meta"):
-        if getattr(module, "source_cls", None) is Conv1D:
+        if turned(like):
             plain, weight = Conv1D(d_out, d_in), weight.T.contiguous()
         else:
             plain = nn.Linear(d_in, d_out, bias=bias is not None)
@@ -150,6 +188,17 @@ def _unpacked(module: nn.Module, weight: torch.Tensor) -> torch.Tensor:
     return weight
 
 
+def _asked(module: Any) -> torch.Tensor:
+    """Return the weight of a projection that only its own kernel can read: what it makes of the unit vectors."""
+    bias, module.bias = module.bias, None
+    try:
+        with torch.no_grad():
+            unit = torch.eye(module.in_features, dtype=module.scales.dtype, device=module.qweight.device)
+            return module.forward(unit).T.float()  # type: ignore[no-any-return]
+    finally:
+        module.bias = bias
+
+
 def own(module: nn.Module) -> dict[str, torch.Tensor]:
     """Return fp32 copies of a module's own parameters by name, a projection's weight as (d_out, d_in).
 
@@ -160,6 +209,8 @@ def own(module: nn.Module) -> dict[str, torch.Tensor]:
         named: dict[str, torch.Tensor] = dict(module.named_parameters(recurse=False))
         if dims(module) is not None:
             named["weight"] = read(module)
+            if (added := getattr(module, "bias", None)) is not None:
+                named["bias"] = added
         if quantised := [name for name, p in named.items() if not p.is_floating_point()]:
             raise CannotMerge(
                 f"{', '.join(quantised)} of a {type(module).__name__} is quantised and cannot be read as it is. "
@@ -177,7 +228,7 @@ def write(module: nn.Module, changed: dict[str, torch.Tensor]) -> None:
         changed: new values by name, in the orientation of `own`, of any floating dtype.
     """
     for name, value in changed.items():
-        _turned(module, name, module.get_parameter(name)).copy_(value)
+        _turned(module, name, getattr(module, name)).copy_(value)
 
 
 def _turned(module: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:

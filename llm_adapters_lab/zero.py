@@ -40,6 +40,11 @@ def stage() -> int:
     return int(_configuration().get("stage", 0)) if wanted() else 0
 
 
+def offloads() -> bool:
+    """Say whether stage 3 keeps the weights of the base outside the devices, in memory or on disk."""
+    return stage() == WEIGHTS and _configuration().get("offload_param", {}).get("device", "none") != "none"
+
+
 @cache
 def _configuration() -> dict[str, Any]:
     """Return the part on ZeRO, without what is left to DeepSpeed."""
