@@ -8,7 +8,7 @@ DEMO := papermill_runs/executed
 # The bare base first: it is the "before" of every comparison.
 DEMO_SPECS := $(foreach name,base lora series parallel prefix,$(SPECS)/nano-$(name).yaml)
 
-.PHONY: setup test cluster-test browser lint format demo bench clean
+.PHONY: setup test cluster-test tracker-test browser lint format demo bench clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -31,6 +31,11 @@ test: $(STAMP) browser
 cluster-test: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[ray,deepspeed]"
 	$(BIN)/python -m pytest tests/test_ray.py tests/faults/test_zero.py
+
+# Runs with Weights & Biases, Trackio and MLflow, without their servers. They take 200 MB, so they come only here.
+tracker-test: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[trackers]"
+	$(BIN)/python -m pytest tests/test_trackers.py
 
 # The tests of the panels use Chromium. Where it is missing and cannot be installed they are skipped, with LAB_BROWSER=1
 # they fail.

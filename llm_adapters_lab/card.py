@@ -30,6 +30,12 @@ base = load({base!r})
 load_adapter(base.model, {folder}, tokenizer=base.tokenizer)
 ```"""
 
+_INTRO = "A trained adapter of LLM Adapters Lab. It is loaded into its base, which is not in this folder."
+_LEGEND = (
+    "Interval: Wilson's, over test rows alone. Chance: guessing among the offered answers; majority: always the "
+    "commonest answer; in form: answers that could be read as asked."
+)
+
 
 def write_card(folder: Path, base: str, config: AdapterConfig, format: str, record: Run | None, place: str) -> None:
     """Write README.md.
@@ -55,8 +61,9 @@ def card(base: str, config: AdapterConfig, format: str, record: Run | None, plac
         parts.append("## Scores\n\nNone are known: this adapter was not scored in a run of the lab.")
     parts.append(_loading(base, format, place))
     if spec:
-        text = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        parts.append(f"## Spec\n\nThe same file gives the same run:\n\n{_fenced(text, 'yaml')}")
+        text = yaml.safe_dump(spec.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+        again = "As `spec.yaml`, `python -m llm_adapters_lab run spec.yaml` does the same run again:"
+        parts.append(f"## Spec\n\n{again}\n\n{_fenced(text, 'yaml')}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -78,8 +85,10 @@ def _head(base: str, config: AdapterConfig, format: str) -> str:
 
 def _about(base: str, config: AdapterConfig, record: Run | None) -> str:
     entry = get_adapter(config.type)
-    lines = [f"# {config.type} for {_plain(base)}", ""]
-    lines += [f"- base: {_plain(hub_name(base) or base)}", f"- method: {config.type}, {entry.source}"]
+    lines = [f"# {config.type} for {_plain(base)}", "", _INTRO, ""]
+    where = "" if hub_name(base) else ", which is not on the hub"
+    packaged = ", the teaching model that comes with LLM Adapters Lab" if base == "nano" else where
+    lines += [f"- base: {_plain(hub_name(base) or base)}{packaged}", f"- method: {config.type}, {entry.source}"]
     lines += [f"- placement: {_plain(config.at)}"] if config.at else ["- placement: the whole model"]
     if record:
         spec, summary = record.spec, record.summary
@@ -91,8 +100,9 @@ def _about(base: str, config: AdapterConfig, record: Run | None) -> str:
             lines.append(f"- training: {trained['steps']:,} steps{rows}, {trained['tokens']:,} tokens, loss {loss}")
         if count := summary.get("trainable_parameters"):
             lines.append(f"- parameters: {count:,}, {100 * count / summary['base_parameters']:.2f} % of the base")
-        where = summary.get("environment", {})
-        known = [f"{name} {where[name]}" for name in ("llm_adapters_lab", "torch", "transformers") if name in where]
+        made = summary.get("environment", {})
+        known = [f"{name} {made[name]}" for name in ("llm_adapters_lab", "torch", "transformers") if name in made]
+        known += [f"{made['dtype']} on {_plain(made['device'])}"] if {"dtype", "device"} <= made.keys() else []
         lines.append(f"- made with: {', '.join(known) or 'LLM Adapters Lab'}; run {record.id}")
     return "\n".join(lines)
 
@@ -113,7 +123,7 @@ def _scores(summary: dict[str, Any]) -> str:
         warnings.append(f"No task has {100 * LEAK:.0f} % or more of its test rows in the training data.")
     elif not warnings:
         warnings.append("Whether test rows stand in the training data was not looked at.")
-    return "\n".join(["## Scores", "", *rows, "", *warnings])
+    return "\n".join(["## Scores", "", *rows, "", *warnings, "", _LEGEND])
 
 
 def _loading(base: str, format: str, place: str) -> str:
@@ -127,7 +137,7 @@ def _loading(base: str, format: str, place: str) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f} %"
+    return "–" if share is None else f"{100 * share:.1f} %"
 
 
 def _plain(text: str) -> str:

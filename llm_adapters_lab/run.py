@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
-from llm_adapters_lab import trackers, zero
+from llm_adapters_lab import zero
 from llm_adapters_lab.batches import step_count
 from llm_adapters_lab.checkpoint import Checkpoint
 from llm_adapters_lab.environment import base_hash
@@ -34,6 +35,7 @@ from llm_adapters_lab.saving import fingerprint, read_json, read_tensors, restor
 from llm_adapters_lab.scores import score
 from llm_adapters_lab.spec import RunSpec
 from llm_adapters_lab.tasks import get_task
+from llm_adapters_lab.trackers import Trackers
 from llm_adapters_lab.train import make_accelerator, place, train
 from llm_adapters_lab.work import Listener, Stand, Work
 from llm_adapters_lab.wrappers.quantize import load
@@ -120,8 +122,7 @@ def stages(work: Work, fresh: bool = False) -> Generator[int]:
         taken = take_up(record, spec, hashes, fresh, ranks)
         leaks = {name: overlap(rows.train, test) for name, test in rows.test.items()} if spec.adapter else {}
         torch.manual_seed(spec.seed)
-        kind: dict[str, Any] = {"tokenizer": base.tokenizer, "name": work.name}
-        injection = inject(base.model, spec.adapter, **kind) if spec.adapter else None
+        injection = inject(base.model, spec.adapter, tokenizer=base.tokenizer, name=work.name) if spec.adapter else None
         yield Stand.INJECTED
         stage = "training"
         trained = yield from _adapt(work, injection, taken)
@@ -129,11 +130,13 @@ def stages(work: Work, fresh: bool = False) -> Generator[int]:
         with nullcontext() if sharded() else written(injection):
             scores = {name: _score(work, name) for name in spec.eval.tasks}
         finished = Finished(spec.id, time.perf_counter() - began)
+        work.end_trackers()
         if ranks.leads:
             record.keep_last_answers()
             record.write("summary.json", summary(spec, base, injection, scores, trained, hashes) | {"leaks": leaks})
             record.append(finished)
     except Stopping:
+        work.end_trackers()
         work.tell(Stopped(spec.id, stage))
     except (Exception, KeyboardInterrupt) as error:
         with suppress(Exception):  # the disk may be what has failed
@@ -147,7 +150,13 @@ def stages(work: Work, fresh: bool = False) -> Generator[int]:
         if work.on_event and ranks.leads:  # outside: what a listener does wrong now does not undo the run
             work.on_event(finished)
     finally:
-        trackers.end(work.accelerator)
+        _end_trackers(work)
+
+
+def _end_trackers(work: Work) -> None:
+    """End the trackers of a run that has failed; its log is complete, so what they say is not in it."""
+    for text in work.trackers.end() if work.trackers else ():
+        _notice(text, work.on_event)
 
 
 def _notice(text: str, on_event: Listener | None) -> None:
@@ -160,11 +169,12 @@ def _adapt(work: Work, injection: Injection | None, taken: Taken) -> Generator[i
     spec, base, record = work.spec, work.base, work.record
     if taken.faults:
         work.tell(Noticed(" ".join(taken.faults)))
-    work.accelerator = make_accelerator(spec.train.precision, spec.train.trackers, record.folder / "trackers")
-    place(base.model, injection, work.accelerator)
-    trackers.begin(work.accelerator, spec)
+    accelerator = make_accelerator(spec.train.precision)
+    place(base.model, injection, accelerator)
+    if spec.train.trackers and work.ranks.leads:
+        work.trackers = Trackers(spec.train.trackers, record)
     if injection is not None and not taken.trained:
-        counts = yield from _train(work, injection, taken.saved)
+        counts = yield from _train(work, injection, taken.saved, accelerator)
         yield Stand.TRAINED
         if not work.ranks.leads:
             return None
@@ -182,7 +192,9 @@ def _adapt(work: Work, injection: Injection | None, taken: Taken) -> Generator[i
     return read_json(record.folder / "train.json")
 
 
-def _train(work: Work, injection: Injection, saved: Checkpoint | None) -> Generator[int, None, dict[str, Any]]:
+def _train(
+    work: Work, injection: Injection, saved: Checkpoint | None, accelerator: Accelerator
+) -> Generator[int, None, dict[str, Any]]:
     spec, base = work.spec, work.base
     samples, too_long = work.rows.samples(base.tokenizer, spec.data)
     held_out, learnt = samples[: spec.data.validation], samples[spec.data.validation :]
@@ -202,7 +214,7 @@ def _train(work: Work, injection: Injection, saved: Checkpoint | None) -> Genera
     work.keeper.check()
     options: dict[str, Any] = {"validation": held_out, "seed": spec.seed, "pad_id": pad_id, "gradients": gradients}
     options |= {"saved": saved, "after_step": work.keeper}
-    for event in train(base.model, injection, learnt, spec.train, work.accelerator, **options):
+    for event in train(base.model, injection, learnt, spec.train, accelerator, **options):
         work.tell(event)
         if isinstance(event, Step):
             yield event.step

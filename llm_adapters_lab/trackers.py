@@ -1,22 +1,31 @@
-"""Trackers: the numbers of a run also go to TensorBoard, Weights & Biases, Trackio or MLflow, through Accelerate.
+"""Trackers: the numbers of a run also go to TensorBoard, Weights & Biases, Trackio or MLflow.
 
-The record stays what counts: a tracker changes no result and is no part of the run id.
+The record stays what counts: a tracker changes no result, is no part of the run id, and may fail without harm. Each is
+a process of its own (`tracking`) that reads the log of the run, so that what it does with the network, its settings
+and the one run that it knows of per process concerns nobody else.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import time
 from collections.abc import Sequence
-from typing import Any
+from contextlib import suppress
+from pathlib import Path
 
-from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
 from llm_adapters_lab.errors import BadSpec
-from llm_adapters_lab.events import Event, Scored, Step, Validated
-from llm_adapters_lab.spec import RunSpec
+from llm_adapters_lab.processes import command
+from llm_adapters_lab.record import Run
+from llm_adapters_lab.tail import last_lines
+from llm_adapters_lab.untrusted import without_home
 
-PROJECT = "llm-adapters-lab"
-_OF_STEP = ("loss", "learning_rate", "gradient_norm", "tokens", "tokens_per_second")
+PATIENCE = 60.0
+"""Seconds that the end of a run waits for all of its trackers to send what they hold."""
+_late: list[subprocess.Popen[bytes]] = []  # forgotten, they would be warned about
 
 
 def require(names: Sequence[str]) -> None:
@@ -33,31 +42,88 @@ def require(names: Sequence[str]) -> None:
         )
 
 
-def begin(accelerator: Accelerator, spec: RunSpec) -> None:
-    """Begin the trackers of an accelerator."""
-    if spec.train.trackers:
-        folder = str(accelerator.project_dir)
-        own: dict[str, Any] = {"wandb": {"name": spec.id, "dir": folder}, "mlflow": {"run_name": spec.id}}
-        accelerator.init_trackers(PROJECT, {"id": spec.id, "spec": spec.canonical()}, own)
+class Trackers:
+    """The trackers of one run, from where it begins or goes on to its end; each is told the log from its beginning."""
+
+    def __init__(self, names: Sequence[str], record: Run) -> None:
+        """Begin them.
+
+        Args:
+            names: as in `TrainSpec.trackers`.
+            record: of the run; they write into its folder `trackers`, unless their own settings say otherwise.
+        """
+        self.folder, self._processes = record.folder / "trackers", dict[str, subprocess.Popen[bytes]]()
+        if self.folder.is_dir():  # of an earlier attempt, whose steps come again
+            shutil.rmtree(self.folder)
+        for name in dict.fromkeys(names):
+            (self.folder / name).mkdir(parents=True)
+            self._processes[name] = self._begin(name)
+
+    def _begin(self, name: str) -> subprocess.Popen[bytes]:
+        python, environment = command()
+        words = [*python[:-1], "llm_adapters_lab.tracking", name, str(self.folder)]
+        with (self.folder / f"{name}.log").open("wb") as log:
+            process = subprocess.Popen(
+                words,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=settings(self.folder / name) | environment,
+                start_new_session=True,  # an interrupt is for the run, which ends its trackers
+            )
+        assert process.stdout
+        os.set_blocking(process.stdout.fileno(), False)
+        return process
+
+    def news(self) -> list[str]:
+        """Return what the trackers have to say that a reader of the run should know."""
+        return [text for name in [*self._processes] for text in self._news(name)]
+
+    def end(self) -> list[str]:
+        """Let them take in the rest of the log and send it, in bounded time; returns what `news` does."""
+        until = time.monotonic() + PATIENCE
+        for process in self._processes.values():
+            assert process.stdin
+            process.stdin.close()
+        told = []
+        for name, process in list(self._processes.items()):
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, until - time.monotonic()))
+            told += self._news(name)
+        for name, process in self._processes.items():
+            assert process.stdout
+            process.stdout.close()
+            _late.append(process)
+            told.append(f"{name} has not sent everything yet; its process {process.pid} goes on with it.")
+        self._processes.clear()
+        return told
+
+    def _news(self, name: str) -> list[str]:
+        process = self._processes[name]
+        code = process.poll()  # before it is read, so that nothing comes after
+        assert process.stdin and process.stdout
+        told = []
+        with suppress(BlockingIOError):  # it says nothing
+            said = os.read(process.stdout.fileno(), 1 << 16).decode(errors="replace")
+            told = [f"{name}: {line}" for line in said.splitlines()]
+        if code is not None:
+            process.stdin.close()
+            process.stdout.close()
+            del self._processes[name]
+            if code and not told:
+                last = without_home(" ".join(last_lines(self.folder / f"{name}.log", 1)))
+                told.append(f"{name} has ended with code {code}, and the run goes on without it. {last}".strip())
+        return told
 
 
-def follow(accelerator: Accelerator | None, event: Event) -> None:
-    """Hand on the numbers of an event."""
-    if accelerator is None or not accelerator.trackers:
-        return
-    fields = event.to_json()
-    if isinstance(event, Step):
-        accelerator.log({f"train/{key}": fields[key] for key in _OF_STEP}, step=event.step)
-    elif isinstance(event, Validated):
-        accelerator.log({"validation/loss": event.loss}, step=event.step)
-    elif isinstance(event, Scored):
-        accelerator.log({f"accuracy/{event.task}": event.score["accuracy"]})
-
-
-def end(accelerator: Accelerator | None) -> None:
-    """Let the trackers write what they hold."""
-    if accelerator is None:
-        return
-    for tracker in accelerator.trackers:
-        tracker.finish()
-    accelerator.trackers.clear()
+def settings(folder: Path) -> dict[str, str]:
+    """Return what trackers do if nobody has said otherwise, as variables of the environment: all into one folder."""
+    return {
+        "TRACKIO_DIR": str(folder),
+        "MLFLOW_TRACKING_URI": (folder / "mlruns").absolute().as_uri(),
+        "MLFLOW_ALLOW_FILE_STORE": "true",  # its databases need more than mlflow-skinny brings
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "WANDB_CACHE_DIR": str(folder / "cache"),
+        "WANDB_ERROR_REPORTING": "false",
+        "WANDB_INIT_TIMEOUT": "30",
+    }

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice, pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,23 +33,16 @@ NORM_POINTS = 20
 """How often, over a whole training, the adapter norms are recorded."""
 
 
-def make_accelerator(precision: str, trackers: Sequence[str] = (), folder: Path | None = None) -> Accelerator:
-    """Return an accelerator for a precision of `TrainSpec`; "auto" is bf16 on a GPU that has it, else fp32.
-
-    Args:
-        precision: of the computation.
-        trackers: names of those that `trackers.begin` is to begin.
-        folder: where they write.
-    """
+def make_accelerator(precision: str) -> Accelerator:
+    """Return an accelerator for a precision of `TrainSpec`; "auto" is bf16 on a GPU that has it, else fp32."""
     dtype = pick_dtype(precision)  # type: ignore[arg-type]
     mixed = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
     # Accelerate keeps the first precision of a process for ever; a notebook trains with several.
     AcceleratorState._reset_state()
     spread: dict[str, Any] = {"auto_wrap_policy": "transformer_based_wrap", "cpu_ram_efficient_loading": False}
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, **spread) if sharded() and not zero.wanted() else None
-    options: dict[str, Any] = {"log_with": list(trackers), "project_dir": folder} if trackers else {}
     with zero.unused():
-        accelerator = Accelerator(mixed_precision=mixed, fsdp_plugin=plugin, **options)
+        accelerator = Accelerator(mixed_precision=mixed, fsdp_plugin=plugin)
     if plugin:
         accelerator.state.fsdp_plugin = plugin  # which Accelerate itself keeps on GPUs only
     return accelerator

@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from accelerate import Accelerator
-
-from llm_adapters_lab import trackers
-from llm_adapters_lab.events import Event
+from llm_adapters_lab.events import Event, Noticed
 from llm_adapters_lab.gradients import Gradients
 from llm_adapters_lab.keeper import Keeper
 from llm_adapters_lab.models import Base
@@ -18,6 +15,7 @@ from llm_adapters_lab.prepare import Rows
 from llm_adapters_lab.ranks import Ranks
 from llm_adapters_lab.record import Run
 from llm_adapters_lab.spec import RunSpec
+from llm_adapters_lab.trackers import Trackers
 
 Listener = Callable[[Event], None]
 
@@ -45,7 +43,7 @@ class Work:
         on_event: told of every event, in addition to the log.
         name: of the adapter in the model.
         gradients: makes the object that computes them.
-        accelerator: of the training; None until that begins.
+        trackers: that follow the log; None until it begins.
     """
 
     spec: RunSpec
@@ -57,7 +55,7 @@ class Work:
     on_event: Listener | None
     name: str = "default"
     gradients: Callable[..., Gradients] = Gradients
-    accelerator: Accelerator | None = None
+    trackers: Trackers | None = None
 
     @property
     def ranks(self) -> Ranks:
@@ -67,7 +65,13 @@ class Work:
     def tell(self, event: Event) -> None:
         """Write an event to the log and pass it on; among several processes, the first one does."""
         if self.ranks.leads:
-            self.record.append(event)
-            trackers.follow(self.accelerator, event)
-            if self.on_event:
-                self.on_event(event)
+            news = self.trackers.news() if self.trackers else []
+            for told in (*map(Noticed, news), event):
+                self.record.append(told)
+                if self.on_event:
+                    self.on_event(told)
+
+    def end_trackers(self) -> None:
+        """Let the trackers send what they hold; what they have to say of it goes to the log."""
+        for text in self.trackers.end() if self.trackers else ():
+            self.tell(Noticed(text))

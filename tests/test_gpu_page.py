@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from packaging.specifiers import SpecifierSet
 
 from llm_adapters_lab.cli import app
 from llm_adapters_lab.presets import spec_presets
@@ -48,7 +49,7 @@ def test_every_command_of_the_lab_parses(line: str) -> None:
 def test_all_other_commands_are_known_and_their_files_are_there() -> None:
     assert len(OURS) >= 8
     others = {shlex.split(line)[0] for line in LINES if line not in OURS}
-    assert others == {"git", "conda", "podman", "export", "hf", "pip", "ray"}
+    assert others == {"git", "conda", "mkdir", "podman", "export", "hf", "pip", "ray"}
     for file in ("environment.yml", "docs/Containerfile", "benchmarks/gpu.py"):
         assert file in PAGE and (ROOT / file).is_file()
     for extra in re.findall(r"llm-adapters-lab\[(\w+)\]", PAGE):
@@ -100,3 +101,21 @@ def test_environment_and_container_install_what_there_is() -> None:
         assert extras and set(extras[1].split(",")) <= set(PROJECT["optional-dependencies"])
     for copied in re.findall(r"^COPY (.*) \S+$", container, re.MULTILINE):
         assert all((ROOT / name).exists() for name in copied.split())
+    (python,) = (part.removeprefix("python") for part in parts if str(part).startswith("python"))
+    image = re.search(r"^FROM \S*/python:([\d.]+)-", container, re.MULTILINE)
+    assert python.startswith(PROJECT["requires-python"]) and image and SpecifierSet(python).contains(image[1])
+
+
+def test_the_container_gets_nothing_that_git_ignores() -> None:
+    def patterns(path: str) -> set[str]:
+        lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
+        return {line.strip("/").removeprefix("**/") for line in lines if line and not line.startswith("#")}
+
+    assert patterns("docs/Containerfile.dockerignore") == patterns(".gitignore") | {".git"}
+
+
+def test_the_download_of_the_page_asks_for_all_its_files() -> None:
+    """A pattern without its own `--include` would be the name of a file, for which the others are left aside."""
+    (line,) = (line for line in LINES if line.startswith("hf "))
+    after = shlex.split(line)[3:]
+    assert after[::2] == ["--include"] * 3 and after[1::2] == ["*.json", "*.model", "*.safetensors"]

@@ -114,9 +114,10 @@ def test_the_card_of_a_run_says_all_of_it(finished: tuple[Path, dict[str, str]],
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         assert cells[1] == f"{100 * score['accuracy']:.1f} %"
         assert cells[2] == f"{100 * score['low']:.1f} % to {100 * score['high']:.1f} %"
-        assert cells[3] == ("" if score["chance"] is None else f"{100 * score['chance']:.1f} %")
+        assert cells[3] == ("–" if score["chance"] is None else f"{100 * score['chance']:.1f} %")
         assert cells[6:] == ["4", "lab"]
-    assert f"run {run.id}" in text and "- base: nano" in text and "seed 0" in text
+    assert f"run {run.id}" in text and "- base: nano, the teaching model" in text and "seed 0" in text
+    assert "float32 on" in text and "null" not in text and "Wilson" in text
     assert "No task has 1 % or more of its test rows in the training data." in text
     # The spec in it is the spec.
     assert RunSpec.parse(yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])).id == run.id
