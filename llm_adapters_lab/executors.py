@@ -25,8 +25,12 @@ class Executor(Protocol):
 
     jobs: int
 
-    def opened(self, root: Path) -> AbstractContextManager[None]:
+    def opened(self, root: Path, specs: Sequence[RunSpec]) -> AbstractContextManager[None]:
         """Be ready for work inside `with`, and end there what cannot go on without this process.
+
+        Args:
+            root: folder of all runs.
+            specs: all that is to be done.
 
         Raises:
             LabError: there is nothing to work with; no run was started.
@@ -58,7 +62,7 @@ class Local:
             raise BadSpec(f"jobs = {jobs}: local does one run at a time. Use the executor process.")
         self.jobs, self.at_work = 1, ""
 
-    def opened(self, root: Path) -> AbstractContextManager[None]:
+    def opened(self, root: Path, specs: Sequence[RunSpec]) -> AbstractContextManager[None]:
         """Need nothing."""
         return nullcontext()
 
@@ -92,13 +96,10 @@ class Studies:
         self.at_work: set[str] = set()
         self._todo: dict[str, RunSpec] = {}
 
-    def opened(self, root: Path) -> AbstractContextManager[None]:
-        """Need nothing."""
-        return nullcontext()
-
-    def expect(self, specs: Sequence[RunSpec]) -> None:
+    def opened(self, root: Path, specs: Sequence[RunSpec]) -> AbstractContextManager[None]:
         """Take note of all that is to be done, to choose from for a study."""
         self._todo = {spec.id: spec for spec in specs}
+        return nullcontext()
 
     def start(self, spec: RunSpec, root: Path, look: Callable[[], None], stop: threading.Event) -> None:
         """Do a run to its end, and with it others that have not been started yet and can be trained with it."""
@@ -134,7 +135,7 @@ class Processes:
             raise BadSpec(f"jobs = {jobs}: at least one run at a time must be allowed.")
         self.jobs = jobs
 
-    def opened(self, root: Path) -> AbstractContextManager[None]:
+    def opened(self, root: Path, specs: Sequence[RunSpec]) -> AbstractContextManager[None]:
         """Need nothing."""
         return nullcontext()
 

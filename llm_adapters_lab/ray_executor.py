@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ class Ray:
         self._ended: dict[str, State] = {}
 
     @contextmanager
-    def opened(self, root: Path) -> Iterator[None]:
+    def opened(self, root: Path, specs: Sequence[RunSpec]) -> Iterator[None]:
         """Connect, and look at every node; in the end stop what is still at work, saved.
 
         Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ class Slurm:
         self._submit: Any = None
 
     @contextmanager
-    def opened(self, root: Path) -> Iterator[None]:
+    def opened(self, root: Path, specs: Sequence[RunSpec]) -> Iterator[None]:
         """Find Slurm; in the end stop what is still at work, saved."""
         try:
             import submitit

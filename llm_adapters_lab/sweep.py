@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llm_adapters_lab.errors import LabError
-from llm_adapters_lab.executors import Executor, Local, Studies
+from llm_adapters_lab.executors import Executor, Local
 from llm_adapters_lab.launch import State
 from llm_adapters_lab.prepare import preflight, read_rows
 from llm_adapters_lab.record import Run
@@ -65,11 +65,9 @@ def sweep(
     points = what.points()
     work = _Work(points, where or Local(), Path(root), stop or threading.Event(), on_look, every)
     check(todo := [point for point in points if point.spec.id in work.waiting])
-    if isinstance(work.where, Studies):
-        work.where.expect([point.spec for point in todo])
     work.look()
     if work.waiting or work.at_work():
-        with work.where.opened(work.root):
+        with work.where.opened(work.root, [point.spec for point in todo]):
             work.to_the_end()
     work.look()
     return work.standings()

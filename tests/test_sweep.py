@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -290,7 +290,7 @@ class Threads:
         self.jobs, self.most, self.started = jobs, 0, []
         self.threads: dict[str, threading.Thread] = {}
 
-    def opened(self, root: Path) -> AbstractContextManager[None]:
+    def opened(self, root: Path, specs: Sequence[RunSpec]) -> AbstractContextManager[None]:
         return nullcontext()
 
     def start(self, spec: RunSpec, root: Path, look: Callable[[], None], stop: threading.Event) -> None:
