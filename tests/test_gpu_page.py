@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from accelerate.commands.launch import launch_command_parser
 from packaging.specifiers import SpecifierSet
 
 from llm_adapters_lab.cli import app
@@ -41,9 +42,18 @@ def test_every_command_of_the_lab_parses(line: str) -> None:
     found = command.commands[name]  # type: ignore[attr-defined]
     given = found.make_context(name, rest, resilient_parsing=False).params
     if name in ("run", "doctor") and given.get("spec"):
-        assert load_spec(given["spec"], given["changes"] or []).base == "huggyllama/llama-7b"
+        assert load_spec(given["spec"], given["changes"] or []).base.endswith(given["spec"].name.split("-")[1])
     if name == "compare":
         assert given["paper"]
+
+
+def test_every_launch_parses() -> None:
+    found = [shlex.split(line, comments=True) for line in OURS if line.startswith("accelerate launch ")]
+    assert len(found) == 2
+    for launch in found:
+        given = launch_command_parser().parse_args(launch[2:])
+        assert (ROOT / given.config_file).is_file() and given.module
+        assert given.training_script == "llm_adapters_lab"
 
 
 def test_all_other_commands_are_known_and_their_files_are_there() -> None:
