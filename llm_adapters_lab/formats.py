@@ -51,6 +51,28 @@ def require(quantization: str, what: str, otherwise: str = "") -> None:
         )
 
 
+def check(base: str, config: Any) -> None:
+    """Refuse a checkpoint whose configuration of its quantisation cannot be used.
+
+    Args:
+        base: as in a spec.
+        config: of the model, as transformers has read it; None if that is not known yet.
+
+    Raises:
+        BadSpec: transformers would refuse it later, or not know the method and leave the weights random.
+    """
+    if getattr(config, "quantization_config", None) is None:
+        return
+    from transformers.quantizers.auto import AutoQuantizationConfig
+
+    try:
+        with hushed(config):
+            AutoQuantizationConfig.from_dict(dict(_fields(config)))
+    except Exception as error:  # every method checks its fields in its own way
+        said = str(error).strip().partition("\n")[0]
+        raise BadSpec(f"The quantization_config in config.json of {base} cannot be used: {said}") from error
+
+
 @contextmanager
 def hushed(config: Any) -> Iterator[None]:
     """Let gptqmodel, which prints a banner and what it does, print to stderr: stdout may be read by a program."""
@@ -97,12 +119,20 @@ def named(config: Any) -> str:
 def grouping(config: Any) -> tuple[int, int]:
     """Return the bits of a packed weight and how many share a scale, 0 for a whole row; (0, 0) if that is not told."""
     fields = _fields(config)
-    if bits := fields.get("bits") or fields.get("w_bit"):
-        return int(bits), max(0, int(fields.get("group_size") or fields.get("q_group_size") or 0))
-    kind = (fields.get("quant_type") or {}).get("default") or {}
+    if bits := _number(fields, "bits") or _number(fields, "w_bit"):
+        return bits, _number(fields, "group_size") or _number(fields, "q_group_size")
+    kind = _part(_part(fields, "quant_type"), "default")
     if digits := re.search(r"(\d)weight", str(kind.get("_type")).lower()):
-        return int(digits[1]), max(0, int(kind.get("_data", {}).get("group_size") or 0))
+        return int(digits[1]), _number(_part(kind, "_data"), "group_size")
     return 0, 0
+
+
+def _number(fields: dict[str, Any], name: str) -> int:
+    return found if isinstance(found := fields.get(name), int) and found > 0 else 0
+
+
+def _part(fields: dict[str, Any], name: str) -> dict[str, Any]:
+    return found if isinstance(found := fields.get(name), dict) else {}
 
 
 def _fields(config: Any) -> dict[str, Any]:

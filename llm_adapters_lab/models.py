@@ -72,7 +72,8 @@ def load(
 
     Raises:
         BadSpec: `tiny:` names an unknown family, or the base cannot be quantised.
-        ModelUnavailable: nothing was found under that name; the message says where it was looked for.
+        ModelUnavailable: nothing was found under that name, and the message says where it was looked for; or its files
+            lack weights.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -98,13 +99,25 @@ def load(
             options = formats.prepare(options["config"]) | options
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **extra)
         with formats.hushed(options.get("config")):
-            model = AutoModelForCausalLM.from_pretrained(source, **options)
+            model = _whole(base, AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options))
     if folder := options.get("offload_folder"):
         weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
     quantising.settle(model)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return Base(model.eval(), tokenizer, base)
+
+
+def _whole(base: str, loaded: Any) -> Any:
+    """Return a model, unless transformers did not find all its weights: it makes up the others, each time anew."""
+    model, told = loaded
+    if told["missing_keys"]:
+        first, *others = sorted(told["missing_keys"])
+        raise ModelUnavailable(
+            f"{base} is not loaded: its files lack {first}{f' and {len(others)} more' if others else ''}, which would "
+            "be random. Fetch or save the model anew; if it is quantised, see quantization_config in its config.json."
+        )
+    return model
 
 
 def to_device(model: Any, device: torch.device) -> None:

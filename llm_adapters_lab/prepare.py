@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 
-from llm_adapters_lab import models, quantization, trackers
+from llm_adapters_lab import models, quantization, trackers, zero
 from llm_adapters_lab.adapter import get_adapter
 from llm_adapters_lab.anatomy import Anatomy
 from llm_adapters_lab.batches import Sample, encode
 from llm_adapters_lab.compiling import require_compiler
 from llm_adapters_lab.errors import BadSpec, LabError
+from llm_adapters_lab.memory import named
+from llm_adapters_lab.ranks import sharded
 from llm_adapters_lab.record import Run
 from llm_adapters_lab.spec import DataSpec, RunSpec
 from llm_adapters_lab.tasks import Example, get_task
@@ -154,6 +156,8 @@ def preflight(spec: RunSpec) -> None:
     """Check model and placement on a model without weights, and that what the training asks for is there."""
     trackers.require(spec.train.trackers)
     skeleton: Any = models.skeleton(spec.base, trust_remote_code=spec.trust_remote_code)
+    if sharded():
+        _check_spread(spec.base, named(skeleton, spec))
     quantization.check(spec.base, skeleton.config, spec.quantization)
     if spec.quantization.startswith("nf4") and not torch.cuda.is_available():
         quantization.check_widths(quantization.projections(skeleton))
@@ -162,3 +166,11 @@ def preflight(spec: RunSpec) -> None:
             require_compiler("cuda" if torch.cuda.is_available() else "cpu")
         entry = get_adapter(spec.adapter.type)
         entry.cls.sites(Anatomy.of(skeleton), skeleton, spec.adapter.at or entry.at)
+
+
+def _check_spread(base: str, quantization: str) -> None:
+    """Refuse packed weights that cannot be spread over processes."""
+    if quantization == "int8" and not zero.wanted():
+        raise BadSpec(f"{base} in int8 does not go with FSDP, which loses its scales. Choose nf4, or ZeRO 3.")
+    if quantization == "torchao":
+        raise BadSpec(f"{base} is packed by torchao, which FSDP and ZeRO 3 cannot spread. Leave it whole: --multi_gpu.")

@@ -59,7 +59,8 @@ def check(base: str, config: Any, quantization: Quantization) -> None:
         quantization: as in a spec.
 
     Raises:
-        BadSpec: a library is not installed, or the base is quantised in another way or a GGUF file.
+        BadSpec: a library is not installed, or the base is quantised in another way, or a GGUF file, or says of its
+            own quantisation what transformers does not take.
     """
     present = formats.stored(config)
     if quantization != "none":
@@ -71,6 +72,8 @@ def check(base: str, config: Any, quantization: Quantization) -> None:
             said = f"{base} is quantised already, by {present}, and cannot be as {quantization}"
             raise BadSpec(f"{said}. Set it to none.")
     formats.require(present, f"{base} is quantised by {present}, and that")
+    if not base.endswith(".gguf"):
+        formats.check(base, config)
 
 
 def scheme(model: nn.Module) -> str:
@@ -85,8 +88,13 @@ def settle(model: nn.Module) -> None:
     a model is first evaluated; trained after that, it would pass no gradient on.
 
     Raises:
-        BadSpec: see `check_widths`.
+        BadSpec: see `check_widths`; or a checkpoint of bitsandbytes holds weights that are not packed.
     """
+    for path, module in model.named_modules():
+        ours = type(module).__module__.startswith("bitsandbytes") and weights.dims(module)
+        if ours and not weights.packed(module) and not weights.offloaded(module):
+            said = "The configuration of the base says that it is quantised by bitsandbytes"
+            raise BadSpec(f"{said}, and the weight of {path} is not. Take quantization_config out of its config.json.")
     four = [module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
     for module in model.modules():
         for name, value in (("support_avx512bf16_for_cpu", False), ("linear_mode", "train")):

@@ -242,8 +242,6 @@ def _refuse(spec: RunSpec, count: int) -> None:
         return
     if os.environ.get("FSDP_VERSION", "2") != "2" or is_torch_version("<", "2.7"):
         raise BadSpec("Of FSDP only version 2 is used, from torch 2.7 on. Set fsdp_version: 2 for accelerate.")
-    if spec.quantization == "int8":
-        raise BadSpec("quantization = int8 does not go with FSDP, which loses its scales. Choose nf4, or ZeRO 3.")
 
 
 def _told(error: BaseException) -> str:

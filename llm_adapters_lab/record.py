@@ -110,9 +110,10 @@ class Run:
         # The result first: what is left when this is interrupted must not look like more than it is.
         for name in ("summary.json", "train.json", "hashes.json", "events.jsonl", "predictions.jsonl"):
             (self.folder / name).unlink(missing_ok=True)
-        for name in ("adapter", "checkpoints", "trackers"):
+        for name in ("adapter", "checkpoints"):
             if (self.folder / name).is_dir():
                 shutil.rmtree(self.folder / name)
+        shutil.rmtree(self.folder / "trackers", ignore_errors=True)  # one that is late may still write
 
     def mend(self) -> None:
         """Make the logs of a run interrupted in its scoring fit to be continued, as if it had not been.

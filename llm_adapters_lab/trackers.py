@@ -53,11 +53,14 @@ class Trackers:
             record: of the run; they write into its folder `trackers`, unless their own settings say otherwise.
         """
         self.folder, self._processes = record.folder / "trackers", dict[str, subprocess.Popen[bytes]]()
-        if self.folder.is_dir():  # of an earlier attempt, whose steps come again
-            shutil.rmtree(self.folder)
+        self._told: list[str] = []
+        shutil.rmtree(self.folder, ignore_errors=True)  # of an earlier attempt, whose steps come again
         for name in dict.fromkeys(names):
-            (self.folder / name).mkdir(parents=True)
-            self._processes[name] = self._begin(name)
+            try:
+                (self.folder / name).mkdir(parents=True, exist_ok=True)
+                self._processes[name] = self._begin(name)
+            except OSError as error:
+                self._told.append(without_home(f"{name} could not begin, and the run goes on without it. {error}"))
 
     def _begin(self, name: str) -> subprocess.Popen[bytes]:
         python, environment = command()
@@ -77,15 +80,15 @@ class Trackers:
 
     def news(self) -> list[str]:
         """Return what the trackers have to say that a reader of the run should know."""
-        return [text for name in [*self._processes] for text in self._news(name)]
+        told, self._told = self._told, []
+        return told + [text for name in [*self._processes] for text in self._news(name)]
 
     def end(self) -> list[str]:
         """Let them take in the rest of the log and send it, in bounded time; returns what `news` does."""
-        until = time.monotonic() + PATIENCE
+        until, told = time.monotonic() + PATIENCE, self.news()
         for process in self._processes.values():
             assert process.stdin
             process.stdin.close()
-        told = []
         for name, process in list(self._processes.items()):
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, until - time.monotonic()))

@@ -24,6 +24,8 @@ from llm_adapters_lab.errors import BadSpec
 
 WEIGHTS = 3
 """The stage in which the weights are spread."""
+ROUNDING = ("zero_quantized_weights", "zero_quantized_nontrainable_weights")
+"""Settings with which weights are held or sent in fewer bits."""
 
 
 def wanted() -> bool:
@@ -61,7 +63,28 @@ def _configuration() -> dict[str, Any]:
         DeepSpeedZeroConfig(**settings)
     except (ValueError, TypeError, AttributeError, OSError) as error:  # accelerate checks little itself
         raise BadSpec(f"The configuration of DeepSpeed cannot be used: {error}") from error
+    _refuse(settings)
     return settings
+
+
+def _refuse(settings: dict[str, Any]) -> None:
+    """Refuse what would be another run than the spec says, and what DeepSpeed itself finds only with the base read."""
+    if rounding := [key for key in ROUNDING if settings.get(key)]:
+        raise BadSpec(
+            f"{rounding[0]} of DeepSpeed rounds the weights of the base, which the spec has to say, since losses "
+            "change. Take it out, and set quantization in the spec."
+        )
+    offload = settings.get("offload_param") or {}
+    if offload.get("device") == "nvme":
+        from deepspeed.ops import __compatible_ops__ as operations
+
+        if not offload.get("nvme_path"):
+            raise BadSpec("The configuration of DeepSpeed cannot be used: offload_param to nvme needs its nvme_path.")
+        if not operations.get("async_io"):
+            raise BadSpec(
+                "offload_param to nvme needs the operation async_io of DeepSpeed, which cannot be built here "
+                "(`ds_report` says why; on Linux it takes libaio). Offload to cpu, or install it."
+            )
 
 
 def news() -> str:
@@ -70,7 +93,7 @@ def news() -> str:
     Raises:
         BadSpec: see `stage`.
     """
-    if not wanted() or stage() == WEIGHTS:
+    if not wanted() or stage() in (0, WEIGHTS):
         return ""
     return (
         f"Stage {stage()} of ZeRO spreads gradients and moments of what is trained. They stay whole in every process, "

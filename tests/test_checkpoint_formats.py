@@ -19,9 +19,10 @@ from llm_adapters_lab import models, weights
 from llm_adapters_lab.adapter import get_adapter
 from llm_adapters_lab.chain import MARKS
 from llm_adapters_lab.cli import app
-from llm_adapters_lab.errors import BadSpec, CannotInject, CannotMerge, WrongBase
+from llm_adapters_lab.errors import BadSpec, CannotInject, CannotMerge, LabError, ModelUnavailable, WrongBase
 from llm_adapters_lab.formats import LIBRARIES
 from llm_adapters_lab.inject import inject
+from llm_adapters_lab.prepare import preflight
 from llm_adapters_lab.quantization import scheme
 from llm_adapters_lab.rehearsal import dry_run
 from llm_adapters_lab.run import restore, run
@@ -315,3 +316,82 @@ def test_the_size_of_a_large_checkpoint_is_read_from_its_configuration(
         (tmp_path / name / "config.json").write_text(json.dumps(fields | more), encoding="utf-8")
     plain, packed = (size(str(tmp_path / name), None, "fp32").weights for name in ("plain", "packed"))
     assert least < packed / plain < most
+
+
+def described(folder: Path, quantization: Any) -> str:
+    """Write a plain checkpoint that says of itself that it is quantised, and return its path."""
+    quantised_checkpoints.model().save_pretrained(folder)
+    quantised_checkpoints.describe(folder, quantization)
+    models.tokenizer("nano").save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "quantization",
+    [
+        {"quant_method": "quip", "bits": 2},
+        {"quant_method": ["gptq"]},
+        [1, 2],
+    ],
+    ids=["unknown", "wrong type", "no fields"],
+)
+def test_what_cannot_be_understood_is_refused_before_anything_is_read(quantization: Any, tmp_path: Path) -> None:
+    base = described(tmp_path / "base", quantization)
+    (tmp_path / "base" / "model.safetensors").unlink()
+    spec = RunSpec.parse({**SPEC, "base": base})
+    for attempt in (run, dry_run):
+        with pytest.raises(
+            LabError, match=r"quantization_config in config\.json of .* cannot be used|could not be loaded"
+        ):
+            attempt(spec, root=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "quantization",
+    [
+        {"quant_method": "gptq", "bits": "four", "group_size": [1]},
+        {"quant_method": "torchao", "quant_type": "int4_weight_only"},
+        {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8WeightOnlyConfig", "_data": None}}},
+    ],
+    ids=["bits", "an older form", "no data"],
+)
+def test_a_size_is_told_whatever_a_configuration_says(quantization: Any, tmp_path: Path) -> None:
+    assert size(described(tmp_path / "base", quantization), None).weights > 0
+
+
+def test_packed_weights_that_nobody_says_are_packed_are_not_made_up(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    quantised_checkpoints.write("gptq", base)
+    config = json.loads((base / "config.json").read_text())
+    del config["quantization_config"]
+    (base / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelUnavailable, match=r"lack model\.layers\.0\.mlp\.down_proj\.weight and 13 more"):
+        models.load(str(base))
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_plain_weights_that_are_said_to_be_packed_are_refused(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    said = METHODS["nf4"] if kind == "nf4" else {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    with pytest.raises(BadSpec, match=r"quantised by bitsandbytes, and the weight of \S+ is not"):
+        models.load(described(tmp_path / "base", said))
+
+
+@pytest.mark.parametrize(
+    ("quantization", "expected"),
+    [
+        (METHODS["torchao"], "cannot spread"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "loses its scales"),
+    ],
+    ids=["torchao", "int8"],
+)
+def test_what_cannot_be_spread_is_refused_by_what_its_files_are(
+    quantization: dict[str, Any], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = RunSpec.parse({**SPEC, "base": described(tmp_path / "base", quantization)})
+    for name, value in {"ACCELERATE_USE_FSDP": "true", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(BadSpec, match=expected):
+        preflight(spec)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from llm_adapters_lab import models, smollm2
 from llm_adapters_lab.errors import ModelUnavailable
@@ -42,6 +42,18 @@ def test_pickled_weights_are_not_opened(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     torch.save(state, tmp_path / "pytorch_model.bin")
     with pytest.raises(ModelUnavailable, match="safetensors"):
+        models.load(str(tmp_path))
+
+
+def test_a_model_of_which_weights_are_missing_is_not_loaded_with_random_ones(tmp_path: Path) -> None:
+    base = models.load("nano")
+    base.model.save_pretrained(tmp_path)
+    base.tokenizer.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    for name in ("model.layers.1.mlp.up_proj.weight", "model.norm.weight"):
+        del state[name]
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelUnavailable, match=r"lack model\.layers\.1\.mlp\.up_proj\.weight and 1 more, which would"):
         models.load(str(tmp_path))
 
 

@@ -267,6 +267,34 @@ def test_one_that_cannot_begin_is_told_and_the_run_goes_on(
     assert record.done
 
 
+@pytest.mark.parametrize("fault", ["no folder", "no process"])
+def test_one_whose_process_cannot_be_begun_is_told_too(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs("tensorboard")
+    spec = tracked("tensorboard")
+    if fault == "no folder":
+        (tmp_path / spec.id).mkdir()
+        (tmp_path / spec.id / "trackers").write_text("a file")
+    else:
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    record = run(spec, root=tmp_path)
+    (notice,) = record.events("Noticed")
+    assert "tensorboard could not begin, and the run goes on without it" in notice["text"]
+    assert record.done
+
+
+def test_a_folder_of_an_earlier_attempt_that_cannot_be_taken_away_holds_up_nothing(tmp_path: Path) -> None:
+    needs("tensorboard")
+    (tmp_path / "elsewhere").mkdir()
+    folder = tmp_path / tracked().id
+    folder.mkdir()
+    (folder / "trackers").symlink_to(tmp_path / "elsewhere")
+    record = run(tracked("tensorboard"), root=tmp_path, fresh=True)
+    assert record.done and not list(record.events("Noticed"))
+    assert kept("tensorboard", tmp_path / "elsewhere" / "tensorboard") == [told(record)]
+
+
 def test_it_ends_with_a_run_that_is_killed(tmp_path: Path) -> None:
     needs("tensorboard")
     spec = tmp_path / "spec.json"

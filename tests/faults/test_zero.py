@@ -152,6 +152,10 @@ def refused_by_all(children: list[Child], root: Path, expected: str) -> None:
         assert expected in said
 
 
+ROUNDED = '{"zero_optimization": {"stage": 3, "zero_quantized_weights": true}}'
+ON_DISK = '{"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}'
+
+
 @pytest.mark.skipif(installed, reason="deepspeed is installed")
 def test_deepspeed_must_be_there(lab: Lab, tmp_path: Path) -> None:
     refused_by_all(team(lab, spec(tmp_path), tmp_path / "runs", **ZERO), tmp_path, "pip install deepspeed")
@@ -166,3 +170,21 @@ def test_a_configuration_that_cannot_be_used(lab: Lab, tmp_path: Path, content: 
     variables = ZERO | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path)}
     children = team(lab, spec(tmp_path), tmp_path / "runs", **variables)
     refused_by_all(children, tmp_path, "The configuration of DeepSpeed cannot be used")
+
+
+@needed
+@pytest.mark.parametrize(("content", "expected"), [(ROUNDED, "rounds the weights"), (ON_DISK, "needs its nvme_path")])
+def test_what_would_be_another_run_or_fail_later_is_refused(
+    lab: Lab, tmp_path: Path, content: str, expected: str
+) -> None:
+    (tmp_path / "zero.json").write_text(content)
+    variables = ZERO | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": str(tmp_path / "zero.json")}
+    refused_by_all(team(lab, spec(tmp_path), tmp_path / "runs", **variables), tmp_path, expected)
+
+
+@needed
+def test_stage_0_spreads_nothing_and_nothing_is_said_of_it(lab: Lab) -> None:
+    variables = ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "0"}
+    said = "from llm_adapters_lab import zero; print('found', zero.stage(), repr(zero.news()))"
+    child = lab.nursery.start("-c", said, variables=variables)
+    assert child.wait() == 0 and "found 0 ''" in child.said
