@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors.torch import save_file
 from torch import nn
 
 from llm_adapters_lab import placement, weights
@@ -23,7 +22,8 @@ from llm_adapters_lab.adapter import AdapterConfig, ModelAdapterConfig, all_adap
 from llm_adapters_lab.anatomy import Anatomy
 from llm_adapters_lab.errors import BadSpec, CannotExport, CannotImport, CannotMerge, EmptyPlacement, StateMismatch
 from llm_adapters_lab.inject import Injection, inject, injections
-from llm_adapters_lab.saving import read_json, read_tensors, write_json
+from llm_adapters_lab.record import share
+from llm_adapters_lab.saving import read_json, read_tensors, write_json, write_tensors
 from llm_adapters_lab.untrusted import pickles
 
 ROOT = "base_model.model."
@@ -62,7 +62,7 @@ def to_peft(injection: Injection, folder: str | Path, base: str = "") -> None:
     config |= _targets(injection, "feedforward_modules" in config) if injection.sites else {}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
     write_json(folder / "adapter_config.json", config)
 
 
@@ -242,6 +242,8 @@ def save_merged(
         model.save_pretrained(unfinished, max_shard_size=max_shard_size)
         if tokenizer is not None:
             tokenizer.save_pretrained(unfinished)
+        for file in unfinished.glob("*.safetensors"):
+            share(file)
         unfinished.chmod(0o755)
         unfinished.replace(folder)
     finally:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from llm_adapters_lab import models
+from llm_adapters_lab.busy import crowded
 from llm_adapters_lab.compiling import compiler
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.inject import inject
@@ -44,7 +45,7 @@ def choices() -> list[Choice]:
     path = compiler()
     has = f"train.compile works: {path or 'the GPU needs no compiler for C++'}" if gpu or path else "no C++ compiler"
     return [
-        Choice("device", device, "there is a GPU" if gpu else f"no GPU; {threads}"),
+        Choice("device", device, "there is a GPU" if gpu else crowded() or f"no GPU; {threads}"),
         Choice("precision", "bf16" if half else "fp32", why),
         Choice("attention", "sdpa", "the fused attention of torch, where the model has it"),
         Choice("optimizer", "AdamW, fused", "one kernel for all tensors; the CPU and CUDA have it"),

@@ -74,8 +74,7 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """The result, or for an unfinished run only its id and status."""
         try:
-            summary: dict[str, Any] = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
-            return summary
+            return json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
         except FileNotFoundError:
             from llm_adapters_lab.tail import last_event
 
@@ -209,14 +208,19 @@ def write_atomically(path: Path, content: bytes | Iterable[bytes]) -> None:
             file.writelines([content] if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(name).chmod(0o666 & ~mask)  # mkstemp keeps a file to its owner; a record is for colleagues too
+        share(Path(name))
         Path(name).replace(path)
         flush(path.parent)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def share(path: Path) -> None:
+    """Let those read a file whom the umask allows: what was made as a temporary one is its owner's alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def flush(path: Path) -> None:

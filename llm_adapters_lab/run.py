@@ -16,6 +16,7 @@ from accelerate import Accelerator
 
 from llm_adapters_lab import zero
 from llm_adapters_lab.batches import step_count
+from llm_adapters_lab.busy import crowded
 from llm_adapters_lab.checkpoint import Checkpoint
 from llm_adapters_lab.environment import base_hash
 from llm_adapters_lab.errors import BadSpec
@@ -204,6 +205,8 @@ def _train(
         torch.cuda.reset_peak_memory_stats()
     begun = started(spec, base, injection, step_count(spec.train, len(learnt)))
     work.tell(Resumed(spec.id, "training", saved.facts["step"]) if saved else begun)
+    if text := crowded():
+        work.tell(Noticed(text))
     large = base.model.get_memory_footprint() >= WORTH_IT
     if large and not saved and (memory := estimate(spec, learnt, base.tokenizer)):
         work.tell(estimated(memory))

@@ -30,7 +30,7 @@ from llm_adapters_lab.inject import Injection, inject
 from llm_adapters_lab.models import Base
 from llm_adapters_lab.prepare import load_base
 from llm_adapters_lab.quantization import scheme
-from llm_adapters_lab.record import PART, Run, flush, write_atomically
+from llm_adapters_lab.record import PART, Run, flush, share, write_atomically
 from llm_adapters_lab.untrusted import pickles
 from llm_adapters_lab.wrappers.quantize import load, packed
 
@@ -185,7 +185,7 @@ def _compare(saved: dict[str, Any], present: dict[str, Any], folder: Path) -> No
         )
 
 
-def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file in one piece.
 
     Raises:
@@ -193,7 +193,8 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """
     part = path.with_name(path.name + PART)
     try:
-        save_file(tensors, part)
+        save_file(tensors, part, metadata)
+        share(part)
         flush(part)
         part.replace(path)
         flush(path.parent)

@@ -1,0 +1,48 @@
+"""A crowded machine is told of, and a free one is not."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from llm_adapters_lab import busy
+from llm_adapters_lab.busy import crowded
+
+pytestmark = pytest.mark.skipif(not busy._STAT.is_file(), reason="only Linux tells how busy its processors are")
+
+
+@pytest.fixture
+def burners() -> Iterator[None]:
+    """As many busy processes as there are processors."""
+    burn = [sys.executable, "-c", "import time; end = time.time() + 60\nwhile time.time() < end: pass"]
+    started = [subprocess.Popen(burn) for _ in range(os.cpu_count() or 1)]
+    yield
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.usefixtures("burners")
+def test_others_that_take_the_processors_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: max(2, os.cpu_count() or 1))
+    said = crowded(1.0)
+    assert f"of {os.cpu_count()} processors busy" in said
+    assert "OMP_NUM_THREADS=1 may be" in said
+
+
+@pytest.mark.usefixtures("burners")
+def test_one_thread_waits_for_nobody() -> None:
+    assert torch.get_num_threads() == 1
+    assert crowded() == ""
+
+
+def test_what_this_process_does_itself_is_not_counted() -> None:
+    before, start = busy._others(), os.times()
+    while (now := os.times()).user - start.user < 0.5:
+        pass
+    taken = busy._others() - before
+    # What others have taken at most: all processors, less this one's share.
+    assert taken <= (now.elapsed - start.elapsed) * (os.cpu_count() or 1) - 0.4
