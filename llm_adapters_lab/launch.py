@@ -122,11 +122,11 @@ def stop(run: Run, now: bool = False) -> State:
     if process is None or (process["stop"] and not now):
         return found
     if process["host"] != platform.node():
-        raise LabError(f"The run {run.id} works on {process['host']}. Stop it there: kill -INT {process['pid']}")
+        raise LabError(f"The run {run.id} works on {process['host']}. Stop it there: kill {process['pid']}")
     _write(run, "json", process | {"stop": True})
     # Nobody else can get this pid between the look in `state` and here, but the process may have ended.
     with contextlib.suppress(ProcessLookupError):
-        os.kill(process["pid"], signal.SIGINT)
+        os.kill(process["pid"], signal.SIGTERM)  # who was started by a script in its background ignores SIGINT
     return state(run)
 
 

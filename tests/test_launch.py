@@ -72,8 +72,14 @@ def test_stop_acts_within_a_step_and_the_run_can_be_launched_again(root: Path) -
     assert list(events)[-1]["event"] == "Stopped"
 
 
-def test_stop_before_the_run_has_begun(root: Path) -> None:
-    record = launch(small(train=LONG), root)
+@pytest.mark.parametrize("interrupts", [signal.SIG_DFL, signal.SIG_IGN], ids=["terminal", "background"])
+def test_stop_before_the_run_has_begun(root: Path, interrupts: signal.Handlers) -> None:
+    """Also where interrupts are ignored: a shell has what it starts in the background do so, and that is inherited."""
+    before = signal.signal(signal.SIGINT, interrupts)
+    try:
+        record = launch(small(train=LONG), root)
+    finally:
+        signal.signal(signal.SIGINT, before)
     stop(record)
     until(lambda: not state(record).works)
     assert state(record).name == "stopped"
@@ -172,7 +178,7 @@ def test_a_process_on_another_host_is_believed_while_its_log_grows(tmp_path: Pat
     beside(record, "json").write_text(json.dumps(papers), encoding="utf-8")
     record.append(Started("one", 3, 1, 1, "cpu"))
     assert state(record) == State("running")
-    with pytest.raises(LabError, match=f"kill -INT {papers['pid']}"):
+    with pytest.raises(LabError, match=f"kill {papers['pid']}"):
         stop(record)
     os.utime(record.folder / "events.jsonl", (time.time() - 3600,) * 2)
     assert state(record).name == "dead"
