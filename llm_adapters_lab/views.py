@@ -64,6 +64,11 @@ def changes(injection: Injection, key: str) -> dict[str, torch.Tensor]:
     Raises:
         NoView: the method is no change of weights.
     """
+    if injection.adapters[key].merged is None:
+        raise NoView(
+            f"{injection.config.type!r} changes activations, not weights: it has no ΔW. See what it does to them by "
+            "probes.layer_similarity, probes.bottleneck_units, probes.both or a Recorder."
+        )
     host = injection.host(key)
     try:
         # In fp64, or the rounding of W' in fp32 would be most of a small ΔW.
