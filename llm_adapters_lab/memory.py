@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from llm_adapters_lab import models, quantization
+from llm_adapters_lab import formats, models, quantization
 from llm_adapters_lab.batches import Sample, order, split, step_count
 from llm_adapters_lab.events import Estimated
 from llm_adapters_lab.gradients import set_checkpointing
@@ -142,7 +142,7 @@ def estimate(spec: RunSpec, samples: Sequence[Sample], tokenizer: Any = None) ->
 
 def named(model: Any, spec: RunSpec) -> str:
     """Return the quantisation of a base: that of the spec, else the one its files have."""
-    return spec.quantization if spec.quantization != "none" else quantization.named(model.config)
+    return spec.quantization if spec.quantization != "none" else formats.named(model.config)
 
 
 def _keep_input(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:

@@ -23,13 +23,14 @@ from transformers.pytorch_utils import Conv1D
 from llm_adapters_lab import formats, weights
 from llm_adapters_lab.anatomy import modules
 from llm_adapters_lab.errors import BadSpec, CannotInject, CannotMerge
-from llm_adapters_lab.formats import named as named
+from llm_adapters_lab.formats import named
 
 Quantization = Literal["none", "int8", "nf4", "nf4-double"]
 BLOCK = 64
 """Weights that share a scale in nf4."""
 SCALES = 256
 """Scales that share one themselves, in double quantisation."""
+
 # It warns at every single call that int8 works through fp16, and of kernels that it would fetch from the web.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 

@@ -126,7 +126,7 @@ def _told(spec: RunSpec, found: Size, least: Memory, there: int, sharing: int = 
     each = f" in each of its {sharing} processes here" if sharing > 1 else ""
     cures = ["fewer processes on a computer"] if sharing > 1 else []
     packed = size_of(spec.model_copy(update={"quantization": "nf4"})).weights
-    if spec.quantization == "none" and packed < found.weights and not sharded():
+    if spec.quantization == "none" and packed < found.weights:
         cures.append(f"quantization: nf4 (weights {packed / 1e9:.1f} GB)")
     if spec.dtype != "bf16" and models.pick_dtype(spec.dtype).itemsize > 2:
         cures.append("dtype: bf16")

@@ -12,8 +12,9 @@ from llm_adapters_lab import models
 from llm_adapters_lab.adapter import AdapterConfig
 from llm_adapters_lab.anatomy import Anatomy
 from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.formats import named
 from llm_adapters_lab.inject import inject
-from llm_adapters_lab.quantization import Quantization, named
+from llm_adapters_lab.quantization import Quantization
 from llm_adapters_lab.quantization import size as packed_size
 
 if TYPE_CHECKING:
