@@ -3,10 +3,14 @@
     python benchmarks/gpu.py [--small] [--seconds 450] [--out benchmarks/gpu.json]
 
 1. ceiling: bf16 products of the shapes of the model, the rate that nothing can exceed here
-2. ways: LoRA r16 by peft with Trainer, peft in a plain loop, the lab with and without its shortcuts, see training.py;
-   on 16 rows of 256 tokens, and on rows of real lengths, 4,096 tokens in a step
-3. families: LoRA, series, parallel, prefix, 30 steps each on a bf16 base and on a 4-bit one
-4. study: eight adapters at once on a 135M shape against eight runs
+2. ways: LoRA r16 by peft with Trainer, TRL, peft in a plain loop, the lab with and without its shortcuts, see
+   training.py, and by Unsloth; on 16 rows of 256 tokens, and on rows of real lengths, 4,096 tokens in a step
+3. linear: the same at every projection, which is where Unsloth's own kernels apply
+4. families: LoRA, series, parallel, prefix, 20 steps each on a bf16 base and on a 4-bit one
+5. study: eight adapters at once on a 135M shape against eight runs
+
+TRL and Unsloth are measured where they are installed. Unsloth changes transformers for the whole process, so it gets
+one of its own, with UNSLOTH_PYTHONPATH as its path where it needs other versions than the rest.
 
 Model FLOPs utilisation counts 4 FLOPs for each weight of a projection or the head and useful token (forward, and back
 to the activations), against the ceiling. Seconds of a step are medians after the first two. What does not fit into the
@@ -17,8 +21,13 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib.util
 import json
+import os
+import re
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -28,10 +37,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+if "--unsloth" in sys.argv:
+    import unsloth  # first of all: it changes what is imported after it
+
 import numpy
 import torch
 from torch import nn
-from training import WAYS, Work
+from training import WAYS, Work, _lab, _with_trainer
 from transformers.utils import logging
 
 import llm_adapters_lab
@@ -81,7 +93,7 @@ LARGE = Shape(
     _LLAMA | {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
     {**_LLAMA, "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
     | {"num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True},
-    **{"rows": 16, "length": 256, "tokens": 4096, "steps": 8, "family_steps": 30, "study_steps": 40},
+    **{"rows": 16, "length": 256, "tokens": 4096, "steps": 8, "family_steps": 20, "study_steps": 20},
 )
 SMALL = Shape(
     _LLAMA
@@ -120,7 +132,7 @@ def in_four_bits(model: nn.Module, dtype: torch.dtype) -> None:
             continue
         new = Linear4bit(old.in_features, old.out_features, bias=False, compute_dtype=dtype, device="meta")
         options: dict[str, Any] = {"requires_grad": False, "quant_type": "nf4", "compress_statistics": True}
-        new.weight = Params4bit(old.weight.detach().cpu(), **options)
+        new.weight = Params4bit(old.weight.detach(), **options)
         model.set_submodule(site.path, new.to(DEVICE))
 
 
@@ -191,26 +203,69 @@ def weights(model: nn.Module) -> int:
     return sum(wide * high for m in model.modules() if (size := dims(m)) for wide, high in [size])
 
 
-def way(name: str, shape: Shape, folder: Path, real: bool) -> dict[str, Any]:
-    """Train in one of the ways of training.py."""
+PAPER = "q,k,v,up,down"
+LINEAR = "q,k,v,o,gate,up,down"
+
+
+def deterministic(work: Work) -> Iterator[None]:
+    """lab, kernels that give the same bits every time."""
+    yield from _lab(work, {"deterministic": True})
+
+
+def way(name: str, shape: Shape, folder: Path, real: bool, at: str = PAPER) -> dict[str, Any]:
+    """Train in one of the ways of training.py, or in one that only a GPU has."""
     freed()
     steps = rows(shape, real)[: shape.steps]
     count = min(map(len, steps))  # every step has the same number of rows
     chosen = [row for chunk in steps for row in chunk[:count]]
     precision = "bf16" if GPU else "fp32"
     plan = TrainSpec(batch=count, max_steps=shape.steps, epochs=1000, learning_rate=1e-4, precision=precision)
-    config = LoRAConfig(rank=16, alpha=32, at="q,k,v,up,down")
+    config = LoRAConfig(rank=16, alpha=32, at=at)
     work = Random(str(folder), chosen, plan, config, pad_id=0, folder=folder)
+    ways = WAYS | {"deterministic": deterministic, "unsloth": by_unsloth}
     with Peak() if not GPU else Quiet() as peak:
-        running = WAYS[name](work)
+        running = ways[name](work)
         next(running)
         next(running, None)
         running.close()
         most = held(peak)
     useful = sum(len(s.ids) for s in chosen) / shape.steps
     second = a_step(work.ends)
-    found = {"what": WAYS[name].__doc__, "rows": count, "tokens_per_step": useful, "seconds_per_step": second}
-    return found | {"tokens_per_second": useful / second, "peak_bytes": most, "loss": work.losses[-1]}
+    found = {"what": ways[name].__doc__, "rows": count, "tokens_per_step": useful, "seconds_per_step": second}
+    return found | {"tokens_per_second": useful / second, "peak_bytes": most, "losses": work.losses}
+
+
+def by_unsloth(work: Random) -> Iterator[None]:
+    """Unsloth, TRL's SFTTrainer as Unsloth changes it, without checkpointing."""
+    from trl import SFTConfig, SFTTrainer
+
+    saved = work.folder / "saved"
+    if not saved.exists():
+        base = work.load()
+        base.model.save_pretrained(saved)
+        base.tokenizer.save_pretrained(saved)
+        del base
+        freed()
+    options: dict[str, Any] = {"max_seq_length": 4096, "local_files_only": True, "load_in_4bit": False}
+    options |= {"use_gradient_checkpointing": False}
+    model, tokenizer = unsloth.FastLanguageModel.from_pretrained(str(saved), dtype=torch.bfloat16, **options)
+    names = [f"{part}_proj" for part in work.config.at.split(",")]
+    options = {"r": 16, "lora_alpha": 32, "lora_dropout": 0, "bias": "none", "use_gradient_checkpointing": False}
+    model = unsloth.FastLanguageModel.get_peft_model(model, target_modules=names, **options)
+    plain: dict[str, Any] = {"gradient_checkpointing": False, "max_length": None}
+    yield from _with_trainer(work, model, SFTTrainer, SFTConfig, plain, processing_class=tokenizer)
+
+
+def apart(shape: str, folder: Path, real: bool, at: str) -> dict[str, Any]:
+    """Train by Unsloth, in a process of its own."""
+    freed()
+    words = [sys.executable, __file__, "--unsloth", json.dumps([shape, str(folder), real, at])]
+    path = os.pathsep.join(filter(None, (os.environ.get("UNSLOTH_PYTHONPATH"), os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(words, capture_output=True, text=True, timeout=150, env={**os.environ, "PYTHONPATH": path})
+    if done.returncode:
+        raise RuntimeError(f"{done.stdout[-300:]} {done.stderr[-1500:]}")
+    found: dict[str, Any] = json.loads(done.stdout.rpartition("RESULT")[2])
+    return found
 
 
 class Quiet:
@@ -289,9 +344,17 @@ def _written(folder: Path, config: dict[str, Any]) -> Path:
 def parts(shape: Shape, folder: Path) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Yield what is to be measured, by name, the most telling first."""
     base = _written(folder / "base", shape.config)
-    for real in (False, True):
-        for name in WAYS:
-            yield f"ways/{'packed' if real else 'full'}/{name}", partial(way, name, shape, base, real)
+    size = "LARGE" if shape == LARGE else "SMALL"
+    has = importlib.util.find_spec("unsloth") and GPU
+    few = ("trainer", "trl-tuned", "on")
+    for group, real, at, some in (
+        ("ways/full", False, PAPER, (*few, "trl", "off", "loop")),
+        ("ways/packed", True, PAPER, few),
+        ("linear/full", False, LINEAR, few),
+    ):
+        for name in filter(WAYS.__contains__, some):
+            yield f"{group}/{name}", partial(way, name, shape, base, real, at)
+    yield "ways/packed/deterministic", partial(way, "deterministic", shape, base, True)
     for pack in (False, True):
         for name in FAMILIES:
             yield (
@@ -299,9 +362,12 @@ def parts(shape: Shape, folder: Path) -> Iterator[tuple[str, Callable[[], dict[s
                 partial(family, name, shape, base, pack),
             )
     yield "study", partial(studied, shape, folder)
+    if has:
+        yield "linear/full/unsloth", partial(apart, size, base, False, LINEAR)
+        yield "ways/packed/unsloth", partial(apart, size, base, True, PAPER)
 
 
-def measure(shape: Shape, seconds: float) -> dict[str, Any]:
+def measure(shape: Shape, seconds: float, wanted: str = "") -> dict[str, Any]:
     """Do all of it, as long as there is time."""
     began = time.monotonic()
     rates = ceiling(shape)
@@ -312,13 +378,16 @@ def measure(shape: Shape, seconds: float) -> dict[str, Any]:
         outline = models.skeleton(str(Path(name) / "base"))
         active = weights(outline)
         for part, do in parts(shape, Path(name)):
+            if not re.search(wanted, part):
+                continue
             if time.monotonic() - began > seconds:
                 results[part] = {"left out": f"{seconds:g} s were over"}
                 continue
             try:
                 results[part] = do()
             except Exception as error:  # the others are measured all the same
-                results[part] = {"failed": f"{type(error).__name__}: {error}"[:500]}
+                results[part] = {"failed": f"{type(error).__name__}: {error}"[-1500:]}
+            results[part]["took"] = time.monotonic() - began
             if speed := results[part].get("tokens_per_second"):
                 results[part]["utilisation"] = 4 * active * speed / most
             print(part, json.dumps(results[part]), flush=True)
@@ -359,11 +428,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--small", action="store_true", help="small shapes, on whatever there is")
     parser.add_argument("--seconds", type=float, default=420, help="begin no further part after so many")
+    parser.add_argument("--parts", default="", help="a pattern: only parts whose name it is found in")
+    parser.add_argument("--unsloth", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=HERE / ("gpu.json" if GPU else "gpu-cpu.json"))
     asked = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    result = measure(SMALL if asked.small or not GPU else LARGE, asked.seconds)
+    if asked.unsloth:
+        size, folder, real, at = json.loads(asked.unsloth)
+        found = way("unsloth", LARGE if size == "LARGE" else SMALL, Path(folder), real, at)
+        print("RESULT", json.dumps(found))
+        return
+    result = measure(SMALL if asked.small or not GPU else LARGE, asked.seconds, asked.parts)
     asked.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     asked.out.with_suffix(".md").write_text(table(result), encoding="utf-8")
     print(table(result))

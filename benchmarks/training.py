@@ -13,6 +13,7 @@ results there to training.md.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import statistics
 import tempfile
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
@@ -86,10 +88,45 @@ class Work:
 def trainer(work: Work) -> Iterator[None]:
     """peft, Trainer: padded to the longest row of a batch, logits of every token."""
     model, tokenizer = _peft(work)
-    data = [{"input_ids": [*s.ids], "attention_mask": [1] * len(s.ids), "labels": [*s.labels]} for s in work.rows]
+    collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100)
+    yield from _with_trainer(work, model, Trainer, TrainingArguments, data_collator=collator)
+
+
+def trl(work: Work) -> Iterator[None]:
+    """TRL, SFTTrainer with its defaults: gradient checkpointing on."""
+    yield from _trl(work, {})
+
+
+def trl_tuned(work: Work) -> Iterator[None]:
+    """TRL, SFTTrainer at its best: no checkpointing, no padding, on a GPU with Liger's kernels."""
+    gpu = torch.cuda.is_available()
+    yield from _trl(
+        work, {"gradient_checkpointing": False, "padding_free": True, "max_length": None, "use_liger_kernel": gpu}
+    )
+
+
+def _trl(work: Work, options: dict[str, Any]) -> Iterator[None]:
+    from trl import SFTConfig, SFTTrainer  # not among the packages that the tests need
+
+    model, tokenizer = _peft(work)
+    yield from _with_trainer(work, model, SFTTrainer, SFTConfig, options, processing_class=tokenizer)
+
+
+def _with_trainer(
+    work: Work, model: Any, kind: Any, settings: Any, options: dict[str, Any] | None = None, **parts: Any
+) -> Iterator[None]:
+    """Train by a class that inherits from transformers' Trainer, with the settings that all ways share."""
+    data = [{"input_ids": [*s.ids], "labels": [*s.labels]} for s in work.rows]
+    if kind is Trainer:
+        data = [row | {"attention_mask": [1] * len(row["input_ids"])} for row in data]
+
+    class InOrder(kind):  # type: ignore[misc]
+        def _get_train_sampler(self, *args: Any) -> Any:
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
     plan = work.plan
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
+        arguments = settings(
             output_dir=folder,
             per_device_train_batch_size=plan.batch,
             max_steps=plan.max_steps or -1,
@@ -101,19 +138,13 @@ def trainer(work: Work) -> Iterator[None]:
             report_to="none",
             disable_tqdm=True,
             dataloader_pin_memory=torch.cuda.is_available(),
+            **(options or {}),
         )
-        collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100)
-        made = _InOrder(
-            model=model, args=arguments, train_dataset=data, data_collator=collator, callbacks=[_Clock(work)]
-        )
+        rows: Any = data if kind is Trainer else Dataset.from_list(data)
+        made = InOrder(model=model, args=arguments, train_dataset=rows, callbacks=[_Clock(work)], **parts)
         yield
         made.train()
         work.losses = [entry["loss"] for entry in made.state.log_history if "loss" in entry]
-
-
-class _InOrder(Trainer):
-    def _get_train_sampler(self, *args: Any) -> Any:
-        return torch.utils.data.SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
 
 
 class _Clock(TrainerCallback):
@@ -161,6 +192,8 @@ def on(work: Work) -> Iterator[None]:
 
 
 WAYS: dict[str, Callable[[Work], Iterator[None]]] = {"trainer": trainer, "loop": loop, "off": off, "on": on}
+if importlib.util.find_spec("trl"):
+    WAYS = {"trainer": trainer, "trl": trl, "trl-tuned": trl_tuned, "loop": loop, "off": off, "on": on}
 
 
 def _lab(work: Work, changes: dict[str, Any]) -> Iterator[None]:

@@ -79,6 +79,8 @@ class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Run an operation and count what it has made."""
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return 0  # asked whether there is padding on the left, for instance
+        if func is torch.ops.aten._pin_memory.default and isinstance(args[0], FakeTensor):
+            return args[0]  # torch has no fake version of it, and it needs no memory of the GPU
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor):

@@ -93,6 +93,9 @@ class TrainSpec(Part):
         default=True, description="compute what the rows of a micro-batch begin with alike once; needs packing"
     )
     compile: bool = Field(default=False, description="compile the decoder layers with torch.compile")
+    deterministic: bool = Field(
+        default=False, description="on a GPU, use only kernels that give the same bits every time; a CPU always does"
+    )
     evaluate_every: int = Field(default=0, ge=0, description="steps between validations; 0: at the end only")
     probe_every: int = Field(
         default=0, ge=0, description="steps between measurements of weights, gradients and updates by site; 0: none"

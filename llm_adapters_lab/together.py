@@ -22,7 +22,7 @@ from llm_adapters_lab.events import FellBack
 from llm_adapters_lab.gradients import Gradients
 from llm_adapters_lab.inject import Injection, injections
 from llm_adapters_lab.sequence import SequenceAdapter
-from llm_adapters_lab.shortcuts import dropout, off, probes, trial
+from llm_adapters_lab.shortcuts import dropout, off, probes, rounding, trial
 from llm_adapters_lab.spec import TrainSpec
 from llm_adapters_lab.wrappers import sparse
 
@@ -222,9 +222,10 @@ class Together:
                     self.only(member.injection)
                     with member.objective.losses(self.model, rows) as alone:
                         own.append(alone)
+                noise = rounding(self.model, rows)
                 try:
                     with self._sliced(sharers), sharers[0].objective.losses(self.model, rows, len(sharers)) as each:
-                        found = [off(self.model, *pair) for pair in zip(own, each.chunk(len(sharers)), strict=True)]
+                        found = [off(*pair, noise) for pair in zip(own, each.chunk(len(sharers)), strict=True)]
                 except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
                     found = [f"nothing ({type(error).__name__})"] * len(sharers)
                 for member, apart in zip(sharers, found, strict=True):

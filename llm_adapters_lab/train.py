@@ -6,8 +6,10 @@ A cell, a panel, the command line and a test consume the same iterator; closing 
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain, islice, pairwise
 from typing import Any
@@ -29,6 +31,8 @@ from llm_adapters_lab.ranks import sharded
 from llm_adapters_lab.spec import TrainSpec
 from llm_adapters_lab.wrappers import quantize, sparse
 
+# cuBLAS reads it once, at its first product; deterministic training needs it, and on Hopper it is the default size.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 NORM_POINTS = 20
 """How often, over a whole training, the adapter norms are recorded."""
 
@@ -61,6 +65,21 @@ def place(model: Any, injection: Injection | None, accelerator: Accelerator) -> 
         return
     accelerator.state.fsdp_plugin.ignored_modules = adapters
     fsdp2_prepare_model(accelerator, model)
+
+
+@contextmanager
+def deterministic(on: bool) -> Iterator[None]:
+    """Use only kernels that give the same bits every time.
+
+    Args:
+        on: false changes nothing.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(on or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def learning_rate(plan: TrainSpec, step: int, steps: int) -> float:
@@ -125,7 +144,7 @@ def train(
         state.restore(saved)
         gradients.news()  # told before
     began, tokens = time.perf_counter() - state.seconds, state.tokens
-    with gradients.ready(accelerator) as prepared:
+    with deterministic(plan.deterministic), gradients.ready(accelerator) as prepared:
         rows = pairwise(chain(order(len(samples), plan.batch, steps, seed), [[]]))
         for step, pair in islice(enumerate(rows), state.step, None):
             rate = learning_rate(plan, step, steps)

@@ -22,13 +22,16 @@ def test_the_parts_of_the_gpu_benchmark(tmp_path: Path) -> None:
     base = gpu._written(tmp_path / "base", shape.config)
     assert all(rate > 0 for rate in gpu.ceiling(shape).values())
     names = [name for name, _ in gpu.parts(shape, tmp_path)]
-    assert [n.split("/")[0] for n in names] == 8 * ["ways"] + 8 * ["families"] + ["study"]
+    groups = {n.split("/")[0]: sum(m.startswith(n.split("/")[0]) for m in names) for n in names}
+    assert list(groups) == ["ways", "linear", "families", "study"]
+    assert groups["ways"] == len(gpu.WAYS) + 3 + ("trl" in gpu.WAYS) and groups["families"] == 8
     for real in (False, True):
         rows = gpu.rows(shape, real)
         assert all(sum(len(row.ids) for row in step) == (64 if real else 32) for step in rows)
     trained = {name: gpu.way(name, shape, base, real=False) for name in gpu.WAYS}
-    losses = [found["loss"] for found in trained.values()]
-    assert losses == pytest.approx([losses[0]] * 4, rel=1e-4)  # they do the same work
+    trained["deterministic"] = gpu.way("deterministic", shape, base, real=False)
+    losses = [found["losses"] for found in trained.values()]
+    assert all(some == pytest.approx(losses[0], rel=1e-4) for some in losses)  # they do the same work
     assert all(found["tokens_per_step"] == 32 for found in trained.values())
     found = gpu.family("parallel", shape, base, pack=False)
     assert found["steps"] == 4 and found["trainable"] == 2 * 2 * 2 * 256 * 64

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
 from llm_adapters_lab import compiling, models
@@ -174,6 +175,9 @@ def test_rows_longer_than_a_window_and_eager_attention_are_not_packed() -> None:
     assert "is eager, not sdpa" in choose(model, injection, samples(), TrainSpec())[1][0].reason
 
 
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+
+
 class Mixer(torch.nn.Module):
     """Adds to every token what the one before it in memory was, as a state-space layer would."""
 
@@ -181,13 +185,32 @@ class Mixer(torch.nn.Module):
         return x + 0.5 * torch.nn.functional.pad(x, (0, 0, 1, 0))[:, :-1]
 
 
-def test_what_mixes_tokens_outside_attention_is_found_by_trying() -> None:
-    model = models.tiny("tiny:llama")
+@DTYPES
+def test_what_mixes_tokens_outside_attention_is_found_by_trying(dtype: torch.dtype) -> None:
+    model = models.tiny("tiny:llama").to(dtype)
     model.model.layers[0].input_layernorm = torch.nn.Sequential(model.model.layers[0].input_layernorm, Mixer())
     injection = inject(model, LoRAConfig())
     cuts, told = choose(model, injection, samples(), TrainSpec())
     assert cuts == Shortcuts(label_head=True)
     assert "nats off" in told[0].reason
+
+
+class Rough(torch.nn.Module):
+    """Rounds by the number of tokens, as the kernels of a GPU do."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(x.shape[:-1].numel()), dtype=x.dtype)
+        return x * (1 + 2**-6 * noise)
+
+
+def test_rounding_in_half_precision_is_no_reason_to_compute_the_plain_way() -> None:
+    model = models.tiny("tiny:llama").to(torch.bfloat16)
+    layer = model.model.layers[0]
+    layer.input_layernorm = torch.nn.Sequential(layer.input_layernorm, Rough())
+    injection = inject(model, LoRAConfig())
+    assert choose(model, injection, samples(), TrainSpec()) == (ALL, [])
+    model.float()
+    assert choose(model, injection, samples(), TrainSpec())[0] != ALL
 
 
 class OwnHead(torch.nn.Module):
@@ -201,8 +224,9 @@ class OwnHead(torch.nn.Module):
         return self.head(x - x.mean(1, keepdim=True))
 
 
-def test_a_head_that_looks_at_the_row_gets_all_of_it() -> None:
-    model = models.tiny("tiny:llama")
+@DTYPES
+def test_a_head_that_looks_at_the_row_gets_all_of_it(dtype: torch.dtype) -> None:
+    model = models.tiny("tiny:llama").to(dtype)
     model.lm_head = OwnHead(model.lm_head)
     cuts, told = choose(model, inject(model, LoRAConfig()), samples(), TrainSpec())
     assert cuts == Shortcuts()
@@ -378,6 +402,12 @@ def test_the_largest_micro_batch_is_found() -> None:
     longest = sorted(rows, key=lambda row: len(row.ids))[-2:]
     chunk = largest(rows, TrainSpec(batch=12, micro_batch=2), 0, padded=True)
     assert [len(row.ids) for row in chunk] == [len(row.ids) for row in longest]
+
+
+def test_rows_on_their_way_to_a_gpu_can_be_estimated() -> None:
+    with FakeTensorMode(), Peak():
+        rows = torch.zeros(4, dtype=torch.long)
+        assert torch.ops.aten._pin_memory.default(rows) is rows
 
 
 def test_peak_counts_what_is_held_at_a_time() -> None:

@@ -60,6 +60,15 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_another_order() -> N
     assert losses(PLAN, seed=1)[0] != first
 
 
+@pytest.mark.parametrize("on", [False, True])
+def test_deterministic_kernels_are_asked_for_while_it_trains(on: bool) -> None:
+    model, injection = prepared()
+    plan = PLAN.model_copy(update={"deterministic": on})
+    seen = {torch.are_deterministic_algorithms_enabled() for _ in train(model, injection, samples(), plan)}
+    assert seen == {on}
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_accumulation_changes_nothing_but_rounding() -> None:
     whole, a = losses(PLAN)
     parts, b = losses(PLAN.model_copy(update={"micro_batch": 1}))
