@@ -23,19 +23,19 @@ $(STAMP): pyproject.toml constraints.txt
 
 # The browser has both cores to itself; the other files go to two processes, each file to one of them.
 test: $(STAMP) browser
-	$(BIN)/python -m pytest tests/browser
-	$(BIN)/python -m pytest --ignore=tests/browser --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest tests/widgets/browser
+	$(BIN)/python -m pytest --ignore=tests/widgets/browser --numprocesses 2 --dist loadfile
 
 # Sweeps on a real Ray cluster of two nodes on this machine, and runs under DeepSpeed. Both come only here: Ray takes
 # 240 MB, and DeepSpeed is built.
 cluster-test: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[ray,deepspeed]"
-	$(BIN)/python -m pytest tests/test_ray.py tests/faults/test_zero.py
+	$(BIN)/python -m pytest tests/sweeps/test_ray.py tests/runs/faults/test_zero.py
 
 # Runs with Weights & Biases, Trackio and MLflow, without their servers. They take 200 MB, so they come only here.
 tracker-test: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[trackers]"
-	$(BIN)/python -m pytest tests/test_trackers.py
+	$(BIN)/python -m pytest tests/runs/test_trackers.py
 
 # The tests of the panels use Chromium. Where it is missing and cannot be installed they are skipped, with LAB_BROWSER=1
 # they fail.

@@ -47,18 +47,20 @@ from training import WAYS, Work, _lab, _with_trainer
 from transformers.utils import logging
 
 import llm_adapters_lab
-from llm_adapters_lab import models
-from llm_adapters_lab.adapter import get_adapter
 from llm_adapters_lab.adapters.lora import LoRAConfig
-from llm_adapters_lab.anatomy import Anatomy
-from llm_adapters_lab.batches import Sample
-from llm_adapters_lab.environment import environment
+from llm_adapters_lab.core.anatomy import Anatomy
+from llm_adapters_lab.core.injection import inject
+from llm_adapters_lab.core.registry import get_adapter
+from llm_adapters_lab.core.weights import dims
 from llm_adapters_lab.events import FellBack, Step
-from llm_adapters_lab.inject import inject
-from llm_adapters_lab.memory import Peak
-from llm_adapters_lab.spec import RunSpec, TrainSpec
-from llm_adapters_lab.train import make_accelerator, train
-from llm_adapters_lab.weights import dims
+from llm_adapters_lab.models import loading
+from llm_adapters_lab.runs.environment import environment
+from llm_adapters_lab.runs.forecast.memory import Peak
+from llm_adapters_lab.runs.spec import RunSpec
+from llm_adapters_lab.tasks.tokens import Sample
+from llm_adapters_lab.training.device import make_accelerator
+from llm_adapters_lab.training.loop import train
+from llm_adapters_lab.training.spec import TrainSpec
 
 HERE = Path(__file__).parent
 GPU = torch.cuda.is_available()
@@ -112,14 +114,14 @@ class Random(Work):
     folder: Path = Path()
     pack: bool = False
 
-    def load(self) -> models.Base:
+    def load(self) -> loading.Base:
         """Return it, the one before it dropped."""
         dtype = torch.bfloat16 if GPU else torch.float32
         torch.manual_seed(0)
-        model = models.skeleton(str(self.folder), device=DEVICE, dtype=dtype)
+        model = loading.skeleton(str(self.folder), device=DEVICE, dtype=dtype)
         if self.pack:
             in_four_bits(model, dtype)
-        return models.Base(model, models.tokenizer("nano"), str(self.folder))
+        return loading.Base(model, loading.tokenizer("nano"), str(self.folder))
 
 
 def in_four_bits(model: nn.Module, dtype: torch.dtype) -> None:
@@ -306,13 +308,13 @@ def family(name: str, shape: Shape, folder: Path, pack: bool) -> dict[str, Any]:
 def studied(shape: Shape, folder: Path, count: int = 8) -> dict[str, Any]:
     """Train adapters at once, and one after the other."""
     if not hasattr(llm_adapters_lab, "study"):
-        return {"left out": "this version has no llm_adapters_lab.study"}
+        return {"left out": "this version has no llm_adapters_lab.sweeps.studies"}
     freed()
     base = folder / "small"
     torch.manual_seed(0)
-    model: Any = models.skeleton(str(_written(base, shape.study)), device="cpu")
+    model: Any = loading.skeleton(str(_written(base, shape.study)), device="cpu")
     model.save_pretrained(base)
-    models.tokenizer("nano").save_pretrained(base)
+    loading.tokenizer("nano").save_pretrained(base)
     plan = {"batch": 16, "max_steps": shape.study_steps, "epochs": 1000.0}
     fields = {"base": str(base), "adapter": {"type": "lora", "rank": 8}, "data": {"task": "mini-math", "rows": 512}}
     specs = [
@@ -375,7 +377,7 @@ def measure(shape: Shape, seconds: float, wanted: str = "") -> dict[str, Any]:
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         _written(Path(name) / "base", shape.config)
-        outline = models.skeleton(str(Path(name) / "base"))
+        outline = loading.skeleton(str(Path(name) / "base"))
         active = weights(outline)
         for part, do in parts(shape, Path(name)):
             if not re.search(wanted, part):

@@ -21,10 +21,10 @@ from pathlib import Path
 import psutil
 from jupyter_client.manager import start_new_kernel
 
-from llm_adapters_lab.launch import beside, stop
-from llm_adapters_lab.processes import lives
-from llm_adapters_lab.record import Run, runs
-from llm_adapters_lab.tail import last_event
+from llm_adapters_lab.runs.background import beside, stop
+from llm_adapters_lab.runs.event_log import last_event
+from llm_adapters_lab.runs.processes import lives
+from llm_adapters_lab.runs.record import Run, list_runs
 
 FOLLOW = """
 from llm_adapters_lab import RunSpec
@@ -54,7 +54,7 @@ def measure(folder: Path, pairs: int, seconds: float) -> dict:
         reply = client.execute_interactive(FOLLOW, timeout=120, output_hook=lambda message: None)["content"]
         if reply["status"] != "ok":
             sys.exit(f"{reply['ename']}: {reply['evalue']}")
-        (run,) = wait_for(lambda: runs(folder / "runs"))
+        (run,) = wait_for(lambda: list_runs(folder / "runs"))
         wait_for(lambda: (last_event(run) or {}).get("step", 0) > 20)
         kernel = psutil.Process(manager.provisioner.pid)
         found: list[dict[str, float]] = []
@@ -75,7 +75,7 @@ def measure(folder: Path, pairs: int, seconds: float) -> dict:
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
-        for record in runs(folder / "runs"):
+        for record in list_runs(folder / "runs"):
             end(record)
     ratios = [rates["followed"] / rates["alone"] for rates in found]
     middle = {"median_ratio": statistics.median(ratios), "kernel_cpu_seconds_a_minute": 60 * used / watched}

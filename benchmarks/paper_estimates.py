@@ -23,12 +23,14 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llm_adapters_lab.batches import Sample, step_count
-from llm_adapters_lab.memory import estimate
-from llm_adapters_lab.presets import spec_presets
-from llm_adapters_lab.sizes import outline, size
-from llm_adapters_lab.spec import RunSpec
-from llm_adapters_lab.weights import dims
+from llm_adapters_lab.core.weights import dims
+from llm_adapters_lab.models.blueprint import outline
+from llm_adapters_lab.runs.forecast.memory import estimate
+from llm_adapters_lab.runs.forecast.size import size
+from llm_adapters_lab.runs.presets import spec_presets
+from llm_adapters_lab.runs.spec import RunSpec
+from llm_adapters_lab.tasks.tokens import Sample
+from llm_adapters_lab.training.batches import step_count
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "gpu.md"

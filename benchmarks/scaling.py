@@ -35,16 +35,18 @@ from paper_estimates import GIB, GPUS, UTILISATION
 from torch.utils.flop_counter import FlopCounterMode
 from training import _ATTENTION, OFF
 
-from llm_adapters_lab import models
 from llm_adapters_lab.adapters.lora import LoRAConfig
-from llm_adapters_lab.batches import Sample
-from llm_adapters_lab.environment import environment
+from llm_adapters_lab.core.injection import inject
+from llm_adapters_lab.core.weights import dims
 from llm_adapters_lab.events import Step
-from llm_adapters_lab.inject import inject
-from llm_adapters_lab.memory import Peak, estimate
-from llm_adapters_lab.spec import RunSpec, TrainSpec
-from llm_adapters_lab.train import make_accelerator, train
-from llm_adapters_lab.weights import dims
+from llm_adapters_lab.models import loading
+from llm_adapters_lab.runs.environment import environment
+from llm_adapters_lab.runs.forecast.memory import Peak, estimate
+from llm_adapters_lab.runs.spec import RunSpec
+from llm_adapters_lab.tasks.tokens import Sample
+from llm_adapters_lab.training.device import make_accelerator
+from llm_adapters_lab.training.loop import train
+from llm_adapters_lab.training.spec import TrainSpec
 
 HERE = Path(__file__).parent
 ALL = "q,k,v,o,gate,up,down"
@@ -85,7 +87,7 @@ class Case:
         with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
             (Path(folder) / "config.json").write_text(json.dumps(self.config), encoding="utf-8")
             torch.manual_seed(0)
-            return models.skeleton(folder, device="cpu")
+            return loading.skeleton(folder, device="cpu")
 
     def samples(self) -> list[Sample]:
         """Return the rows of the data, all of one length."""
@@ -263,7 +265,7 @@ def project() -> list[dict[str, Any]]:
                 memory = estimate(spec, [Sample(str(row[0]), row, row) for row in rows])
                 assert memory is not None and spec.adapter is not None
                 bytes_.append(memory.total)
-                model = models.skeleton(folder)
+                model = loading.skeleton(folder)
                 weights = sum(wide * high for m in model.modules() if (size := dims(m)) for wide, high in [size])
                 counts.append((weights, inject(model, spec.adapter).count()))
         layers = config["num_hidden_layers"]

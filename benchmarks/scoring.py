@@ -21,14 +21,16 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from llm_adapters_lab import models, prompts
-from llm_adapters_lab.batches import pad, prompt_ids
-from llm_adapters_lab.environment import environment
-from llm_adapters_lab.evaluate import evaluate
-from llm_adapters_lab.merge import written
-from llm_adapters_lab.prompts import cut_at_stop
-from llm_adapters_lab.saving import load_adapter
-from llm_adapters_lab.tasks import Example, Task, get_task
+from llm_adapters_lab.core.merging import written
+from llm_adapters_lab.core.saving import load_adapter
+from llm_adapters_lab.evaluation.predictions import evaluate
+from llm_adapters_lab.models import loading
+from llm_adapters_lab.runs.environment import environment
+from llm_adapters_lab.tasks import prompts
+from llm_adapters_lab.tasks.base import Example, Task
+from llm_adapters_lab.tasks.prompts import cut_at_stop
+from llm_adapters_lab.tasks.registry import get_task
+from llm_adapters_lab.tasks.tokens import pad, prompt_ids
 
 HERE = Path(__file__).parent
 Answers = dict[str, str]
@@ -108,7 +110,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=None)
     parser.add_argument("--adapter", type=Path, default=None, help="adapter folder of a run")
     asked = parser.parse_args()
-    base, task = models.load(asked.base), get_task(asked.task)
+    base, task = loading.load_base(asked.base), get_task(asked.task)
     injection = load_adapter(base.model, asked.adapter) if asked.adapter else None
     rows = task.load("test", asked.root)[: asked.rows]
     ways = [("original", original, asked.slow_rows, 0), ("plain", plain, asked.rows, asked.batch)]

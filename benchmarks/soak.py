@@ -25,9 +25,9 @@ sys.path[:0] = [str(Path(__file__).parents[1] / name) for name in ("", "tests", 
 from nursery import FIELDS, Nursery
 from records import timeless
 
-from llm_adapters_lab.record import Run
-from llm_adapters_lab.spec import RunSpec
-from llm_adapters_lab.tail import last_event
+from llm_adapters_lab.runs.event_log import last_event
+from llm_adapters_lab.runs.record import Run
+from llm_adapters_lab.runs.spec import RunSpec
 
 
 def main() -> int:

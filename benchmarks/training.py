@@ -31,19 +31,21 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
-from llm_adapters_lab import models
 from llm_adapters_lab.adapters.lora import LoRAConfig
-from llm_adapters_lab.batches import Sample, collate, encode, order
-from llm_adapters_lab.environment import environment
+from llm_adapters_lab.core.injection import inject
 from llm_adapters_lab.events import FellBack, Step
-from llm_adapters_lab.inject import inject
-from llm_adapters_lab.memory import Peak
-from llm_adapters_lab.packing import pack
-from llm_adapters_lab.shortcuts import choose
-from llm_adapters_lab.spec import TrainSpec
-from llm_adapters_lab.tasks import get_task
-from llm_adapters_lab.together import Member, Together
-from llm_adapters_lab.train import learning_rate, make_accelerator, train
+from llm_adapters_lab.models import loading
+from llm_adapters_lab.runs.environment import environment
+from llm_adapters_lab.runs.forecast.memory import Peak
+from llm_adapters_lab.tasks.registry import get_task
+from llm_adapters_lab.tasks.tokens import Sample, encode
+from llm_adapters_lab.training.batches import collate, order
+from llm_adapters_lab.training.device import make_accelerator
+from llm_adapters_lab.training.fast_paths import choose
+from llm_adapters_lab.training.joint import JointTrainer, Member
+from llm_adapters_lab.training.loop import learning_rate, train
+from llm_adapters_lab.training.packing import pack
+from llm_adapters_lab.training.spec import TrainSpec
 
 HERE = Path(__file__).parent
 OFF = {"label_head": False, "packing": False, "share_prefix": False}
@@ -65,9 +67,9 @@ class Work:
     cpu: float = 0.0
     ends: list[float] = field(default_factory=list)  # of every step, by the clock
 
-    def load(self) -> models.Base:
+    def load(self) -> loading.Base:
         """Return the base, afresh."""
-        return models.load(self.base)
+        return loading.load_base(self.base)
 
     @contextmanager
     def clock(self) -> Iterator[None]:
@@ -280,8 +282,8 @@ def _parameters(running: Any) -> list[torch.Tensor]:
 
 def at_once(work: Work, count: int, tokens: int | None = None) -> Iterator[None]:
     """Train so many adapters together; the clock measures from the second step on, the first to be shared."""
-    base = models.load(work.base)
-    together, going = Together(base.model, tokens), []
+    base = loading.load_base(work.base)
+    together, going = JointTrainer(base.model, tokens), []
     for number in range(count):
         together.only()
         torch.manual_seed(0)
@@ -328,7 +330,7 @@ def many(asked: argparse.Namespace, samples: list[Sample], config: LoRAConfig, p
                 losses = found[0][2]
         rounds.append({"wall": seconds["one"][0] / seconds["study"][0], "cpu": seconds["one"][1] / seconds["study"][1]})
         print(rounds[-1], flush=True)
-    weights = sum({p.data_ptr(): p.nbytes for p in models.load(asked.base).model.parameters()}.values())
+    weights = sum({p.data_ptr(): p.nbytes for p in loading.load_base(asked.base).model.parameters()}.values())
     memory = {way: weights + found["peak_bytes"] for way, found in counts.items()}
     apart = max(abs(loss - alone[i // count]) for i, loss in enumerate(losses))
     return {
@@ -368,7 +370,7 @@ _ATTENTION = {
 
 def measure(asked: argparse.Namespace) -> dict[str, Any]:
     """Do the whole comparison for one base."""
-    tokenizer, task = models.tokenizer(asked.base), get_task(asked.task)
+    tokenizer, task = loading.tokenizer(asked.base), get_task(asked.task)
     rows = task.load("train", asked.root)
     mixed = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
     count = asked.batch * asked.steps
@@ -391,7 +393,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         rounds.append({way: timed(way, work(asked.steps)) for way in names})
         print({way: [round(x, 2) for x in found[:2]] for way, found in rounds[-1].items()}, flush=True)
     tokens, useful = sum(len(s.ids) for s in samples), sum(len(s.ids) for s in first)
-    weights = sum({p.data_ptr(): p.nbytes for p in models.load(asked.base).model.parameters()}.values())
+    weights = sum({p.data_ptr(): p.nbytes for p in loading.load_base(asked.base).model.parameters()}.values())
     padded = len(first) * max(len(s.ids) for s in first)
     for way, result in results.items():
         computed = pack(first, share=True).ids.shape[1] if way == "on" else padded
@@ -406,7 +408,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         "ways": results,
         "study": many(asked, samples, config, tokenizer.pad_token_id) if asked.study else None,
         "targets": TARGETS,
-        "environment": environment(make_accelerator("auto").device.type, models.pick_dtype("auto")),
+        "environment": environment(make_accelerator("auto").device.type, loading.pick_dtype("auto")),
     }
 
 

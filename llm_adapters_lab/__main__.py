@@ -1,6 +1,8 @@
 """Run the command line: python -m llm_adapters_lab."""
 
-from llm_adapters_lab.cli import main
+from __future__ import annotations
+
+from llm_adapters_lab.cli.app import main
 
 if __name__ == "__main__":
     main()

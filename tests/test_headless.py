@@ -14,15 +14,15 @@ import pytest
 import yaml
 from papermill import inspect_notebook
 
-from llm_adapters_lab import parameters
+from llm_adapters_lab.config import change
 from llm_adapters_lab.errors import BadSpec
-from llm_adapters_lab.fields import change
-from llm_adapters_lab.launch import follow
-from llm_adapters_lab.parameters import FAST, given, papermill_line
-from llm_adapters_lab.record import Run, runs
-from llm_adapters_lab.run import run
-from llm_adapters_lab.spec import RunSpec
-from widgets.run_panel import RunPanel
+from llm_adapters_lab.runs import notebook_parameters
+from llm_adapters_lab.runs.background import follow
+from llm_adapters_lab.runs.execution import run
+from llm_adapters_lab.runs.notebook_parameters import FAST, given, papermill_line
+from llm_adapters_lab.runs.record import Run, list_runs
+from llm_adapters_lab.runs.spec import RunSpec
+from widgets.panels.run_panel import RunPanel
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "papermill_runs"
@@ -159,7 +159,7 @@ def test_the_line_that_runs_it_again_gives_the_same_parameters() -> None:
     line = shlex.split(papermill_line("n.ipynb", changed))
     assert line[:4] == ["papermill", "n.ipynb", "out.ipynb", "-y"]
     assert yaml.safe_load(line[4]) == changed
-    assert line[5:] == list(parameters.LIMITS)
+    assert line[5:] == list(notebook_parameters.LIMITS)
     assert "-y" not in papermill_line("n.ipynb", {})
 
 
@@ -189,9 +189,9 @@ def test_a_run_notebook_by_command_line(name: str, tmp_path: Path) -> None:
     assert Path(path.removeprefix("report: ")).stat().st_size > 1_000_000
     assert yaml.safe_load(shlex.split(line)[4]) == {key: values[key] for key in yaml.safe_load(shlex.split(line)[4])}
     assert shlex.split(line)[1] == f"papermill_runs/{name}.ipynb"
-    assert {run.summary["status"] for run in runs(root)} == {"finished"}
+    assert {run.summary["status"] for run in list_runs(root)} == {"finished"}
     if name in ("run", "compare"):
-        assert spec.id in {run.id for run in runs(root)}
+        assert spec.id in {run.id for run in list_runs(root)}
 
 
 @pytest.mark.slow
@@ -217,7 +217,7 @@ def test_a_run_that_fails_leaves_its_record_as_failed_and_the_notebook_so_far(tm
     assert RunSpec.parse(fields).id in made["check"][0]["text"]
     assert made["run"][-1]["ename"] == "CannotInject"
     assert made["loss"] == []
-    (record,) = runs(tmp_path / "runs")
+    (record,) = list_runs(tmp_path / "runs")
     assert record.id == RunSpec.parse(fields).id
     assert record.summary["status"] == "failed"
 
@@ -241,7 +241,7 @@ def test_click_notebook_command_line_and_python_give_one_run_to_the_bit(tmp_path
     assert code == 0, said
 
     for way in ("click", "line", "notebook"):
-        (found[way],) = runs(tmp_path / way)
+        (found[way],) = list_runs(tmp_path / way)
         assert found[way].id == spec.id
         assert timeless(found[way]) == timeless(found["python"]), way
     assert json.loads(told.splitlines()[-1])["id"] == spec.id

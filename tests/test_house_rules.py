@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import house
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -18,19 +19,28 @@ TOP_LEVEL = {
     *("pyproject.toml", "constraints.txt", "Makefile", ".ci", ".gitignore", "benchmarks"),
     *("docs", "CHANGELOG.md", "CONTRIBUTING.md", "LOG.md", "LICENSE"),
 }
-CORE = ("inject", "train", "evaluate", "run")
-CORE_LIBRARIES = {"torch", "transformers", "accelerate", "pydantic", "safetensors"}
+CORE = ("core/injection", "training/loop", "evaluation/predictions", "runs/execution")
+CORE_LIBRARIES = {"torch", "transformers", "accelerate", "pydantic", "safetensors", "yaml"}
 FRONT_ENDS = {"ipywidgets", "IPython", "ipykernel", "jupyterlab", "papermill", "nbformat", "widgets", "notebooks"}
-TERMINAL = {"again.py", "cli.py", "catalogue.py", "sweeps.py", "terminal.py", "transfer.py"}
 UNSAFE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+ADAPTER_LINES = 100
 
-FILE_LINES, ADAPTER_LINES, FUNCTION_LINES = 400, 100, 40
-# Known to be longer, with the length they may not exceed. An entry that is no longer needed fails too.
-LONG_FILES: dict[str, int] = {}
-LONG_FUNCTIONS = {
-    # It tells one story from beginning to end, which pieces would hide.
-    "llm_adapters_lab/train.py:train": 69,
-}
+# The rooms of the library from the bottom up: each imports only from rooms before it, and the ground floor.
+ROOMS = (
+    "tasks",
+    "core",
+    "models",
+    "adapters",
+    "evaluation",
+    "training",
+    "inspection",
+    "runs",
+    "sweeps",
+    "results",
+    "cli",
+)
+GROUND = ("_lazy", "_version", "config", "errors", "events", "files", "markup", "privacy")
+PANEL_ROOMS = ("kit", "figures", "forms", "panels", "lab")
 
 
 def ids(path):
@@ -77,7 +87,7 @@ def own_module(name):
 def test_the_library_knows_no_front_end(path):
     roots = {name.split(".")[0] for name in imports(parse(path))}
     assert not roots & FRONT_ENDS
-    if path.name not in TERMINAL:
+    if path.parent.name != "cli":
         assert not roots & {"typer", "click", "rich"}
 
 
@@ -111,41 +121,50 @@ def test_nothing_is_unpickled(path):
     assert not used & {"torch.load", "torch.save"}
 
 
-def test_files_have_a_size_one_can_read():
-    limits = {path: ADAPTER_LINES if path in ADAPTERS else FILE_LINES for path in LIBRARY + PANELS}
-    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in limits}
-    _check_sizes({ids(p): n for p, n in lengths.items() if n > limits[p]}, LONG_FILES)
+def test_an_adapter_fits_on_a_page():
+    lengths = {ids(path): len(path.read_text(encoding="utf-8").splitlines()) for path in ADAPTERS}
+    assert not {name: n for name, n in lengths.items() if n > ADAPTER_LINES}
 
 
-def test_functions_have_a_size_one_can_read():
-    long = {}
-    for path in LIBRARY + PANELS:
-        for node in ast.walk(parse(path)):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                lines = node.end_lineno - node.lineno + 1
-                if ast.get_docstring(node) is not None:
-                    lines -= node.body[0].end_lineno - node.body[0].lineno + 1
-                if lines > FUNCTION_LINES:
-                    long[f"{ids(path)}:{node.name}"] = lines
-    _check_sizes(long, LONG_FUNCTIONS)
+@pytest.mark.parametrize(("package", "order"), [(LAB, (*GROUND, *ROOMS)), ("widgets", PANEL_ROOMS)])
+def test_every_module_has_its_room_and_imports_downwards(package, order):
+    rank = {room: 0 if room in GROUND else number for number, room in enumerate(order)}
+    arrows = house.graph(ROOT, package)
+    inside = {name: others for name, others in arrows.items() if name not in (package, f"{package}.__main__")}
+    assert {house.room(name) for name in inside} == set(order)
+    upward = [
+        f"{name} -> {other}"
+        for name, others in inside.items()
+        for other in others
+        if other == package or rank[house.room(other)] > rank[house.room(name)]
+    ]
+    assert not upward
 
 
-def _check_sizes(found, allowed):
-    too_long = {name: lines for name, lines in found.items() if lines > allowed.get(name, 0)}
-    assert not too_long, "longer than agreed: shorten, or list with a reason"
-    assert not set(allowed) - set(found), "no longer too long: take them off the list"
+@pytest.mark.parametrize("package", [LAB, "widgets"])
+def test_there_is_no_circle_of_files(package):
+    assert house.circles(house.graph(ROOT, package)) == []
+
+
+@pytest.mark.parametrize("path", [p for p in LIBRARY if p.parent.name != "cli"], ids=ids)
+def test_the_lab_is_imported_at_the_top_of_a_file(path):
+    """An import inside a function hides an arrow; the command line has them, so that it answers at once."""
+    tree = parse(path)
+    top = {name for name in imports(tree, run_only=True) if name.startswith(LAB)}
+    typed = {name for node in tree.body if isinstance(node, ast.If) for name in imports(node)}
+    assert not {name for name in imports(tree) if name.startswith(LAB)} - top - typed
 
 
 def test_there_is_one_entry_point():
     for path in LIBRARY + PANELS:
-        if path == ROOT / LAB / "run.py":
+        if path == ROOT / LAB / "runs" / "execution.py":
             continue
         tree = parse(path)
         defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
         assert "run" not in defined, f"{ids(path)} defines a second run"
         # Who trains or scores without `run` leaves no record.
-        taken = {name for name in imports(tree) if name.startswith((f"{LAB}.train", f"{LAB}.evaluate"))}
-        assert not taken or path == ROOT / LAB / "__init__.py", f"{ids(path)} goes around run()"
+        taken = set(imports(tree)) & {f"{LAB}.training.loop.train", f"{LAB}.evaluation.predictions.evaluate"}
+        assert not taken or path.parent == ROOT / LAB / "runs", f"{ids(path)} goes around run()"
 
 
 @pytest.mark.parametrize("path", [p for p in LIBRARY + PANELS if p not in ADAPTERS], ids=ids)
@@ -154,7 +173,7 @@ def test_only_its_own_file_names_an_adapter(path):
         node.args[0].value
         for adapter in ADAPTERS
         for node in ast.walk(parse(adapter))
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "register"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "register_adapter"
     }
     assert len(names) == len(ADAPTERS) >= 4
     strings = {node.value for node in ast.walk(parse(path)) if isinstance(node, ast.Constant)}

@@ -1,8 +1,10 @@
 """Importing the package costs nothing, and its public names mean what they say, whoever imported what first."""
 
+import importlib
 import subprocess
 import sys
-from types import FunctionType
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -22,7 +24,7 @@ def test_import_loads_nothing_heavy(module):
 
 
 def test_help_does_not_wait_for_torch():
-    loaded = python(f"import sys, llm_adapters_lab.cli; print([m for m in {HEAVY} if m in sys.modules])")
+    loaded = python(f"import sys, llm_adapters_lab.cli.app; print([m for m in {HEAVY} if m in sys.modules])")
     assert loaded == "['typer', 'rich']"
 
 
@@ -37,34 +39,27 @@ def test_unknown_name():
         llm_adapters_lab.runn  # noqa: B018
 
 
-@pytest.mark.parametrize("name", ["run", "train", "evaluate", "inject"])
-@pytest.mark.parametrize(
-    "order",
-    [
-        "from llm_adapters_lab import {0}",
-        "import llm_adapters_lab.{0}; from llm_adapters_lab import {0}",
-        "from llm_adapters_lab import {0}; import llm_adapters_lab.{0}; from llm_adapters_lab import {0}",
-        "import llm_adapters_lab.run; from llm_adapters_lab import {0}",
-    ],
-    ids=["alone", "after its module", "before and after", "after run"],
-)
-def test_a_name_shared_with_a_module_means_the_function(name, order, monkeypatch):
-    # As in a fresh interpreter, but without paying for the import of torch sixteen times.
-    package = sys.modules["llm_adapters_lab"]
-    monkeypatch.delitem(vars(package), name, raising=False)
-    scope = {}
-    exec(order.format(name), scope)
-    assert isinstance(scope[name], FunctionType)
-    assert scope[name] is vars(sys.modules[f"llm_adapters_lab.{name}"])[name]
+ROOMS = ("core", "models", "tasks", "evaluation", "training", "inspection", "runs", "sweeps", "results")
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_name_of_a_room_is_there_and_no_module_hides_a_function(room):
+    face = importlib.import_module(f"llm_adapters_lab.{room}")
+    modules = {path.stem for path in Path(face.__file__).parent.iterdir() if path.suffix in (".py", "")}
+    for name in face.__all__:
+        value = getattr(face, name)
+        assert name in dir(face)
+        assert isinstance(value, ModuleType) == (name in modules)
 
 
 def test_the_function_is_found_in_a_fresh_interpreter():
-    code = "import llm_adapters_lab.run; from llm_adapters_lab import run; print(type(run).__name__, callable(run))"
+    code = "import llm_adapters_lab.runs; from llm_adapters_lab import run; print(type(run).__name__, callable(run))"
     assert python(code) == "function True"
 
 
 def test_submodules_without_such_a_name_stay_modules():
-    from llm_adapters_lab import models, placement
+    from llm_adapters_lab.core import placement
+    from llm_adapters_lab.models import loading
 
-    assert placement.__name__ == "llm_adapters_lab.placement"
-    assert models.load is llm_adapters_lab.load
+    assert placement.__name__ == "llm_adapters_lab.core.placement"
+    assert loading.load_base is llm_adapters_lab.load_base

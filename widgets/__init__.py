@@ -9,21 +9,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from widgets.choose import Choose
-    from widgets.data import Data
-    from widgets.form import Form
-    from widgets.hand_over import HandOver
-    from widgets.inspect_panel import InspectPanel
+    from widgets.forms.form import Form
     from widgets.lab import Lab
-    from widgets.run_panel import RunPanel
-    from widgets.runs_panel import RunsPanel
-    from widgets.try_panel import TryPanel
+    from widgets.panels.chat_panel import TryPanel
+    from widgets.panels.data_panel import Data
+    from widgets.panels.inspect_panel import InspectPanel
+    from widgets.panels.model_panel import Choose
+    from widgets.panels.reproduce_panel import HandOver
+    from widgets.panels.run_panel import RunPanel
+    from widgets.panels.runs_panel import RunsPanel
 
 __all__ = ["Lab", "Choose", "Data", "RunPanel", "RunsPanel", "InspectPanel", "TryPanel", "Form", "HandOver"]
 
 _HOME = {
-    **{"Lab": "lab", "Choose": "choose", "Data": "data", "Form": "form", "HandOver": "hand_over"},
-    **{"RunPanel": "run_panel", "RunsPanel": "runs_panel", "InspectPanel": "inspect_panel", "TryPanel": "try_panel"},
+    **{"Lab": "lab", "Form": "forms.form", "Choose": "panels.model_panel", "Data": "panels.data_panel"},
+    **{"RunPanel": "panels.run_panel", "RunsPanel": "panels.runs_panel", "HandOver": "panels.reproduce_panel"},
+    **{"InspectPanel": "panels.inspect_panel", "TryPanel": "panels.chat_panel"},
 }
 
 

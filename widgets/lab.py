@@ -14,25 +14,27 @@ from typing import Any
 import ipywidgets as W
 
 from llm_adapters_lab.errors import LabError
-from llm_adapters_lab.launch import State, spec_of, state, working
+from llm_adapters_lab.evaluation.spec import EvalSpec
 from llm_adapters_lab.markup import Html, el
-from llm_adapters_lab.record import Run
-from llm_adapters_lab.spec import EvalSpec, RunSpec, TrainSpec
-from llm_adapters_lab.tasks import all_tasks
-from widgets.bar import Bar
-from widgets.choose import Choose
-from widgets.data import Data
-from widgets.fold import Fold
-from widgets.form import Form
-from widgets.guard import guarded
-from widgets.hand_over import HandOver
-from widgets.inspect_panel import InspectPanel
-from widgets.load_spec import LoadSpec
-from widgets.names import Names
-from widgets.panel import Panel
-from widgets.run_panel import RunPanel
-from widgets.runs_panel import RunsPanel
-from widgets.try_panel import TryPanel
+from llm_adapters_lab.runs.background import State, spec_of, state, working
+from llm_adapters_lab.runs.record import Run
+from llm_adapters_lab.runs.spec import RunSpec
+from llm_adapters_lab.tasks.registry import all_tasks
+from llm_adapters_lab.training.spec import TrainSpec
+from widgets.forms.form import Form
+from widgets.kit.accessibility import Names
+from widgets.kit.collapsible import Fold
+from widgets.kit.errors import guarded
+from widgets.kit.panel import Panel
+from widgets.kit.status_bar import Bar
+from widgets.panels.chat_panel import TryPanel
+from widgets.panels.data_panel import Data
+from widgets.panels.inspect_panel import InspectPanel
+from widgets.panels.model_panel import Choose
+from widgets.panels.reproduce_panel import HandOver
+from widgets.panels.run_panel import RunPanel
+from widgets.panels.runs_panel import RunsPanel
+from widgets.panels.upload_panel import LoadSpec
 
 FIRST = "quickstart"
 """Preset a new lab begins with."""

@@ -23,8 +23,10 @@ from pydantic import Field
 from torch import nn
 from torch.nn.functional import linear
 
-from llm_adapters_lab.adapter import Adapter, AdapterConfig, register
-from llm_adapters_lab.anatomy import Site
+from llm_adapters_lab.core.adapter import Adapter
+from llm_adapters_lab.core.adapter_config import AdapterConfig
+from llm_adapters_lab.core.registry import register_adapter
+from llm_adapters_lab.core.sites import Site
 
 
 class AdapterBiasConfig(AdapterConfig):
@@ -34,7 +36,7 @@ class AdapterBiasConfig(AdapterConfig):
     offset: bool = Field(default=True, description="a token's weight has a constant c; it merges into a bias only")
 
 
-@register("adapter-bias", config=AdapterBiasConfig, at="down", source="arXiv:2205.00305", colour="#7A9A01")
+@register_adapter("adapter-bias", config=AdapterBiasConfig, at="down", source="arXiv:2205.00305", colour="#7A9A01")
 class AdapterBias(Adapter):
     """Token-dependent shift of one projection's output."""
 
@@ -45,6 +47,11 @@ class AdapterBias(Adapter):
         self.c = nn.Parameter(torch.zeros(1)) if config.offset else None
         self.v = nn.Parameter(torch.zeros(site.d_out))
         nn.init.kaiming_uniform_(self.w, a=math.sqrt(5))
+
+    @staticmethod
+    def per_site(config: AdapterBiasConfig, site: Site) -> int:
+        """Return d_in + d_out, one more with the constant."""
+        return site.d_in + config.offset + site.d_out
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return y + (w · x + c) v."""

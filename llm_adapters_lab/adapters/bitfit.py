@@ -19,8 +19,10 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from llm_adapters_lab.adapter import Adapter, AdapterConfig, register
-from llm_adapters_lab.anatomy import Site
+from llm_adapters_lab.core.adapter import Adapter
+from llm_adapters_lab.core.adapter_config import AdapterConfig
+from llm_adapters_lab.core.registry import register_adapter
+from llm_adapters_lab.core.sites import Site
 
 
 class BitFitConfig(AdapterConfig):
@@ -29,7 +31,7 @@ class BitFitConfig(AdapterConfig):
     type: Literal["bitfit"] = Field(default="bitfit", description="name of the adapter")
 
 
-@register("bitfit", config=BitFitConfig, at="attn+mlp", source="arXiv:2106.10199", colour="#1070E8")
+@register_adapter("bitfit", config=BitFitConfig, at="attn+mlp", source="arXiv:2106.10199", colour="#1070E8")
 class BitFit(Adapter):
     """Change of one projection's bias."""
 
@@ -37,6 +39,11 @@ class BitFit(Adapter):
         """Make the change c (d_out,)."""
         super().__init__(config, site, base)
         self.bias = nn.Parameter(torch.zeros(site.d_out))
+
+    @staticmethod
+    def per_site(config: BitFitConfig, site: Site) -> int:
+        """Return d_out."""
+        return site.d_out
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return y + c."""

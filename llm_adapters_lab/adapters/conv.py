@@ -22,9 +22,10 @@ from pydantic import Field
 from torch import nn
 from torch.nn.functional import conv1d, glu, silu
 
-from llm_adapters_lab.adapter import AdapterConfig, register
-from llm_adapters_lab.anatomy import Site
-from llm_adapters_lab.sequence import SequenceAdapter
+from llm_adapters_lab.adapters.shared.sequence import SequenceAdapter
+from llm_adapters_lab.core.adapter_config import AdapterConfig
+from llm_adapters_lab.core.registry import register_adapter
+from llm_adapters_lab.core.sites import Site
 
 
 class ConvConfig(AdapterConfig):
@@ -37,11 +38,12 @@ class ConvConfig(AdapterConfig):
     scaling: float = Field(default=1.0, gt=0, description="the branch is scaled by s")
 
 
-@register("conv", config=ConvConfig, at="mlp", source="arXiv:2312.03694", colour="#00876C")
+@register_adapter("conv", config=ConvConfig, at="mlp", source="arXiv:2312.03694", colour="#00876C")
 class Conv(SequenceAdapter):
     """Gated bottleneck with a causal depthwise convolution."""
 
     level = "sublayer"
+    example = {"bottleneck": 8}
 
     def __init__(self, config: ConvConfig, site: Site, base: nn.Module) -> None:
         """Make V (2 m, d), the filters (m, 1, k) and U (d_out, m)."""
@@ -54,6 +56,12 @@ class Conv(SequenceAdapter):
         self.U = nn.Linear(config.bottleneck, site.d_out, bias=False)
         nn.init.kaiming_uniform_(self.K, a=math.sqrt(5))
         nn.init.zeros_(self.U.weight)
+
+    @staticmethod
+    def per_site(config: ConvConfig, site: Site) -> int:
+        """Return the sizes of V, U, the filters and the norms."""
+        m, d = config.bottleneck, site.d_out if config.form == "series" else site.d_in
+        return m * (2 * d + site.d_out) + m * config.kernel + 2 * d + m
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return y + s U silu(RMS(c))."""

@@ -21,11 +21,11 @@ from pydantic import Field
 from torch import nn
 from torch.nn.functional import dropout, linear
 
-from llm_adapters_lab import weights
-from llm_adapters_lab.adapter import register
 from llm_adapters_lab.adapters.lora import LoRA, LoRAConfig
-from llm_adapters_lab.anatomy import Site
-from llm_adapters_lab.low_rank import base_weight, from_peft
+from llm_adapters_lab.adapters.shared.low_rank import base_weight, from_peft
+from llm_adapters_lab.core import weights
+from llm_adapters_lab.core.registry import register_adapter
+from llm_adapters_lab.core.sites import Site
 
 
 class DoRAConfig(LoRAConfig):
@@ -35,7 +35,7 @@ class DoRAConfig(LoRAConfig):
     init: Literal["kaiming", "gaussian"] = Field(default="kaiming", description="of A: Kaiming-uniform or N(0, 1/r²)")
 
 
-@register("dora", config=DoRAConfig, at="q,v", source="arXiv:2402.09353", colour="#56B4E9")
+@register_adapter("dora", config=DoRAConfig, at="q,v", source="arXiv:2402.09353", colour="#56B4E9")
 class DoRA(LoRA):
     """Low-rank change of a projection's direction, with magnitudes of its own."""
 
@@ -44,6 +44,11 @@ class DoRA(LoRA):
         super().__init__(config, site, base)
         self.site, self.base = site, (base,)  # a tuple hides the module from torch
         self.magnitude = nn.Parameter(self._direction(base_weight(site, base)).norm(dim=1))
+
+    @staticmethod
+    def per_site(config: LoRAConfig, site: Site) -> int:
+        """Return r (d_in + d_out) + d_out."""
+        return LoRA.per_site(config, site) + site.d_out
 
     def _direction(self, weight: torch.Tensor) -> torch.Tensor:
         return weight + self.scale * (self.B @ self.A).detach()

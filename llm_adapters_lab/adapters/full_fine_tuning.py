@@ -18,8 +18,11 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
-from llm_adapters_lab.adapter import ModelAdapterConfig, ParameterAdapter, register
-from llm_adapters_lab.anatomy import Anatomy, Site
+from llm_adapters_lab.core.adapter import ParameterAdapter
+from llm_adapters_lab.core.adapter_config import ModelAdapterConfig
+from llm_adapters_lab.core.anatomy import Anatomy
+from llm_adapters_lab.core.registry import register_adapter
+from llm_adapters_lab.core.sites import Site
 
 
 class FullFineTuningConfig(ModelAdapterConfig):
@@ -28,7 +31,7 @@ class FullFineTuningConfig(ModelAdapterConfig):
     type: Literal["full-fine-tuning"] = Field(default="full-fine-tuning", description="name of the adapter")
 
 
-@register("full-fine-tuning", config=FullFineTuningConfig, at="", source="arXiv:1902.00751", colour="#405840")
+@register_adapter("full-fine-tuning", config=FullFineTuningConfig, at="", source="arXiv:1902.00751", colour="#405840")
 class FullFineTuning(ParameterAdapter):
     """The parameters of one module."""
 

@@ -22,8 +22,10 @@ from pydantic import Field
 from torch import nn
 from torch.nn.functional import linear
 
-from llm_adapters_lab.adapter import Adapter, AdapterConfig, register
-from llm_adapters_lab.anatomy import Site
+from llm_adapters_lab.core.adapter import Adapter
+from llm_adapters_lab.core.adapter_config import AdapterConfig
+from llm_adapters_lab.core.registry import register_adapter
+from llm_adapters_lab.core.sites import Site
 
 
 class HydraConfig(AdapterConfig):
@@ -35,9 +37,11 @@ class HydraConfig(AdapterConfig):
     scaling: float = Field(default=1.0, gt=0, description="both branches are scaled by s")
 
 
-@register("hydra", config=HydraConfig, at="down", source="arXiv:2309.06922", colour="#9C6B30")
+@register_adapter("hydra", config=HydraConfig, at="down", source="arXiv:2309.06922", colour="#9C6B30")
 class Hydra(Adapter):
     """Parallel and sequential low-rank update of one projection."""
+
+    example = {"rank": 2, "sequential_rank": 3}
 
     def __init__(self, config: HydraConfig, site: Site, base: nn.Module) -> None:
         """Make the parallel A (r_p, d_in) and B (d_out, r_p), the sequential A (r_s, d_out) and B (d_out, r_s)."""
@@ -49,6 +53,11 @@ class Hydra(Adapter):
         self.B_sequential = nn.Parameter(torch.zeros(site.d_out, config.sequential_rank))
         for a in (self.A_parallel, self.A_sequential):
             nn.init.kaiming_uniform_(a, a=math.sqrt(5))
+
+    @staticmethod
+    def per_site(config: HydraConfig, site: Site) -> int:
+        """Return r_p (d_in + d_out) + 2 r_s d_out."""
+        return config.rank * (site.d_in + site.d_out) + 2 * config.sequential_rank * site.d_out
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return y + s (B_p A_p x + B_s A_s y)."""

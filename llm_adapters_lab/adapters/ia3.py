@@ -18,8 +18,10 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from llm_adapters_lab.adapter import Adapter, AdapterConfig, register
-from llm_adapters_lab.anatomy import Site
+from llm_adapters_lab.core.adapter import Adapter
+from llm_adapters_lab.core.adapter_config import AdapterConfig
+from llm_adapters_lab.core.registry import register_adapter
+from llm_adapters_lab.core.sites import Site
 
 
 class IA3Config(AdapterConfig):
@@ -28,7 +30,7 @@ class IA3Config(AdapterConfig):
     type: Literal["ia3"] = Field(default="ia3", description="name of the adapter")
 
 
-@register("ia3", config=IA3Config, at="k,v,down.in", source="arXiv:2205.05638", colour="#E69F00")
+@register_adapter("ia3", config=IA3Config, at="k,v,down.in", source="arXiv:2205.05638", colour="#E69F00")
 class IA3(Adapter):
     """One factor for each feature."""
 
@@ -39,6 +41,11 @@ class IA3(Adapter):
         super().__init__(config, site, base)
         self.factors = nn.Parameter(torch.ones(site.d_out))
         self.inside = site.side == "in"
+
+    @staticmethod
+    def per_site(config: IA3Config, site: Site) -> int:
+        """Return d_out; at an input that is its width."""
+        return site.d_out
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return l * y; at an input y is that input."""

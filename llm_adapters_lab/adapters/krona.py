@@ -21,8 +21,10 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from llm_adapters_lab.adapter import Adapter, AdapterConfig, register
-from llm_adapters_lab.anatomy import Site
+from llm_adapters_lab.core.adapter import Adapter
+from llm_adapters_lab.core.adapter_config import AdapterConfig
+from llm_adapters_lab.core.registry import register_adapter
+from llm_adapters_lab.core.sites import Site
 
 
 class KronAConfig(AdapterConfig):
@@ -33,9 +35,11 @@ class KronAConfig(AdapterConfig):
     scaling: float = Field(default=1.0, gt=0, description="the update is scaled by s")
 
 
-@register("krona", config=KronAConfig, at="q,v", source="arXiv:2212.10650", colour="#4028E8")
+@register_adapter("krona", config=KronAConfig, at="q,v", source="arXiv:2212.10650", colour="#4028E8")
 class KronA(Adapter):
     """Kronecker-factored update of one projection."""
+
+    example = {"factor": 8}
 
     def __init__(self, config: KronAConfig, site: Site, base: nn.Module) -> None:
         """Make A (a_out, a_in) and B (d_out / a_out, d_in / a_in)."""
@@ -45,6 +49,12 @@ class KronA(Adapter):
         self.B = nn.Parameter(torch.zeros(site.d_out // rows, site.d_in // columns))
         self.scaling = config.scaling
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+
+    @staticmethod
+    def per_site(config: KronAConfig, site: Site) -> int:
+        """Return the sizes of A and B."""
+        a, b = (_divisor(width, config.factor) for width in (site.d_out, site.d_in))
+        return a * b + site.d_out // a * (site.d_in // b)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return y + s (A ⊗ B) x."""

@@ -22,9 +22,11 @@ from pydantic import Field
 from torch import nn
 from torch.nn.functional import dropout, linear
 
-from llm_adapters_lab.adapter import Adapter, AdapterConfig, register
-from llm_adapters_lab.anatomy import Site
-from llm_adapters_lab.low_rank import from_peft, start, to_peft
+from llm_adapters_lab.adapters.shared.low_rank import from_peft, start, to_peft
+from llm_adapters_lab.core.adapter import Adapter
+from llm_adapters_lab.core.adapter_config import AdapterConfig
+from llm_adapters_lab.core.registry import register_adapter
+from llm_adapters_lab.core.sites import Site
 
 
 class LoRAConfig(AdapterConfig):
@@ -42,13 +44,14 @@ class LoRAConfig(AdapterConfig):
     )
 
 
-@register("lora", config=LoRAConfig, at="q,v", source="arXiv:2106.09685", colour="#0072B2")
+@register_adapter("lora", config=LoRAConfig, at="q,v", source="arXiv:2106.09685", colour="#0072B2")
 class LoRA(Adapter):
     """Low-rank update of one projection."""
 
     peft_type = "LORA"
     A0: torch.Tensor
     B0: torch.Tensor
+    example = {"rank": 4}
 
     def __init__(self, config: LoRAConfig, site: Site, base: nn.Module) -> None:
         """Make A (r, d_in) and B (d_out, r)."""
@@ -62,6 +65,11 @@ class LoRA(Adapter):
         if self.pissa:
             self.register_buffer("A0", a.clone())
             self.register_buffer("B0", b.clone())
+
+    @staticmethod
+    def per_site(config: LoRAConfig, site: Site) -> int:
+        """Return r (d_in + d_out), one more with a learned scale."""
+        return config.rank * (site.d_in + site.d_out) + (config.scale == "learned")
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return y + s B A x, for PiSSA less its start."""

@@ -18,8 +18,11 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
-from llm_adapters_lab.adapter import ModelAdapterConfig, ParameterAdapter, register
-from llm_adapters_lab.anatomy import Anatomy, Site
+from llm_adapters_lab.core.adapter import ParameterAdapter
+from llm_adapters_lab.core.adapter_config import ModelAdapterConfig
+from llm_adapters_lab.core.anatomy import Anatomy
+from llm_adapters_lab.core.registry import register_adapter
+from llm_adapters_lab.core.sites import Site
 
 
 class NormTuningConfig(ModelAdapterConfig):
@@ -28,7 +31,7 @@ class NormTuningConfig(ModelAdapterConfig):
     type: Literal["norm-tuning"] = Field(default="norm-tuning", description="name of the adapter")
 
 
-@register("norm-tuning", config=NormTuningConfig, at="", source="arXiv:2312.11420", colour="#704070")
+@register_adapter("norm-tuning", config=NormTuningConfig, at="", source="arXiv:2312.11420", colour="#704070")
 class NormTuning(ParameterAdapter):
     """The parameters of one norm."""
 

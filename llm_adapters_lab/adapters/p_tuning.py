@@ -14,15 +14,18 @@ code of LLM-Adapters, arXiv:2304.01933.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
-from llm_adapters_lab.adapter import ModelAdapterConfig, register
-from llm_adapters_lab.anatomy import Anatomy
-from llm_adapters_lab.virtual import VirtualEmbeddings
+from llm_adapters_lab.adapters.shared.virtual_tokens import VirtualEmbeddings, embedding_width
+from llm_adapters_lab.core.adapter import World
+from llm_adapters_lab.core.adapter_config import ModelAdapterConfig
+from llm_adapters_lab.core.registry import register_adapter
+from llm_adapters_lab.core.sites import Site
 
 
 class PTuningConfig(ModelAdapterConfig):
@@ -34,17 +37,18 @@ class PTuningConfig(ModelAdapterConfig):
     hidden: int = Field(default=128, ge=1, le=65536, description="width h of the prompt encoder")
 
 
-@register("p-tuning", config=PTuningConfig, at="", source="arXiv:2103.10385", colour="#117733")
+@register_adapter("p-tuning", config=PTuningConfig, at="", source="arXiv:2103.10385", colour="#117733")
 class PTuning(VirtualEmbeddings):
     """Virtual tokens and their encoder."""
 
     peft_type = "P_TUNING"
+    example = {"virtual_tokens": 5, "hidden": 16}
 
-    def __init__(self, config: PTuningConfig, anatomy: Anatomy, model: nn.Module, tokenizer: Any = None) -> None:
+    def __init__(self, config: PTuningConfig, world: World) -> None:
         """Make Q (t, d) and the encoder."""
-        super().__init__(config, anatomy, model)
+        super().__init__(config, world)
         self.virtual_tokens, h = config.virtual_tokens, config.hidden
-        width: int = model.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
+        width = embedding_width(world.model)
         self.tokens = nn.Parameter(torch.randn(config.virtual_tokens, width))
         self.lstm = nn.LSTM(width, h, batch_first=True, bidirectional=True) if config.encoder == "lstm" else None
         self.encoder: nn.Module = nn.Identity()
@@ -53,6 +57,13 @@ class PTuning(VirtualEmbeddings):
             self.encoder = nn.Sequential(*layers)
         elif config.encoder == "lstm":
             self.encoder = nn.Sequential(nn.Linear(2 * h, 2 * h), nn.ReLU(), nn.Linear(2 * h, width))
+
+    @classmethod
+    def parameter_count(cls, config: PTuningConfig, sites: Sequence[Site], world: World) -> int:
+        """Return t d and the size of the encoder."""
+        d, h = embedding_width(world.model), config.hidden
+        lstm = 8 * h * (d + h + 2) + 2 * h * (2 * h + 1) + d * (2 * h + 1)
+        return config.virtual_tokens * d + {"mlp": h * (2 * d + h + 2) + d, "lstm": lstm, "none": 0}[config.encoder]
 
     def embeddings(self) -> torch.Tensor:
         """Return g(Q)."""

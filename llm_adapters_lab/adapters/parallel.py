@@ -21,9 +21,10 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from llm_adapters_lab.adapter import Adapter, register
-from llm_adapters_lab.anatomy import Site
-from llm_adapters_lab.bottleneck import Bottleneck, BottleneckConfig
+from llm_adapters_lab.adapters.shared.bottleneck import Bottleneck, BottleneckConfig, bottleneck_size
+from llm_adapters_lab.core.adapter import Adapter
+from llm_adapters_lab.core.registry import register_adapter
+from llm_adapters_lab.core.sites import Site
 
 
 class ParallelConfig(BottleneckConfig):
@@ -32,16 +33,22 @@ class ParallelConfig(BottleneckConfig):
     type: Literal["parallel"] = Field(default="parallel", description="name of the adapter")
 
 
-@register("parallel", config=ParallelConfig, at="mlp", source="arXiv:2110.04366", colour="#D55E00")
+@register_adapter("parallel", config=ParallelConfig, at="mlp", source="arXiv:2110.04366", colour="#D55E00")
 class Parallel(Adapter):
     """Bottleneck that reads a sublayer's input and changes its output."""
 
     level = "sublayer"
+    example = {"bottleneck": 8}
 
     def __init__(self, config: ParallelConfig, site: Site, base: nn.Module) -> None:
         """Make a bottleneck d_in -> b -> d_out."""
         super().__init__(config, site, base)
         self.bottleneck = Bottleneck(config, site.d_in, site.d_out)
+
+    @staticmethod
+    def per_site(config: ParallelConfig, site: Site) -> int:
+        """Return the size of a bottleneck d_in -> b -> d_out."""
+        return bottleneck_size(config, site.d_in, site.d_out)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return y + s f(x W_down) W_up."""

@@ -14,15 +14,18 @@ Source: Li and Liang 2021, arXiv:2101.00190, equation 3 (their P_idx / our t vir
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
-from llm_adapters_lab.adapter import ModelAdapterConfig, register
-from llm_adapters_lab.anatomy import Anatomy
-from llm_adapters_lab.virtual import VirtualCache, fold, only_size, unfold
+from llm_adapters_lab.adapters.shared.virtual_tokens import VirtualCache, fold, only_size, unfold
+from llm_adapters_lab.core.adapter import World
+from llm_adapters_lab.core.adapter_config import ModelAdapterConfig
+from llm_adapters_lab.core.registry import register_adapter
+from llm_adapters_lab.core.sites import Site
 
 
 class PrefixConfig(ModelAdapterConfig):
@@ -34,16 +37,17 @@ class PrefixConfig(ModelAdapterConfig):
     mlp: int = Field(default=0, ge=0, le=65536, description="hidden width of the network that makes them; 0: none")
 
 
-@register("prefix", config=PrefixConfig, at="", source="arXiv:2101.00190", colour="#009E73")
+@register_adapter("prefix", config=PrefixConfig, at="", source="arXiv:2101.00190", colour="#009E73")
 class Prefix(VirtualCache):
     """Keys and values of virtual tokens for all layers."""
 
     peft_type = "PREFIX_TUNING"
+    example = {"virtual_tokens": 5}
 
-    def __init__(self, config: PrefixConfig, anatomy: Anatomy, model: nn.Module, tokenizer: Any = None) -> None:
+    def __init__(self, config: PrefixConfig, world: World) -> None:
         """Make P_K and P_V of every layer, or what makes them, from the shape of the model's own cache."""
-        super().__init__(config, anatomy, model)
-        self.virtual_tokens, self.shapes = config.virtual_tokens, anatomy.cache_shapes(model)
+        super().__init__(config, world)
+        self.virtual_tokens, self.shapes = config.virtual_tokens, world.anatomy.cache_shapes(world.model)
         sizes = [heads * width for heads, *widths in self.shapes for width in widths]
         self.layers = nn.ModuleList()
         if config.mlp:
@@ -53,6 +57,13 @@ class Prefix(VirtualCache):
         for heads, d_k, d_v in self.shapes:
             start = [config.init_std * torch.randn(heads, config.virtual_tokens, width) for width in (d_k, d_v)]
             self.layers.append(nn.ParameterDict(zip(("key", "value"), start, strict=True)))
+
+    @classmethod
+    def parameter_count(cls, config: PrefixConfig, sites: Sequence[Site], world: World) -> int:
+        """Return n, with the MLP of width m: t w + m (w + 1) + (m + 1) n / t."""
+        shapes, t, m = world.anatomy.cache_shapes(world.model), config.virtual_tokens, config.mlp
+        each, w = sum(heads * (d_k + d_v) for heads, d_k, d_v in shapes), shapes[0][0] * shapes[0][1]
+        return t * w + m * (w + 1) + (m + 1) * each if m else t * each
 
     def keys_and_values(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return P_K (n_kv, t, d_k) and P_V (n_kv, t, d_v) of each layer."""

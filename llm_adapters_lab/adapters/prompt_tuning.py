@@ -13,16 +13,19 @@ Source: Lester et al. 2021, arXiv:2104.08691, section 2 (their P_e / our P), sec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from llm_adapters_lab.adapter import ModelAdapterConfig, register
-from llm_adapters_lab.anatomy import Anatomy
+from llm_adapters_lab.adapters.shared.virtual_tokens import VirtualEmbeddings, embedding_width
+from llm_adapters_lab.core.adapter import World
+from llm_adapters_lab.core.adapter_config import ModelAdapterConfig
+from llm_adapters_lab.core.registry import register_adapter
+from llm_adapters_lab.core.sites import Site
 from llm_adapters_lab.errors import BadSpec
-from llm_adapters_lab.virtual import VirtualEmbeddings
 
 
 class PromptTuningConfig(ModelAdapterConfig):
@@ -42,17 +45,18 @@ class PromptTuningConfig(ModelAdapterConfig):
         return self
 
 
-@register("prompt-tuning", config=PromptTuningConfig, at="", source="arXiv:2104.08691", colour="#40B858")
+@register_adapter("prompt-tuning", config=PromptTuningConfig, at="", source="arXiv:2104.08691", colour="#40B858")
 class PromptTuning(VirtualEmbeddings):
     """Embeddings of virtual tokens."""
 
     peft_type = "PROMPT_TUNING"
+    example = {"virtual_tokens": 5}
 
-    def __init__(self, config: PromptTuningConfig, anatomy: Anatomy, model: nn.Module, tokenizer: Any = None) -> None:
+    def __init__(self, config: PromptTuningConfig, world: World) -> None:
         """Make P (t, d)."""
-        super().__init__(config, anatomy, model)
-        self.virtual_tokens = t = config.virtual_tokens
-        embed: Any = model.get_input_embeddings()  # type: ignore[operator]
+        super().__init__(config, world)
+        self.virtual_tokens, tokenizer = (t := config.virtual_tokens), world.tokenizer
+        embed: Any = world.model.get_input_embeddings()  # type: ignore[operator]
         vocabulary, width = embed.weight.shape
         if config.init == "normal":
             first = 0.02 * torch.randn(t, width)
@@ -66,6 +70,11 @@ class PromptTuning(VirtualEmbeddings):
                 ids = torch.tensor((text * t)[:t])
             first = embed(ids).detach().float()
         self.prompt = nn.Parameter(first.clone())
+
+    @classmethod
+    def parameter_count(cls, config: PromptTuningConfig, sites: Sequence[Site], world: World) -> int:
+        """Return t d."""
+        return config.virtual_tokens * embedding_width(world.model)
 
     def embeddings(self) -> torch.Tensor:
         """Return P."""

@@ -20,9 +20,10 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from llm_adapters_lab.adapter import Adapter, register
-from llm_adapters_lab.anatomy import Site
-from llm_adapters_lab.bottleneck import Bottleneck, BottleneckConfig
+from llm_adapters_lab.adapters.shared.bottleneck import Bottleneck, BottleneckConfig, bottleneck_size
+from llm_adapters_lab.core.adapter import Adapter
+from llm_adapters_lab.core.registry import register_adapter
+from llm_adapters_lab.core.sites import Site
 
 
 class SeriesConfig(BottleneckConfig):
@@ -31,16 +32,22 @@ class SeriesConfig(BottleneckConfig):
     type: Literal["series"] = Field(default="series", description="name of the adapter")
 
 
-@register("series", config=SeriesConfig, at="mlp", source="arXiv:1902.00751", colour="#CC79A7")
+@register_adapter("series", config=SeriesConfig, at="mlp", source="arXiv:1902.00751", colour="#CC79A7")
 class Series(Adapter):
     """Bottleneck that reads and changes the same place."""
 
     level = "sublayer"
+    example = {"bottleneck": 8}
 
     def __init__(self, config: SeriesConfig, site: Site, base: nn.Module) -> None:
         """Make a bottleneck d_out -> b -> d_out."""
         super().__init__(config, site, base)
         self.bottleneck = Bottleneck(config, site.d_out, site.d_out)
+
+    @staticmethod
+    def per_site(config: SeriesConfig, site: Site) -> int:
+        """Return the size of a bottleneck d_out -> b -> d_out."""
+        return bottleneck_size(config, site.d_out, site.d_out)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return y + s f(y W_down) W_up."""

@@ -17,7 +17,7 @@ label     first match of a label, case-sensitive            after "answer is", e
 ========  ================================================  =====================================================
 
 No function here raises on any text. Generated text is expected to be cut at a repeated header already
-(`llm_adapters_lab.prompts.cut_at_stop`).
+(`llm_adapters_lab.tasks.prompts.cut_at_stop`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from llm_adapters_lab.tasks import Rule
+from llm_adapters_lab.tasks.base import Rule
 
 TOLERANCE = 0.001
 """Largest difference between two numbers that count as the same answer."""

@@ -27,7 +27,7 @@ obqa-official        allenai/openbookqa       main           4,957   500     que
 
 The test rows of BoolQ, PIQA, Social IQa, HellaSwag and WinoGrande are those of the published validation split, as in
 LLM-Adapters: the answers to their test splits are not public. Answers and licences: see
-`llm_adapters_lab.tasks.llm_adapters`.
+`llm_adapters_lab.tasks.paper_benchmarks`.
 
 What a training row is answered with: "the correct answer is" and the label; for gsm8k, aqua and mathqa the published
 rationale and "The answer is 7." ``gsm8k-official-short`` leaves the rationale out.
@@ -42,9 +42,10 @@ from functools import partial
 from pathlib import Path
 
 from llm_adapters_lab.errors import BadSpec, choices
-from llm_adapters_lab.tasks import TASKS, Example, Task, files, register
-from llm_adapters_lab.tasks.llm_adapters import BENCHMARKS
-from llm_adapters_lab.tasks.templates import CONVERTERS
+from llm_adapters_lab.tasks import readers
+from llm_adapters_lab.tasks.base import TASKS, Example, Task, register_task
+from llm_adapters_lab.tasks.conversions import CONVERTERS
+from llm_adapters_lab.tasks.paper_benchmarks import BENCHMARKS
 
 PARQUET = "refs/convert/parquet"
 """Branch on which the hub keeps plain files of a data set that is published as a script."""
@@ -110,8 +111,8 @@ def load(release: Release, name: str, split: str, root: Path | None = None) -> l
     if split not in release.splits:
         raise BadSpec(f"{name} has no {split!r} split. {choices(split, release.splits)}")
     found = local(release, split, root)
-    rows = [row for path in found for row in files.read(path)] if found else None
-    rows = rows or files.from_hub(release.hub, release.config, release.splits[split], release.revision)
+    rows = [row for path in found for row in readers.read(path)] if found else None
+    rows = rows or readers.from_hub(release.hub, release.config, release.splits[split], release.revision)
     short = name.endswith("-short")
     convert = CONVERTERS[release.name]
     parts = [convert(row, where) for where, row in rows]
@@ -123,7 +124,7 @@ def load(release: Release, name: str, split: str, root: Path | None = None) -> l
 
 def local(release: Release, split: str, root: Path | None) -> list[Path]:
     """Return the files of a split below the root, in order of their names; none where there are none."""
-    root = files.data_root(root)
+    root = readers.data_root(root)
     if root is None:
         return []
     wanted = re.compile(rf"{release.splits[split]}(?![a-z])")
@@ -131,7 +132,7 @@ def local(release: Release, split: str, root: Path | None) -> list[Path]:
         found = [
             path
             for path in sorted((root / folder).rglob("*"))
-            if path.suffix.lower() in files.READERS
+            if path.suffix.lower() in readers.READERS
             and wanted.match(path.name)
             and (folder != release.hub or release.config in (None, *path.parts))
         ]
@@ -159,5 +160,5 @@ def _task(release: Release, name: str) -> Task:
 
 
 for _release in RELEASES:
-    register(_task(_release, f"{_release.name}-official"))
-register(_task(RELEASES[0], "gsm8k-official-short"))
+    register_task(_task(_release, f"{_release.name}-official"))
+register_task(_task(RELEASES[0], "gsm8k-official-short"))

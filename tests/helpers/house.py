@@ -133,7 +133,9 @@ def main() -> None:
     for source, target in upward(arrows):
         print(f"    {source} -> {target}")
     print(f"circles of files {len(circles(arrows))}: {[len(c) for c in circles(arrows)]}")
-    print(f"lines {sum(size.values()):,}: " + ", ".join(f"{k} {v}" for k, v in sorted(size.items(), key=lambda x: -x[1])))
+    print(
+        f"lines {sum(size.values()):,}: " + ", ".join(f"{k} {v}" for k, v in sorted(size.items(), key=lambda x: -x[1]))
+    )
     hubs = sorted(arrows, key=lambda name: -len(arrows[name]))[:10]
     print("imports of the largest hubs: " + ", ".join(f"{h.removeprefix(LAB + '.')} {len(arrows[h])}" for h in hubs))
 

@@ -1,0 +1,77 @@
+"""The bottleneck that series and parallel adapters share: s f(x W_down) W_up."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+from torch.nn.functional import dropout
+
+from llm_adapters_lab.core.adapter_config import AdapterConfig
+
+NONLINEARITY = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "linear": nn.Identity}
+
+
+class BottleneckConfig(AdapterConfig):
+    """Fields of every bottleneck adapter."""
+
+    bottleneck: int = Field(default=256, ge=1, le=65536, description="bottleneck size b")
+    nonlinearity: Literal["tanh", "relu", "gelu", "silu", "linear"] = Field(
+        default="tanh", description="non-linearity f between the two projections"
+    )
+    bias: bool = Field(default=False, description="biases on both projections")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout after f, training only")
+    scaling: float | Literal["learned", "channel"] = Field(
+        default=1.0, description="s: a number, or learned for a scalar that starts at 1, or channel for one a feature"
+    )
+    init: Literal["zero", "normal"] = Field(
+        default="zero",
+        description="zero: W_up is zero, the start is the base; normal: both N(0, 0.02) as in the original code",
+    )
+
+
+class Bottleneck(nn.Module):
+    """Two projections with a non-linearity between, without the residual.
+
+    Parameters: b (d_in + d_out), plus b + d_out with biases, plus 1 with a learned scale or d_out with one a channel.
+    """
+
+    def __init__(self, config: BottleneckConfig, d_in: int, d_out: int) -> None:
+        """Make W_down (b, d_in) and W_up (d_out, b)."""
+        super().__init__()
+        self.down = nn.Linear(d_in, config.bottleneck, bias=config.bias)
+        self.up = nn.Linear(config.bottleneck, d_out, bias=config.bias)
+        self.nonlinearity = NONLINEARITY[config.nonlinearity]()
+        self.dropout = config.dropout
+        self.scale: float | nn.Parameter
+        if isinstance(config.scaling, str):
+            self.scale = nn.Parameter(torch.ones(() if config.scaling == "learned" else d_out))
+        else:
+            self.scale = float(config.scaling)
+        if config.init == "normal":
+            nn.init.normal_(self.down.weight, std=0.02)
+            nn.init.normal_(self.up.weight, std=0.02)
+        else:
+            nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
+            nn.init.zeros_(self.up.weight)
+        for layer in (self.down, self.up):
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return s f(x W_down) W_up: (..., d_in) -> (..., d_out)."""
+        hidden = self.nonlinearity(self.down(x))
+        if self.dropout and self.training:
+            hidden = dropout(hidden, self.dropout)
+        branch: torch.Tensor = self.up(hidden)
+        # Not multiplying by one spares a copy of the branch.
+        return branch if isinstance(self.scale, float) and self.scale == 1.0 else branch * self.scale
+
+
+def bottleneck_size(config: BottleneckConfig, d_in: int, d_out: int) -> int:
+    """Return the number of parameters of a `Bottleneck`."""
+    scale = {"learned": 1, "channel": d_out}.get(str(config.scaling), 0)
+    return config.bottleneck * (d_in + d_out) + config.bias * (config.bottleneck + d_out) + scale

@@ -1,0 +1,206 @@
+"""Virtual tokens: learned entries in front of every sequence, and the room that mask and positions leave for them.
+
+Real tokens keep their order behind t virtual ones: the first is at position t. Positions follow the mask, so that
+padding on the left moves no token.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import DynamicCache
+
+from llm_adapters_lab.core.adapter import Finish, ModelAdapter
+from llm_adapters_lab.errors import CannotExport, CannotInject
+
+
+def make_room(decoder: nn.Module, kwargs: dict[str, Any], t: int, *, cached: bool) -> tuple[bool, dict[str, Any]]:
+    """Widen mask and positions of a decoder call by t virtual tokens.
+
+    Args:
+        decoder: the one that is called.
+        kwargs: of the call: input_ids or inputs_embeds, perhaps attention_mask (rows, real tokens so far) and
+            past_key_values. Positions are made anew.
+        t: number of virtual tokens.
+        cached: the virtual tokens live in the cache, in its first columns; else right before the first real token.
+
+    Returns:
+        Whether the virtual tokens have yet to be put in front; and the arguments with an attention_mask over virtual
+        and real tokens and the position_ids of the real tokens of this call.
+
+    Raises:
+        CannotInject: the call is of a kind in which virtual tokens would go wrong in silence.
+    """
+    inputs = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
+    rows, tokens = inputs.shape[:2]
+    cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+    if cache is not None and not isinstance(cache, DynamicCache):
+        raise CannotInject(f"Virtual tokens need a cache that grows, not a {type(cache).__name__}.")
+    past = 0 if cache is None else cache.get_seq_length()
+    mask = torch.ones(rows, max(past - t, 0) + tokens, dtype=torch.long, device=inputs.device) if mask is None else mask
+    if mask.ndim != 2:
+        raise CannotInject(f"Virtual tokens need a mask (rows, tokens), not one of {mask.ndim} dimensions.")
+    if past and (seen := mask.shape[1] - tokens) != past - t:
+        raise CannotInject(
+            f"The cache holds {past} tokens, {t} of them virtual, but the mask speaks of {seen} before "
+            f"the {tokens} given. Give the mask of all real tokens, and only those that are not cached yet."
+        )
+    padded = mask.long().argmax(-1, keepdim=True)
+    if cached:
+        _refuse_counting(decoder, bool(padded.any()), mask.shape[1] + t)
+        padded = torch.zeros_like(padded)
+    kwargs = {key: value for key, value in kwargs.items() if key != "cache_position"}
+    positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -tokens:] + t
+    wide = _insert(mask.new_ones(rows, t), mask, padded)
+    return not past, {**kwargs, "attention_mask": wide, "position_ids": positions}
+
+
+def _insert(virtual: torch.Tensor, real: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """Return (rows, t + n, ...) with `virtual` (rows, t, ...) before column `at` (rows, 1) of `real` (rows, n, ...)."""
+    t, both = virtual.shape[1], torch.cat([virtual, real], dim=1)
+    if not at.any():
+        return both
+    column = torch.arange(both.shape[1], device=real.device)[None]
+    source = torch.where(column < at, column + t, torch.where(column < at + t, column - at, column))
+    return both[torch.arange(len(both), device=real.device)[:, None], source]
+
+
+def _refuse_counting(decoder: nn.Module, padded: bool, columns: int) -> None:
+    """Refuse padding between the virtual and the real tokens where attention counts columns instead of positions."""
+    config: Any = decoder.config
+    windows = [w for name in ("sliding_window", "window_size") if isinstance(w := getattr(config, name, None), int)]
+    alibi = getattr(getattr(config, "attn_config", None), "alibi", False)
+    if padded and (alibi or any(columns > window for window in windows)):
+        raise CannotInject(
+            "The attention of this model counts padding between the virtual tokens of the cache and the real ones. "
+            "Give rows of one length without padding, one at a time (eval.batch 1), or use an adapter of another kind."
+        )
+
+
+def unfold(flat: torch.Tensor, shapes: list[tuple[int, int, int]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return keys (n_kv, t, d_k) and values (n_kv, t, d_v) of each layer.
+
+    Args:
+        flat: (t, sum over layers of n_kv (d_k + d_v)), in the order layer, key before value, head, width.
+        shapes: (n_kv, d_k, d_v) of each layer.
+    """
+    sizes = [(heads, width) for heads, *widths in shapes for width in widths]
+    parts = torch.split(flat, [heads * width for heads, width in sizes], dim=1)
+    heads = [part.view(-1, *size).transpose(0, 1) for part, size in zip(parts, sizes, strict=True)]
+    return list(zip(heads[::2], heads[1::2], strict=True))
+
+
+def fold(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """Return the flat form that `unfold` takes apart."""
+    return torch.cat([part.transpose(0, 1).flatten(1) for pair in pairs for part in pair], dim=1)
+
+
+def only_size(shapes: list[tuple[int, int, int]]) -> tuple[int, int]:
+    """Return key/value heads and width where all layers, keys and values agree on them.
+
+    Raises:
+        CannotExport: they do not.
+    """
+    sizes = {(heads, width) for heads, *widths in shapes for width in widths}
+    if len(sizes) > 1:
+        raise CannotExport(f"peft has one size of keys and values for all layers; this model has {sorted(sizes)}.")
+    return sizes.pop()
+
+
+def embedding_width(model: nn.Module) -> int:
+    """Return the width of a model's input embeddings."""
+    width: int = model.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
+    return width
+
+
+class VirtualCache(ModelAdapter):
+    """An adapter that fills an empty cache with learned keys and values.
+
+    A subclass sets `virtual_tokens` and gives `keys_and_values`.
+    """
+
+    virtual_tokens: int
+
+    def keys_and_values(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return keys (n_kv, t, d_k) and values (n_kv, t, d_v) of each layer."""
+        raise NotImplementedError(f"{type(self).__name__} has no keys_and_values")
+
+    def prepare(self, decoder: nn.Module, kwargs: dict[str, Any]) -> tuple[dict[str, Any], Finish | None]:
+        """Fill an empty cache; give mask and positions room for it. A cache nobody asked for is kept back again.
+
+        Raises:
+            CannotInject: gradient checkpointing is on, which drops the cache, or see `make_room`.
+        """
+        if decoder.training and getattr(decoder, "gradient_checkpointing", False):
+            raise CannotInject(
+                "Gradient checkpointing drops the key/value cache that carries the virtual tokens, so they would not "
+                "be trained. Turn train.gradient_checkpointing off, or choose another adapter."
+            )
+        first, kwargs = make_room(decoder, kwargs, self.virtual_tokens, cached=True)
+        if not first:
+            return kwargs, None
+        mask, config, wanted = kwargs["attention_mask"], decoder.config, kwargs.get("use_cache")
+        dtype = next(p.dtype for p in decoder.parameters() if p.is_floating_point())
+        asked = getattr(config, "use_cache", True) if wanted is None else wanted
+        cache = kwargs.get("past_key_values")
+        kwargs["past_key_values"] = cache = DynamicCache() if cache is None else cache
+        for index, pair in enumerate(self.keys_and_values()):
+            key, value = (p.to(mask.device, dtype).expand(len(mask), -1, -1, -1) for p in pair)
+            cache.update(key, value, index)
+        return kwargs, None if asked else _without_cache
+
+
+def _without_cache(output: Any) -> Any:
+    """Keep back a cache that was made for the virtual tokens alone, or `generate` would take it for its own."""
+    if hasattr(output, "past_key_values"):
+        output.past_key_values = None
+    return output
+
+
+class VirtualEmbeddings(ModelAdapter):
+    """An adapter that puts learned embeddings in front of the input and takes them off the output again.
+
+    A subclass sets `virtual_tokens` and gives `embeddings`.
+    """
+
+    virtual_tokens: int
+
+    def embeddings(self) -> torch.Tensor:
+        """Return the embeddings of the virtual tokens, (t, width of the input embeddings)."""
+        raise NotImplementedError(f"{type(self).__name__} has no embeddings")
+
+    def prepare(self, decoder: nn.Module, kwargs: dict[str, Any]) -> tuple[dict[str, Any], Finish | None]:
+        """Turn ids into embeddings behind the virtual ones; give mask and positions room for them."""
+        t, mask = self.virtual_tokens, kwargs.get("attention_mask")
+        first, kwargs = make_room(decoder, kwargs, t, cached=False)
+        if not first:
+            return kwargs, None
+        inputs = kwargs.get("inputs_embeds")
+        if inputs is None:
+            inputs = decoder.get_input_embeddings()(kwargs["input_ids"])  # type: ignore[operator]
+        rows, wide = len(inputs), kwargs["attention_mask"]
+        padded = torch.zeros_like(wide[:, :1]) if mask is None else mask.long().argmax(-1, keepdim=True)
+        virtual = self.embeddings().to(inputs.device, inputs.dtype).expand(rows, -1, -1)
+        kwargs = {
+            **{key: value for key, value in kwargs.items() if key != "input_ids"},
+            "inputs_embeds": _insert(virtual, inputs, padded),
+            "position_ids": (wide.long().cumsum(-1) - 1).clamp(min=0),
+        }
+        return kwargs, partial(_without_first, t)
+
+
+def _without_first(t: int, output: Any) -> Any:
+    """Take t virtual tokens off the hidden states and off the queries of attention patterns."""
+    if output is None:
+        return output
+    if isinstance(output, tuple):
+        return (output[0][:, t:], *output[1:])
+    output.last_hidden_state = output.last_hidden_state[:, t:]
+    if output.get("hidden_states") is not None:
+        output.hidden_states = tuple(h[:, t:] for h in output.hidden_states)
+    if output.get("attentions") is not None:
+        output.attentions = tuple(pattern[:, :, t:] for pattern in output.attentions)
+    return output

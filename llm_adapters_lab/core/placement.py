@@ -1,0 +1,127 @@
+"""The placement language: which sites of a model an adapter sits at.
+
+A placement is a list of terms joined by "," or "+". A term is a role (`q k v qkv o gate up gate_up down attn mlp`),
+optionally `.in` for the input of a sublayer or projection, optionally `@` and layers: `q,v`, `attn+mlp`, `mlp.in`,
+`down@0-7`, `q@0,4-7,-1` (negative layers count from the end). Terms joined by "," share the layers behind the last of
+them, those joined by "+" do not: `q,v@0-7` is both in eight layers, `q+v@0-7` is q in all. For a model that fuses
+projections, `q`, `k` and `v` mean its `qkv`, and `gate` and `up` mean its `gate_up`; a model without a gate ignores
+`gate` beside other terms.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+from llm_adapters_lab.core.sites import Site
+from llm_adapters_lab.errors import BadSpec, EmptyPlacement, choices
+
+if TYPE_CHECKING:
+    from llm_adapters_lab.core.anatomy import Anatomy
+
+Level = Literal["projection", "sublayer"]
+ROLES = ("q", "k", "v", "qkv", "kv", "o", "gate", "up", "gate_up", "down", "attn", "mlp")
+_FUSED = {"q": ("q", "qkv"), "k": ("k", "kv", "qkv"), "v": ("v", "kv", "qkv"), "gate": ("gate", "gate_up")}
+_FUSED["up"] = ("up", "gate_up")
+_SUBLAYER = {"attn": ("q", "k", "v", "kv", "qkv", "o"), "mlp": ("gate", "up", "gate_up", "down")}
+_TERM = re.compile(r"([a-z_]+)(\.in)?(?:@([-0-9,]+))?")
+_RANGE = re.compile(r"(-?\d{1,6})(?:-(\d{1,6}))?")
+
+
+def parse(at: str) -> list[tuple[str, bool, str | None]]:
+    """Split a placement into (role, input side, layers) without a model.
+
+    Raises:
+        BadSpec: a term is not understood; the message names it and the roles there are.
+    """
+    terms: list[tuple[str, bool, str | None]] = []
+    for group in at.replace(" ", "").split("+"):
+        shared: str | None = None
+        members: list[tuple[str, bool, str | None]] = []
+        # A comma that is followed by a digit or a sign continues a list of layers.
+        for term in reversed(re.split(r",(?![-\d])", group)):
+            role, inside, layers = _term(term, at)
+            shared = layers or shared
+            members.append((role, inside, shared))
+        terms += reversed(members)
+    return terms
+
+
+def _term(term: str, at: str) -> tuple[str, bool, str | None]:
+    match = _TERM.fullmatch(term)
+    if not match:
+        raise BadSpec(f"The placement {at!r} has a term {term!r} that is not of the form role[.in][@layers].")
+    role, inside, layers = match.groups()
+    if role not in ROLES:
+        raise BadSpec(f"The placement {at!r} names {role!r}, which is no role. {choices(role, ROLES)}")
+    if layers is not None and not all(_RANGE.fullmatch(r) for r in layers.split(",")):
+        raise BadSpec(f"The placement {at!r} has layers {layers!r}; write them as 0-7 or 0,4,-1.")
+    return role, bool(inside), layers
+
+
+def sites(anatomy: Anatomy, at: str, level: Level = "projection") -> tuple[Site, ...]:
+    """Return the sites a placement means on a model, in order of layers, none twice.
+
+    Args:
+        anatomy: of the model.
+        at: the placement.
+        level: what `attn` and `mlp` mean: every "projection" inside (LoRA) or the whole "sublayer" (bottlenecks).
+
+    Raises:
+        BadSpec: the placement is not understood or names a layer that the model does not have.
+        EmptyPlacement: it is understood but nothing matches; the message lists the roles of the model.
+    """
+    found: dict[str, Site] = {}
+    for role, inside, layers in parse(at):
+        if inside and role in _SUBLAYER:
+            pool = [s for s in anatomy.entries if s.role == role]
+        elif role in _SUBLAYER and level == "sublayer":
+            pool = [s for s in anatomy.sublayers if s.role == role]
+        else:
+            wanted = _SUBLAYER.get(role) or _FUSED.get(role, (role,))
+            pool = [s for s in anatomy.projections if s.role in wanted]
+            if inside:
+                pool = [replace(s, d_out=s.d_in, side="in") for s in pool]
+        chosen = _layers(layers, len(anatomy.layers), at)
+        found |= {s.key: s for s in pool if s.layer in chosen}
+    if not found:
+        raise EmptyPlacement(
+            f"The placement {at!r} matches no site of this model. It has {len(anatomy.layers)} layers "
+            f"with the roles: {', '.join(anatomy.roles)}."
+        )
+    return tuple(sorted(found.values(), key=lambda s: s.layer))
+
+
+def _layers(text: str | None, count: int, at: str) -> set[int]:
+    if text is None:
+        return set(range(count))
+    chosen: set[int] = set()
+    for part in text.split(","):
+        match = _RANGE.fullmatch(part)
+        assert match  # `parse` has checked the form
+        first = int(match[1])
+        last = int(match[2]) if match[2] else first
+        if not -count <= first < count or not -count <= last < count or last < first:
+            raise BadSpec(f"The placement {at!r} names layers {part}, but the model has layers 0 to {count - 1}.")
+        chosen |= {layer % count for layer in range(first, last + 1)}
+    return chosen
+
+
+def describe(anatomy: Anatomy, paths: Collection[str], side: str = "out") -> str:
+    """Return the placement that means exactly these projections; the inverse of `sites`.
+
+    Raises:
+        EmptyPlacement: a path is none of the model's projections.
+    """
+    if unknown := set(paths) - {s.path for s in anatomy.projections}:
+        raise EmptyPlacement(f"No projection of this model's layers: {', '.join(sorted(unknown))}.")
+    terms: dict[str, list[str]] = {}
+    for role in dict.fromkeys(s.role for s in anatomy.projections):
+        layers = [str(s.layer) for s in anatomy.projections if s.role == role and s.path in paths]
+        if layers:
+            everywhere = len(layers) == sum(s.role == role for s in anatomy.projections)
+            terms.setdefault("" if everywhere else "@" + ",".join(layers), []).append(role)
+    ending = ".in" if side == "in" else ""
+    return "+".join(",".join(role + ending for role in roles) + layers for layers, roles in terms.items())

@@ -1,0 +1,51 @@
+"""Read and write safetensors files in one piece."""
+
+from __future__ import annotations
+
+import errno
+import re
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.files import PART, flush, share
+from llm_adapters_lab.privacy import pickles
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file in one piece.
+
+    Raises:
+        OSError: it cannot be written, for instance because the disk is full; there is no file then, or the earlier one.
+    """
+    part = path.with_name(path.name + PART)
+    try:
+        save_file(tensors, part, metadata)
+        share(part)
+        flush(part)
+        part.replace(path)
+        flush(path.parent)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        BadSpec: it is missing or damaged.
+    """
+    if not path.is_file() and (others := pickles(path.parent)) != "none":
+        raise BadSpec(
+            f"There is no {path}, and pickled weights are never opened; here they are {others}. Save it again."
+        )
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise BadSpec(f"{path} cannot be read as safetensors: {error}. Save the adapter again.") from None

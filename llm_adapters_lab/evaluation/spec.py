@@ -1,0 +1,61 @@
+"""The scoring part of a spec."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from llm_adapters_lab.config import Part
+from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.privacy import tilde
+from llm_adapters_lab.tasks.base import Rule
+from llm_adapters_lab.tasks.registry import get_task, split_names
+from llm_adapters_lab.tasks.spec import Place
+
+Protocol = Literal["lab", "paper", "options"]
+
+
+class EvalSpec(Part):
+    """What it is scored on, after training."""
+
+    tasks: tuple[str, ...] = Field(default=(), description="tasks whose test split is scored; empty: none")
+    rows: int | None = Field(default=None, ge=1, description="score only the first so many rows of each task")
+    batch: int = Field(default=32, ge=1, le=65536, description="prompts generated at a time")
+    max_new_tokens: int | None = Field(default=None, ge=1, description="longest answer; default: that of the task")
+    protocol: Protocol = Field(
+        default="lab",
+        description="lab: greedy answers; paper: prompt, 4 beams and extraction of the original code; options: "
+        "the likeliest of the offered answers, without generating",
+    )
+    extraction: Rule | None = Field(
+        default=None, description="how answers are read: lab or original; default: that of the protocol"
+    )
+    likelihood: bool = Field(default=True, description="on choice sets also score the likelihood of every option")
+    shots: int = Field(default=0, ge=0, le=64, description="solved examples of the train split before every question")
+    root: Place | None = Field(default=None, description="folder with the benchmark files; default: data.root")
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _tasks(cls, names: Any) -> Any:
+        names = split_names(names) if isinstance(names, str) else names
+        if not isinstance(names, list | tuple):
+            raise BadSpec(f"eval.tasks is {names!r:.60}; give a list of tasks, as in [boolq, piqa].")
+        names = tuple(tilde(str(name)) for name in names)
+        for name in names:
+            task = get_task(name)
+            if "test" not in task.splits:
+                raise BadSpec(f"The task {name!r} has no test split; it can only be trained on.")
+        if len(set(names)) != len(names):
+            raise BadSpec(f"eval.tasks names a task twice: {', '.join(names)}.")
+        return names
+
+    @model_validator(mode="after")
+    def _askable(self) -> EvalSpec:
+        for name in self.tasks:
+            task = get_task(name)
+            if self.shots and "train" not in task.splits:
+                raise BadSpec(f"eval.shots = {self.shots}, but {name!r} has no train split to take examples from.")
+            if self.protocol == "options" and not task.labels:
+                raise BadSpec(f"eval.protocol = options, but {name!r} offers no options; use lab or paper.")
+        return self

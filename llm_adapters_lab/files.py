@@ -1,0 +1,102 @@
+"""Read and write files of the lab so that a crash leaves the old version or the new one, never a torn one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from llm_adapters_lab.errors import BadSpec
+
+PART = ".part"
+"""How the names of files end that are still being written."""
+
+
+def append_line(path: Path, value: dict[str, Any]) -> None:
+    """Append one JSON line and hand it to the operating system at once; the whole of it, or nothing and an OSError."""
+    line = (json.dumps(value, ensure_ascii=False) + "\n").encode()
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        size = os.fstat(handle).st_size
+        try:
+            while line:
+                line = line[os.write(handle, line) :]
+        except OSError:
+            os.ftruncate(handle, size)
+            raise
+    finally:
+        os.close(handle)
+
+
+def write_atomically(path: Path, content: bytes | Iterable[bytes]) -> None:
+    """Write a file under a temporary name, flush it to the disk, then rename it into place."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=PART)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.writelines([content] if isinstance(content, bytes) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        share(Path(name))
+        Path(name).replace(path)
+        flush(path.parent)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def share(path: Path) -> None:
+    """Let those read a file whom the umask allows: what was made as a temporary one is its owner's alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _rewrite(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    if path.is_file():
+        write_atomically(path, ((json.dumps(line, ensure_ascii=False) + "\n").encode() for line in lines))
+
+
+def _lines(path: Path, words: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
+    """Yield the whole lines of a file, of those without any of the words perhaps none."""
+    if not path.is_file():
+        return
+    wanted = [word.encode() for word in words] or [b""]
+    # As bytes: a line may be torn in the middle of a character.
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n") and any(word in line for word in wanted):
+                with contextlib.suppress(ValueError):
+                    yield json.loads(line)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        BadSpec: it is missing or damaged.
+    """
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(fields, dict):
+            raise ValueError(f"it holds a {type(fields).__name__}, not names with values")
+        return fields
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadSpec(f"{path} cannot be read as JSON: {error}.") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file in one piece."""
+    write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())

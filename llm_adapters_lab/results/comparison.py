@@ -1,0 +1,134 @@
+"""Comparison: several runs side by side as plain values, for the command line, figures, reports and panels.
+
+Every adapter type keeps the colour of its registration everywhere; the bare base is grey. Most are those of Okabe and
+Ito and of Tol, the others were searched so that colour-blind readers can tell all types apart and all read on light and
+dark pages; a type that names none gets one of the former.
+
+Source: Okabe and Ito 2008, "Color Universal Design"; Paul Tol 2021, "Colour schemes", SRON/EPS/TN/09-002.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llm_adapters_lab.config import flat
+from llm_adapters_lab.results.appearance import looks
+from llm_adapters_lab.runs.record import Run
+from llm_adapters_lab.runs.spec import RunSpec
+
+SCORE = ("accuracy", "low", "high", "correct", "total", "chance", "majority", "in_format")
+# What scores have since they name their protocol; older records lack it.
+FURTHER = ("protocol", "shots", "extraction", "by_label", "by_text", "too_long")
+LEAK = 0.01
+"""Share of test rows found in the training data from which on a score is marked."""
+FORMAT = 0.5
+"""Share of answers in the asked format below which a score says more about the format than about the answers."""
+
+
+def mean_accuracy(run: Run, tasks: Sequence[str] | None = None) -> float | None:
+    """Return the unweighted mean accuracy (0..1) over tasks; None where one of them was not scored.
+
+    Args:
+        run: the run.
+        tasks: the tasks to count; default: all that this run was scored on.
+    """
+    scores = run.summary.get("scores", {})
+    names = list(scores) if tasks is None else tasks
+    if not names or any(name not in scores for name in names):
+        return None
+    return math.fsum(scores[name]["accuracy"] for name in names) / len(names)
+
+
+def task_names(runs: Sequence[Run]) -> list[str]:
+    """Return the tasks any of the runs was scored on, in order of appearance."""
+    return list(dict.fromkeys(task for run in runs for task in run.summary.get("scores", {})))
+
+
+def leak(summary: Mapping[str, Any], task: str | None) -> float | None:
+    """Return the share of a task's test rows that stand in the training data; None where below 1 %, or unknown.
+
+    Args:
+        summary: of a run; its optional key "leaks" holds for each task what `leaks.overlap` counts.
+        task: the task.
+    """
+    found = (summary.get("leaks") or {}).get(task)
+    share = max(found["exact"], found.get("ngram", 0)) / found["total"] if found and found.get("total") else 0.0
+    return share if share >= LEAK else None
+
+
+def notes(score: Mapping[str, Any], leaking: float | None) -> list[str]:
+    """Return in words what belongs beside an accuracy, as far as it is known.
+
+    Args:
+        score: one of a summary.
+        leaking: what `leak` says of the task.
+    """
+    kinds = {"in format": "in_format", "by label": "by_label", "by option text": "by_text"}
+    words = [f"{score[key]:.0%} {name}" for name, key in kinds.items() if score.get(key) is not None]
+    words += [f"{score['too_long']} too long, not asked"] if score.get("too_long") else []
+    shots = f", {score['shots']} shots" if score.get("shots") else ""
+    words += [f"protocol {score['protocol']}{shots}"] if score.get("protocol") else []
+    return words + ([f"{leaking:.0%} of the rows seen in training"] if leaking else [])
+
+
+def compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return the results as plain rows, one for each run and dataset.
+
+    Args:
+        runs: finished or not; a run without scores gets one row whose `task` is None.
+
+    Returns:
+        Dicts with the keys run, name, adapter, base, status, trainable_parameters, share_of_base, steps, seconds,
+        tokens_per_second, task, accuracy, low, high, correct, total, chance, majority, in_format, protocol, shots,
+        extraction, by_label, by_text, too_long, leak (share of test rows in the training data, from 1 % on). Shares,
+        accuracies and their 95% interval are 0..1; a value that is not known is None.
+    """
+    rows: list[dict[str, Any]] = []
+    names = looks(runs)
+    for run in {run.id: run for run in runs}.values():
+        spec, summary = run.spec, run.summary
+        trained, size = summary.get("train") or {}, summary.get("trainable_parameters")
+        fixed = {
+            "run": run.id,
+            "name": names[run.id].name,
+            "adapter": spec.adapter.type if spec.adapter else None,
+            "base": spec.base,
+            "status": summary["status"],
+            "trainable_parameters": size,
+            "share_of_base": size / summary["base_parameters"] if size is not None else None,
+        } | {key: trained.get(key) for key in ("steps", "seconds", "tokens_per_second")}
+        scores = summary.get("scores") or {None: {}}
+        rows += [
+            fixed | {"task": task} | {key: score.get(key) for key in SCORE + FURTHER} | {"leak": leak(summary, task)}
+            for task, score in scores.items()
+        ]
+    return rows
+
+
+def spec_fields(spec: RunSpec) -> dict[str, Any]:
+    """Return all fields of a spec by dotted key; "adapter.type" is None for a bare base."""
+    fields = flat(spec.model_dump(mode="json"))
+    # In the place of the adapter's fields, not after all others.
+    return {"adapter.type" if key == "adapter" else key: value for key, value in fields.items()}
+
+
+def differences(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
+    """Return the spec fields in which runs differ: for each field its value by run id.
+
+    A run whose adapter has no such field is missing there. So is a bare base in how it would have been trained; that
+    alone is no difference.
+    """
+    found = {run.id: spec_fields(run.spec) for run in runs}
+    by_field: dict[str, dict[str, Any]] = {}
+    for name, fields in found.items():
+        for key, value in fields.items():
+            if fields["adapter.type"] is not None or not key.startswith("train."):
+                by_field.setdefault(key, {})[name] = value
+    return {
+        key: values
+        for key, values in by_field.items()
+        if any(value != next(iter(values.values())) for value in values.values())
+        or (key.startswith("adapter.") and len(values) < len(found))
+    }

@@ -1,0 +1,181 @@
+"""Figures of a text, token by token: what the adapter changes at each, and what the model thinks layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from html import escape
+from itertools import product
+from typing import TYPE_CHECKING
+
+import torch
+
+from llm_adapters_lab.results.appearance import colour
+from llm_adapters_lab.results.plots.style import (
+    LESS_MORE,
+    MONO,
+    ORANGE,
+    PALE,
+    SHARES,
+    bar,
+    every,
+    ramp,
+    say,
+    style,
+    text,
+)
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+LINE, LONGEST, COLUMNS = 84, 7, 10
+
+
+def token_strip(
+    tokens: Sequence[str],
+    values: torch.Tensor,
+    *,
+    title: str = "Where the adapter changes the loss",
+    words: str = "blue: likelier with the adapter, orange: less likely",
+    unit: str = "change (nats)",
+    line: int = LINE,
+) -> go.Figure:
+    """Show a text with a colour behind each token.
+
+    Args:
+        tokens: as text, in reading order.
+        values: of any sign, (tokens,), for instance the loss with the adapter less that without, or a share in the
+            residual stream; not a number where there is none.
+        title: what is seen.
+        words: how to read the colours.
+        unit: of the values.
+        line: characters in a line; fewer for a narrow page, where tokens would overlap. The pixels that they need
+            stand in the layout's `meta`, under "least".
+
+    Returns:
+        The text in lines of equal width; blue is below zero, orange above, pale is zero or no value.
+    """
+    import plotly.graph_objects as go
+
+    figure, flow = go.Figure(), list(_flow(tokens, line))
+    last = flow[-1][0] if flow else 0
+    style(figure, escape(title), escape(words), "", "", 120 + 30 * (last + 1))
+    numbers = [float(v) for v in values]
+    known = [abs(v) for v in numbers if v == v]
+    if len(numbers) != len(tokens) or not known:
+        return say(figure, f"{len(tokens)} tokens and {len(known)} values")
+    most = max(known) or 1.0
+    low = 0.0 if all(v >= 0 for v in numbers if v == v) else -most
+    figure.add_bar(
+        **{"orientation": "h", "base": [at for _, at, _ in flow], "width": 0.82},
+        **{"x": [wide - 0.25 for _, _, wide in flow], "y": [row for row, _, _ in flow]},
+        **{"text": [text(token) for token in tokens], "textposition": "inside", "insidetextanchor": "middle"},
+        **{"textangle": 0, "constraintext": "none", "insidetextfont": {"family": MONO, "size": 12}},
+        marker={
+            **{"color": [0.0 if v != v else v for v in numbers], "cmin": low, "cmax": most, "line": {"width": 0}},
+            **{"colorscale": LESS_MORE if low else [[0, PALE], [1, ORANGE]], "showscale": True},
+            "colorbar": bar(escape(unit), len=1, tickvals=[low, 0, most], tickformat=".2~g"),
+        },
+        customdata=[[i, text(t), v] for i, (t, v) in enumerate(zip(tokens, numbers, strict=True))],
+        meta=["position", "token", escape(unit)],
+        hovertemplate=f"token %{{customdata[0]}}: %{{text}}<br>{escape(unit)} %{{customdata[2]:+.3f}}<extra></extra>",
+    )
+    bare = {"visible": False, "fixedrange": True}
+    up = bare | {"range": [last + 0.5, -0.5]}
+    figure.update_layout(
+        meta={"least": 8 * line + 130}, margin={"l": 4, "b": 16}, xaxis=bare | {"range": [0, line]}, yaxis=up
+    )
+    return figure
+
+
+def _flow(tokens: Sequence[str], line: int) -> Iterator[tuple[int, float, float]]:
+    """Yield row, start and width of each token, in characters; a row has `line` of them."""
+    row, at = 0, 0.0
+    for token in tokens:
+        width = max(len(token), 1) + 0.6
+        if at and at + width > line:
+            row, at = row + 1, 0.0
+        yield row, at, width
+        at += width
+
+
+def lens_grid(
+    tokens: Sequence[str],
+    top: Sequence[Sequence[str]],
+    probability: torch.Tensor,
+    *,
+    base: Sequence[Sequence[str]] | None = None,
+    rank: torch.Tensor | None = None,
+    name: str = "",
+) -> go.Figure:
+    """Show the logit lens: the likeliest next token after each layer, at the last ten places of a text.
+
+    Args:
+        tokens: of the text, (tokens,).
+        top: the likeliest token, as text, after each layer at each place, (layers + 1, tokens).
+        probability: of it, (layers + 1, tokens).
+        base: the likeliest tokens without the adapter; where they differ, the text is bold.
+        rank: place of the target token, for the hover text.
+        name: whose lens it is, for the title.
+    """
+    import plotly.graph_objects as go
+
+    first, layers = max(0, len(tokens) - COLUMNS), len(top)
+    shown = [f"{_short(t)}<br><i>{i}</i>" for i, t in enumerate(tokens)][first:]
+    names = ["input", *(str(i) for i in range(layers - 1))]
+    cells: list[list[str]] = [[] for _ in range(layers)]
+    hover: list[list[str]] = [[] for _ in range(layers)]
+    for layer, i in product(range(layers), range(first, len(tokens))):
+        word, other = top[layer][i], None if base is None else base[layer][i]
+        cells[layer].append(_short(word) if other in (None, word) else f"<b>{_short(word)}</b>")
+        lines = [f"after {text(tokens[i])} ({i}), layer {names[layer]}", f"<b>{text(word)}</b>"]
+        lines += [f"without the adapter: {text(other)}"] if other is not None else []
+        lines += [f"rank of the target: {int(rank[layer, i])}"] if rank is not None else []
+        hover[layer].append("<br>".join(lines))
+    part = f"last {COLUMNS} of {len(tokens)} places" if first else f"{len(tokens)} places"
+    words = f"likeliest next token after each layer, {part}" + ("; bold: another one than without" if base else "")
+    figure = go.Figure()
+    title = "Logit lens" + (f": {escape(name)}" if name else "")
+    style(figure, title, words, "text, with position", "after layer", 150 + 21 * layers)
+    figure.add_heatmap(
+        **{"x": list(range(len(shown))), "y": list(range(layers)), "z": probability[:, first:].tolist()},
+        **{"text": cells, "texttemplate": "%{text}", "textfont": {"family": MONO, "size": 11}, "customdata": hover},
+        **{"zmin": 0, "zmax": 1, "xgap": 1, "ygap": 1, "colorscale": SHARES, "colorbar": bar("probability")},
+        hovertemplate="%{customdata}<br>probability %{z:.3f}<extra></extra>",
+    )
+    figure.update_xaxes(tickvals=list(range(len(shown))), ticktext=shown, showline=False, tickfont={"size": 11})
+    figure.update_yaxes(tickvals=list(range(layers)), ticktext=names, showgrid=False, tickfont={"size": 11})
+    return figure
+
+
+def layer_tokens(
+    tokens: Sequence[str], values: torch.Tensor, kind: str | None, *, title: str, unit: str, words: str = ""
+) -> go.Figure:
+    """Show a value for each layer and token, for instance what the adapter adds beside the residual stream.
+
+    Args:
+        tokens: of the text, (tokens,).
+        values: 0 or above, (layers, tokens).
+        kind: adapter type, for the colour.
+        title: what is seen.
+        unit: of the values.
+        words: more about them.
+    """
+    import plotly.graph_objects as go
+
+    figure, layers = go.Figure(), len(values)
+    style(figure, escape(title), escape(words), "text", "layer", 190 + max(12 * layers, 120))
+    figure.add_heatmap(
+        **{"x": list(range(len(tokens))), "y": list(range(layers)), "z": values.tolist(), "xgap": 1, "ygap": 1},
+        **{"zmin": 0, "colorscale": ramp(colour(kind)), "colorbar": bar(escape(unit))},
+        customdata=[[f"{text(t)} ({i})" for i, t in enumerate(tokens)]] * layers,
+        hovertemplate=f"%{{customdata}}, layer %{{y}}<br>{escape(unit)} %{{z:.4g}}<extra></extra>",
+    )
+    ticks = list(range(0, len(tokens), every(len(tokens), 30)))
+    font = {"family": MONO, "size": 11}
+    figure.update_xaxes(tickvals=ticks, ticktext=[_short(tokens[i]) for i in ticks], tickangle=-60, tickfont=font)
+    figure.update_yaxes(showgrid=False, dtick=every(layers))
+    return figure
+
+
+def _short(token: str) -> str:
+    return text(token if len(token) <= LONGEST else token[: LONGEST - 1] + "…")

@@ -1,0 +1,178 @@
+"""Figures of weights: where an adapter sits, how far it has moved, and what its changes look like."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from llm_adapters_lab.inspection.weight_metrics import Norm, effective_rank
+from llm_adapters_lab.results.appearance import colour, looks
+from llm_adapters_lab.results.plots.style import CLEAR, GRID, INK, SHARES, bar, every, grid, place, ramp, say, style
+from llm_adapters_lab.runs.record import Run
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+FRAMES, INDICES = 40, 60
+
+
+def norm_heatmap(run: Run) -> go.Figure:
+    """Show how far training has moved the adapter at each site: layers across, kinds of site up.
+
+    Args:
+        run: a run with at least one `Norms` event.
+
+    Returns:
+        A heat map of the Frobenius norms of the change since the start; empty cells are places without an adapter.
+    """
+    look = looks([run])[run.id]
+    last = [*deque(run.events("Norms"), maxlen=1), {"step": 0, "norms": {}}][0]
+    words = f"Frobenius norm of the change, step {last['step']}"
+    return _sites(f"Moved by training: {escape(look.name)}", words, [last["norms"]], ["norm"], look.colour, "norm")
+
+
+def norm_evolution(run: Run) -> go.Figure:
+    """Show the same over the course of training, with a slider for the step.
+
+    Args:
+        run: a run with at least one `Norms` event.
+
+    Returns:
+        A heat map for each recorded step, at most 40 of them, all on one scale; the last one is shown first.
+    """
+    import plotly.graph_objects as go
+
+    look, events = looks([run])[run.id], list(run.events("Norms"))
+    kept = [e for i, e in enumerate(reversed(events)) if i % math.ceil(len(events) / FRAMES) == 0][::-1]
+    keys = {key: None for e in kept for key in e["norms"]}
+    values = [{key: e["norms"].get(key) for key in keys} for e in kept]
+    names, title = [f"step {e['step']}" for e in kept], f"Moved so far: {escape(look.name)}"
+    figure = _sites(title, "Frobenius norm of the change since the start", values, names, look.colour, "norm")
+    marks = [
+        {"label": str(e["step"]), "method": "restyle", "args": [{"visible": [i == j for j in range(len(kept))]}]}
+        for i, e in enumerate(kept)
+    ]
+    now = go.layout.slider.Currentvalue(prefix="step ", font={"size": 13, "color": INK}, xanchor="right")
+    slider: dict[str, Any] = {"steps": marks, "active": len(kept) - 1, "currentvalue": now, "pad": {"t": 58}}
+    slider |= {"bgcolor": GRID, "bordercolor": CLEAR, "tickcolor": INK, "font": {"color": INK, "size": 11}}
+    figure.update_layout(sliders=[slider] if len(kept) > 1 else [], height=figure.layout.height + 90)
+    return figure
+
+
+def site_norms(values: Mapping[str, Norm], kind: str | None, *, relative: bool = False) -> go.Figure:
+    """Show ||ΔW||_F, or its share of ||W||_F, of each site: layers across, kinds of site up.
+
+    Args:
+        values: by site key, as `views.norms` gives them.
+        kind: adapter type, for name and colour.
+        relative: show the shares, in percent.
+    """
+    shown = {key: 100 * norm.relative if relative else norm.change for key, norm in values.items()}
+    words = "‖ΔW‖ / ‖W‖ in percent, Frobenius norms" if relative else "‖ΔW‖, Frobenius norm"
+    title = f"Size of the change at each site: {escape(kind or 'base')}"
+    return _sites(title, words, [shown], ["change"], colour(kind), "% of ‖W‖" if relative else "‖ΔW‖")
+
+
+def _sites(
+    title: str, words: str, frames: Sequence[Mapping[str, Any]], names: Sequence[str], colour: str, unit: str
+) -> go.Figure:
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    grids = [grid(values) for values in frames]
+    rows = max((len(sites) for _, sites, _ in grids), default=0)
+    style(figure, title, words, "layer", "site", height=170 + 34 * max(rows, 2))
+    if not rows:
+        return say(figure, "no adapter norms")
+    top = max((v for values in frames for v in values.values() if v is not None and math.isfinite(v)), default=None)
+    if top is None:
+        return say(figure, "no finite value: the base holds only zeros at these places")
+    for i, ((columns, sites, cells), name) in enumerate(zip(grids, names, strict=True)):
+        figure.add_heatmap(
+            **{"x": columns, "y": sites, "z": cells, "name": name if len(frames) > 1 else None},
+            **{"xgap": 2, "ygap": 2, "hoverongaps": False, "zmin": 0, "zmax": top or 1},
+            **{"colorscale": ramp(colour), "colorbar": bar(unit), "visible": i == len(frames) - 1},
+            hovertemplate=f"layer %{{x}}, %{{y}}<br>{unit} %{{z:.4g}}<extra></extra>",
+        )
+    for axis in (figure.layout.xaxis, figure.layout.yaxis):
+        axis.update(type="category", showgrid=False)
+    figure.update_xaxes(tickangle=0, dtick=every(len(grids[0][0])))
+    return figure
+
+
+def spectra(values: Mapping[str, torch.Tensor], kind: str | None) -> go.Figure:
+    """Show the singular values of ΔW at each site.
+
+    Args:
+        values: by site key, as `views.spectra` gives them.
+        kind: adapter type, for name and colour.
+
+    Returns:
+        A line for each site, later layers darker; singular values (logarithmic) over their index. What is smaller than
+        a millionth of the largest is rounding and left out.
+    """
+    import plotly.graph_objects as go
+
+    figure, last = go.Figure(), max((place(key)[0] or 0 for key in values), default=0)
+    ranks = sorted(effective_rank(s) for s in values.values() if s.any())
+    name = escape(kind or "base")
+    words = "one line for each site, later layers stronger"
+    if ranks:
+        words += f"; effective rank {ranks[0]:.1f} to {ranks[-1]:.1f}, median {ranks[len(ranks) // 2]:.1f}"
+    style(figure, f"Singular values of the change: {name}", words, "index", "singular value of ΔW")
+    for key, found in values.items():
+        kept = [float(s) for s in found if s > 1e-6 * found[0]]
+        if not kept:
+            continue
+        chosen = sorted({round(len(kept) ** (i / INDICES)) for i in range(INDICES + 1)})
+        figure.add_scatter(
+            **{"x": chosen, "y": [kept[i - 1] for i in chosen], "name": escape(key), "showlegend": False},
+            **{"mode": "lines+markers" if len(kept) < 20 else "lines", "marker": {"size": 4}},
+            line={"color": colour(kind), "width": 1.3},
+            opacity=0.25 + 0.75 * (place(key)[0] or 0) / max(last, 1),
+            hovertemplate=f"{escape(key)}<br>singular value %{{x}}: %{{y:.4g}}<br>effective rank "
+            f"{effective_rank(found):.2f}<extra></extra>",
+        )
+    shown = [y for trace in figure.data for y in trace.y]
+    wide = bool(shown) and max(shown) > 100 * min(shown)
+    figure.update_yaxes(type="log", tickformat=".0e", dtick=1 if wide else "D2")
+    longest = max((max(trace.x) for trace in figure.data), default=0)
+    figure.update_xaxes(**{"type": "log"} if longest > 40 else {"dtick": 1 if longest < 20 else 5})
+    return figure if figure.data else say(figure, "the change is zero everywhere")
+
+
+def similarity(
+    matrix: torch.Tensor, names: Sequence[str], *, title: str = "Overlap of subspaces", unit: str = "overlap"
+) -> go.Figure:
+    """Show how alike several things are, each with each.
+
+    Args:
+        matrix: (n, n), 0 to 1, for instance `views.overlap` of several adapters at one site, or `views.cka`.
+        names: of the n things.
+        title: what is compared.
+        unit: what a cell says.
+
+    Returns:
+        A heat map, with the numbers in the cells where there is room.
+    """
+    import plotly.graph_objects as go
+
+    figure, labels = go.Figure(), [escape(name) for name in names]
+    style(figure, escape(title), "0: nothing in common, 1: the same", "", "", 180 + max(30 * len(names), 120))
+    figure.add_heatmap(
+        **{"x": list(range(len(names))), "y": list(range(len(names))), "z": matrix.tolist()},
+        **{"zmin": 0, "zmax": 1, "xgap": 2, "ygap": 2},
+        **{"colorscale": SHARES, "colorbar": bar(escape(unit))},
+        texttemplate="%{z:.2f}" if len(names) <= 12 else None,
+        customdata=[[f"{a}<br>{b}" for b in labels] for a in labels],
+        hovertemplate=f"%{{customdata}}<br>{escape(unit)} %{{z:.3f}}<extra></extra>",
+    )
+    ticks = {"tickvals": list(range(len(names))), "ticktext": labels, "showgrid": False, "showline": False}
+    figure.update_xaxes(**ticks)
+    figure.update_yaxes(**ticks, autorange="reversed")
+    return figure

@@ -1,0 +1,50 @@
+"""The published figures of LLM-Adapters, to set a run beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from llm_adapters_lab.errors import BadSpec, choices
+
+
+@cache
+def tables() -> tuple[dict[str, Any], ...]:
+    """Return the published tables: name, source, contaminated (tasks), note, and rows of accuracies in per cent."""
+    text = (resources.files(__package__) / "paper.json").read_text(encoding="utf-8")
+    return tuple(json.loads(text)["tables"])
+
+
+def names() -> list[str]:
+    """Return the rows there are, such as llama-7b and a method joined by a dash."""
+    return list(dict.fromkeys(name for table in tables() for name in table["rows"]))
+
+
+def published(name: str, tasks: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Return what the paper has of one row.
+
+    Args:
+        name: of a row; see `names`.
+        tasks: only these; default: all.
+
+    Returns:
+        One dict for each task: name, task, accuracy (0..1), contaminated (whether the paper's training set holds most
+        of the test rows), table, source and note. The corrected arithmetic table goes before the first one, which
+        repeats three of its columns.
+
+    Raises:
+        BadSpec: there is no such row.
+    """
+    if name not in names():
+        raise BadSpec(f"The paper has no row {name!r}. {choices(name, names())}")
+    found: dict[str, dict[str, Any]] = {}
+    for table in sorted(tables(), key=lambda t: len(t["contaminated"])):
+        for task, value in table["rows"].get(name, {}).items():
+            if not tasks or task in tasks:
+                fixed = {"table": table["name"], "source": table["source"], "note": table["note"]}
+                row = {"name": name, "task": task, "accuracy": round(value / 100, 4)}
+                found.setdefault(task, row | {"contaminated": task in table["contaminated"]} | fixed)
+    return list(found.values())

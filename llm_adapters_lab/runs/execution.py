@@ -1,0 +1,94 @@
+"""run(spec): the one entry point. A click, a notebook, papermill and the command line all call it."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from llm_adapters_lab.core.fingerprint import base_hash, fingerprint
+from llm_adapters_lab.runs.phases import run_phases
+from llm_adapters_lab.runs.preflight import check_group, preflight
+from llm_adapters_lab.runs.record import Run, check_writable
+from llm_adapters_lab.runs.recovery.checkpointing import Checkpointer
+from llm_adapters_lab.runs.recovery.lock import Stopping, exclusive, unlock
+from llm_adapters_lab.runs.restoring import load_base
+from llm_adapters_lab.runs.rows import Rows, outdated
+from llm_adapters_lab.runs.session import Listener, RunSession, warn
+from llm_adapters_lab.runs.spec import RunSpec
+from llm_adapters_lab.training import deepspeed_zero
+from llm_adapters_lab.training.distributed import ProcessGroup
+
+
+def run(
+    spec: RunSpec,
+    *,
+    root: str | Path = "runs",
+    fresh: bool = False,
+    stop: threading.Event | None = None,
+    on_event: Listener | None = None,
+) -> Run:
+    """Do a run, or return its record if it is finished.
+
+    Everything that can be known to be wrong is found before any weight is loaded and before a folder is made. An
+    interrupted run is resumed: training after its last checkpoint, scoring at the next row, and on a CPU with the same
+    result to the bit. One process works on a run; another one waits for it and returns its result. Processes started
+    together by a launcher share the work, see `training.distributed`.
+
+    Args:
+        spec: what to do.
+        root: folder of all runs.
+        fresh: start over even if there is a finished record.
+        stop: set it from another thread to stop after the current step or batch of prompts; the training is saved.
+        on_event: called with every event, in addition to the log.
+
+    Returns:
+        The record. After a stop it is unfinished, and the same call resumes it.
+
+    Raises:
+        LabError: the spec, the model, the data, the training or the disk is at fault.
+        BadSpec: the run was interrupted, and its rows or its base are no longer those it began with.
+    """
+    record = Run(Path(root) / spec.id)
+    with ProcessGroup() as group:
+        check_group(group, spec, fresh)
+        warn(deepspeed_zero.unused_settings() if group.is_main else "", on_event)
+        if group.broadcast(record.done and not fresh):
+            if group.is_main:
+                unlock(record)
+                warn(outdated(record), on_event)
+            return record
+        with group.all_or_none():
+            check_writable(record.folder)
+            rows = preflight(spec)
+        group.agree_on_folder(record.folder.parent)
+        locked = partial(exclusive, record, stop, lambda text: warn(text, on_event), group)
+        with suppress(Stopping):  # while another process worked on it
+            if group.broadcast(record.lock.exists()):  # wait before loading: two models of one run would be too many
+                with locked():
+                    pass
+            if group.broadcast(fresh or not record.done):
+                session = _session(spec, rows, record, stop, group, on_event)
+                with locked():
+                    if group.broadcast(fresh or not record.done):
+                        for _ in run_phases(session, fresh):
+                            pass
+    return record
+
+
+def _session(
+    spec: RunSpec,
+    rows: Rows,
+    record: Run,
+    stop: threading.Event | None,
+    group: ProcessGroup,
+    on_event: Listener | None,
+) -> RunSession:
+    with group.all_or_none():
+        base = load_base(spec)
+        base_print = fingerprint(base.model)
+    hashes = {"base": base_hash(base_print), "data": rows.digests()}
+    group.agree({f"the hash of the base {spec.base}": hashes["base"], "the hashes of the rows": hashes["data"]})
+    checkpointer = Checkpointer(record, spec, hashes, stop, group)
+    return RunSession(spec, base, base_print, rows, record, checkpointer, on_event)

@@ -1,0 +1,74 @@
+"""The phases of a run: inject, train, score, summarise."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from contextlib import nullcontext, suppress
+
+import torch
+
+from llm_adapters_lab.core.injection import inject
+from llm_adapters_lab.core.merging import written
+from llm_adapters_lab.events import Finished, Stopped
+from llm_adapters_lab.runs.recovery.failures import explained, note_failure
+from llm_adapters_lab.runs.recovery.lock import Stopping
+from llm_adapters_lab.runs.recovery.resume import find_resume_point, refuse_changes
+from llm_adapters_lab.runs.scoring_phase import score_task
+from llm_adapters_lab.runs.session import Phase, Position, RunSession, warn
+from llm_adapters_lab.runs.summary import summary
+from llm_adapters_lab.runs.training_phase import train_or_load
+from llm_adapters_lab.tasks.contamination import overlap
+from llm_adapters_lab.training.distributed import sharded
+
+
+def run_phases(session: RunSession, fresh: bool = False) -> Generator[Position]:
+    """Do a run on which no other process works, and yield its position between phases and between training steps.
+
+    Args:
+        session: of the run; its folder is locked.
+        fresh: start over.
+    """
+    spec, base, rows, record, group = session.spec, session.base, session.rows, session.record, session.group
+    began, stage, hashes = time.perf_counter(), "loading", session.checkpointer.facts["hashes"]
+    with group.all_or_none():
+        if not fresh:
+            refuse_changes(record, spec, hashes)
+    group.on_lost(lambda error: note_failure(spec, record, stage, error, group))
+    try:
+        resumed = find_resume_point(record, spec, hashes, fresh, group)
+        leaks = {name: overlap(rows.train, test) for name, test in rows.test.items()} if spec.adapter else {}
+        torch.manual_seed(spec.seed)
+        injection = None
+        if spec.adapter:
+            injection = inject(base.model, spec.adapter, tokenizer=base.tokenizer, name=session.name)
+        yield Position(Phase.INJECTED)
+        stage = "training"
+        trained = yield from train_or_load(session, injection, resumed)
+        stage = "scoring"
+        with nullcontext() if sharded() else written(injection):
+            scores = {name: score_task(session, name) for name in spec.eval.tasks}
+        finished = Finished(spec.id, time.perf_counter() - began)
+        session.end_trackers()
+        if group.is_main:
+            record.keep_last_answers()
+            record.write("summary.json", summary(spec, base, injection, scores, trained, hashes) | {"leaks": leaks})
+            record.append(finished)
+    except Stopping:
+        session.end_trackers()
+        session.emit(Stopped(spec.id, stage))
+    except (Exception, KeyboardInterrupt) as error:
+        with suppress(Exception):  # the disk may be what has failed
+            session.checkpointer.save()
+        cause = explained(group.explain(error), record)
+        note_failure(spec, record, stage, cause, group)
+        if cause is error:
+            raise
+        raise cause from error
+    else:
+        if session.on_event and group.is_main:  # outside: an error of the listener does not undo the run
+            session.on_event(finished)
+    finally:
+        # After a failure the log is complete, so what the trackers say is not in it.
+        for text in session.trackers.end() if session.trackers else ():
+            warn(text, session.on_event)

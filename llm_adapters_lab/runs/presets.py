@@ -1,0 +1,127 @@
+"""Presets: an adapter's fields, or a whole spec, under a name; YAML files that anyone can read, copy and change.
+
+`presets/adapters/<name>.yaml` stands for its fields wherever a spec names the type of an adapter, and
+`presets/specs/<name>.yaml` for a spec file wherever one is read. A new file is a new preset and nothing else changes.
+The first line of each is a comment: the idea and, after "Source:", where it comes from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from llm_adapters_lab.config import LARGEST, read_yaml
+from llm_adapters_lab.core.registry import all_adapters
+from llm_adapters_lab.errors import BadSpec, choices
+
+FOLDER = Path(__file__).parent / "preset_files"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One file of the folder.
+
+    Attributes:
+        name: path below its folder, without the ending.
+        idea: what it is, in a line.
+        source: where it comes from.
+        fields: what it stands for.
+        text: the file as it stands, with its comments.
+    """
+
+    name: str
+    idea: str
+    source: str
+    fields: dict[str, Any]
+    text: str
+
+
+@cache
+def adapter_presets() -> dict[str, Preset]:
+    """Return the presets of adapters by name."""
+    return _read(FOLDER / "adapters")
+
+
+@cache
+def spec_presets() -> dict[str, Preset]:
+    """Return the presets of whole specs by name."""
+    return _read(FOLDER / "specs")
+
+
+def expand(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return an adapter's fields with a preset's name in `type` replaced by what it stands for; given fields win.
+
+    Raises:
+        BadSpec: there is neither an adapter nor a preset of that name; the message offers the nearest of both.
+    """
+    name, adapters, presets = str(fields["type"]), all_adapters(), adapter_presets()
+    if name in adapters:
+        return fields
+    if name not in presets:
+        raise BadSpec(f"There is no adapter {name!r}. {choices(name, [*adapters, *presets])}")
+    return presets[name].fields | fields | {"type": presets[name].fields["type"]}
+
+
+def get_spec_preset(name: str) -> Preset:
+    """Return the spec preset of that name.
+
+    Raises:
+        BadSpec: there is none; the message offers the nearest names.
+    """
+    known = spec_presets()
+    if name not in known:
+        raise BadSpec(f"There is no spec preset {name!r}. {choices(name, known)}")
+    return known[name]
+
+
+def is_spec(name: str) -> bool:
+    """Say whether a name means a spec file or a spec preset, rather than a run."""
+    return Path(name).suffix in (".yaml", ".yml", ".json") or name in spec_presets()
+
+
+def read_spec(path: str | Path) -> dict[str, Any]:
+    """Return the fields in a spec file or, where there is no such file, in the spec preset of that name.
+
+    Raises:
+        BadSpec: there is neither, or the file cannot be read or does not hold keys and values.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return fields_in(file.read(4 * LARGEST + 1), path)
+    except (FileNotFoundError, NotADirectoryError):
+        name, known = Path(path).as_posix(), spec_presets()
+        if name in known:
+            return known[name].fields
+        # A path that ends like a file was meant as one.
+        named = not is_spec(str(path))
+        hint = f" It is no preset's name either. {choices(name, known)}" if named else ""
+        raise BadSpec(f"There is no spec file {path}.{hint}") from None
+    except (OSError, ValueError) as error:
+        raise BadSpec(f"The spec file {str(path)!r:.300} cannot be read: {error}") from None
+
+
+def fields_in(content: bytes, path: str | Path) -> dict[str, Any]:
+    """Return the fields in what a spec file holds, in YAML or JSON; `path` stands in the messages.
+
+    Raises:
+        BadSpec: it cannot be read, or does not hold keys and values.
+    """
+    try:
+        fields = read_yaml(content.decode())
+    except ValueError as error:
+        raise BadSpec(f"The spec file {str(path)!r:.300} cannot be read: {error}") from None
+    if not isinstance(fields, dict):
+        raise BadSpec(f"The spec file {path} must hold keys and values, such as `base: nano`.")
+    return fields
+
+
+def _read(folder: Path) -> dict[str, Preset]:
+    found = {}
+    for path in sorted(folder.rglob("*.yaml"), key=lambda path: path.with_suffix("")):
+        text = path.read_text(encoding="utf-8")
+        idea, _, source = text.partition("\n")[0].removeprefix("#").strip().partition(" Source: ")
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        found[name] = Preset(name, idea, source, read_yaml(text), text)
+    return found

@@ -1,0 +1,98 @@
+"""Resume an interrupted run where it stopped."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from llm_adapters_lab.core.tensor_files import read_tensors
+from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.files import read_json
+from llm_adapters_lab.runs.record import Run
+from llm_adapters_lab.runs.spec import RunSpec
+from llm_adapters_lab.training import checkpoints
+from llm_adapters_lab.training.checkpoints import Checkpoint
+from llm_adapters_lab.training.distributed import ProcessGroup
+
+
+class ResumePoint(NamedTuple):
+    """Where a run is taken up.
+
+    Attributes:
+        trained: nothing but the scoring is left.
+        checkpoint: where training resumes; None for the beginning.
+        faults: in words what could not be used.
+    """
+
+    trained: bool = False
+    checkpoint: Checkpoint | None = None
+    faults: tuple[str, ...] = ()
+
+
+def find_resume_point(run: Run, spec: RunSpec, hashes: dict[str, Any], fresh: bool, group: ProcessGroup) -> ResumePoint:
+    """Make a record fit to go on where an earlier attempt has ended, or to begin; the caller holds its lock.
+
+    Args:
+        run: the record.
+        spec: what is to be done.
+        hashes: of the base and the rows that are there now.
+        fresh: begin.
+        group: the processes that do it; the first one mends the record, the others read it then.
+    """
+    with group.all_or_none():
+        taken = _mended(run, spec, hashes, fresh) if group.is_main else ResumePoint()
+    trained, step = group.broadcast((taken.trained, taken.checkpoint.facts["step"] if taken.checkpoint else 0))
+    with group.all_or_none():
+        if not group.is_main:
+            facts = {"spec": spec.id, "hashes": hashes}
+            taken = ResumePoint(trained, checkpoints.read(run.folder, step, facts) if step else None)
+    return taken
+
+
+def _mended(run: Run, spec: RunSpec, hashes: dict[str, Any], fresh: bool) -> ResumePoint:
+    run.sweep()
+    faults = _damage(run) if not fresh and run.is_trained(spec) else []
+    if not fresh and run.is_trained(spec) and not faults:
+        run.mend()
+        checkpoints.discard(run.folder)
+        return ResumePoint(trained=True)
+    if not fresh and run.is_of(spec):
+        saved, others = checkpoints.newest(run.folder, {"spec": spec.id, "hashes": hashes})
+        faults += others
+        if saved:
+            run.cut(saved.facts["log"])
+            checkpoints.discard(run.folder, after=saved.facts["step"])
+            return ResumePoint(checkpoint=saved, faults=tuple(faults))
+    run.clear()
+    run.write("spec.json", spec.model_dump(mode="json"))
+    run.write("hashes.json", hashes)
+    return ResumePoint(faults=(*faults, "The training starts again.") if faults else ())
+
+
+def _damage(run: Run) -> list[str]:
+    """Return what is wrong with the file of a trained adapter; nothing for a bare base, which has none."""
+    try:
+        if (run.folder / "adapter").is_dir():
+            read_tensors(run.folder / "adapter" / "adapter.safetensors")
+    except BadSpec as error:
+        return [f"The trained adapter is damaged. {error}"]
+    return []
+
+
+def refuse_changes(run: Run, spec: RunSpec, hashes: dict[str, Any]) -> None:
+    """Refuse to go on with other rows or another base than an interrupted run has begun with.
+
+    Raises:
+        BadSpec: they are not the same.
+    """
+    path = run.folder / "hashes.json"
+    if not path.is_file() or not run.is_of(spec):
+        return
+    before, now = (
+        {"the base": found["base"], **{f"the {key} rows": value for key, value in found["data"].items()}}
+        for found in (read_json(path), hashes)
+    )
+    if changed := [what for what in before | now if before.get(what) != now.get(what)]:
+        raise BadSpec(
+            f"The run {run.id} was interrupted, and since it began {' and '.join(changed)} changed. Put back what was "
+            "there and run the spec again to go on, or begin again with what is there now: --fresh, or fresh=True."
+        )

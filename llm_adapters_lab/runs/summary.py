@@ -1,0 +1,65 @@
+"""Outcome: what a run tells of itself when it begins, when it is complete and when it could not go on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llm_adapters_lab.core import weights
+from llm_adapters_lab.core.injection import Injection
+from llm_adapters_lab.core.packed import scheme
+from llm_adapters_lab.core.quantized_formats import LIBRARIES
+from llm_adapters_lab.events import Started
+from llm_adapters_lab.models.loading import Base
+from llm_adapters_lab.runs.environment import environment, peak_memory
+from llm_adapters_lab.runs.record import Run
+from llm_adapters_lab.runs.spec import RunSpec
+
+
+def started(spec: RunSpec, base: Base, injection: Injection | None, steps: int) -> Started:
+    """Return the event a run begins with."""
+    trainable = injection.count() if injection else 0
+    total = weights.total(base.model)
+    return Started(spec.id, steps, trainable, total - trainable, str(weights.device(base.model)))
+
+
+def summary(
+    spec: RunSpec,
+    base: Base,
+    injection: Injection | None,
+    scores: dict[str, Any],
+    trained: dict[str, Any] | None,
+    hashes: dict[str, Any],
+) -> dict[str, Any]:
+    """Return the result of a run."""
+    begun = started(spec, base, injection, 0)
+    packages = LIBRARIES.get(scheme(base.model), ())
+    return {
+        "id": spec.id,
+        "status": "finished",
+        "adapter": spec.adapter.model_dump(mode="json") if spec.adapter else None,
+        "base": spec.base,
+        "trainable_parameters": begun.trainable_parameters,
+        "base_parameters": begun.base_parameters,
+        "adapter_bytes": sum(t.numel() * t.element_size() for t in injection.saved_tensors().values())
+        if injection
+        else 0,
+        "scores": scores,
+        "train": trained,
+        "environment": environment(begun.device, base.model.dtype, *packages),
+        "hashes": hashes,
+    }
+
+
+def training_summary(record: Run) -> dict[str, Any]:
+    """Return how a training went that is complete; its log tells, also of what an earlier process has done."""
+    first = last = next(record.events("Step"))
+    for event in record.events("Step"):
+        last = event
+    known = ("tokens", "seconds", "tokens_per_second")
+    return {
+        "steps": last["step"],
+        **{key: last[key] for key in known},
+        "loss_first": first["loss"],
+        "loss_last": last["loss"],
+        "peak_memory_bytes": peak_memory(),
+    }

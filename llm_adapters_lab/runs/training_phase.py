@@ -1,0 +1,91 @@
+"""The training phase of a run: train the adapter, or load it if an interrupted run has already trained it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from llm_adapters_lab.core.injection import Injection
+from llm_adapters_lab.core.saving import save_adapter
+from llm_adapters_lab.core.tensor_files import read_tensors
+from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.events import Noticed, Resumed, Step
+from llm_adapters_lab.files import read_json
+from llm_adapters_lab.runs.environment import cpu_contention
+from llm_adapters_lab.runs.forecast.memory import WORTH_IT, estimate, estimated
+from llm_adapters_lab.runs.recovery.resume import ResumePoint
+from llm_adapters_lab.runs.session import Phase, Position, RunSession
+from llm_adapters_lab.runs.summary import started, training_summary
+from llm_adapters_lab.runs.trackers import Trackers
+from llm_adapters_lab.training.batches import step_count
+from llm_adapters_lab.training.checkpoints import Checkpoint
+from llm_adapters_lab.training.device import make_accelerator, place
+from llm_adapters_lab.training.loop import train
+
+
+def train_or_load(
+    session: RunSession, injection: Injection | None, resumed: ResumePoint
+) -> Generator[Position, None, dict[str, Any] | None]:
+    """Train the adapter and save it, or load what an interrupted run has saved.
+
+    Returns:
+        A summary of the training; None for a bare base, and in every process but the main one.
+    """
+    spec, base, record = session.spec, session.base, session.record
+    if resumed.faults:
+        session.emit(Noticed(" ".join(resumed.faults)))
+    accelerator = make_accelerator(spec.train.precision)
+    place(base.model, injection, accelerator)
+    if spec.train.trackers and session.group.is_main:
+        session.trackers = Trackers(spec.train.trackers, record)
+    if injection is not None and not resumed.trained:
+        counts = yield from _train(session, injection, resumed.checkpoint, accelerator)
+        yield Position(Phase.TRAINED)
+        if not session.group.is_main:
+            return None
+        save_adapter(injection, record.folder / "adapter", spec.base, session.base_print)
+        record.write("train.json", trained := training_summary(record) | counts)
+        session.checkpointer.close()
+        yield Position(Phase.SAVED)
+        return trained
+    session.emit(Resumed(spec.id, "scoring", 0) if resumed.trained else started(spec, base, injection, 0))
+    session.checkpointer.check()
+    if injection is None:
+        return None
+    injection.load_saved(read_tensors(record.folder / "adapter" / "adapter.safetensors"))
+    yield Position(Phase.SAVED)
+    return read_json(record.folder / "train.json")
+
+
+def _train(
+    session: RunSession, injection: Injection, saved: Checkpoint | None, accelerator: Accelerator
+) -> Generator[Position, None, dict[str, Any]]:
+    spec, base = session.spec, session.base
+    samples, too_long = session.rows.samples(base.tokenizer, spec.data)
+    held_out, learnt = samples[: spec.data.validation], samples[spec.data.validation :]
+    if not learnt:
+        raise BadSpec(f"After {too_long} rows too long for data.max_tokens, validation leaves none to train on.")
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    begun = started(spec, base, injection, step_count(spec.train, len(learnt)))
+    session.emit(Resumed(spec.id, "training", saved.facts["step"]) if saved else begun)
+    if text := cpu_contention():
+        session.emit(Noticed(text))
+    large = base.model.get_memory_footprint() >= WORTH_IT
+    if large and not saved and (memory := estimate(spec, learnt, base.tokenizer)):
+        session.emit(estimated(memory))
+    pad_id = base.tokenizer.pad_token_id
+    gradients = session.gradients(base.model, injection, learnt, spec.train, pad_id)
+    yield Position(Phase.READY)
+    yield Position(Phase.TRAINING, saved.facts["step"] if saved else 0)
+    session.checkpointer.check()
+    options: dict[str, Any] = {"validation": held_out, "seed": spec.seed, "pad_id": pad_id, "gradients": gradients}
+    options |= {"saved": saved, "after_step": session.checkpointer}
+    for event in train(base.model, injection, learnt, spec.train, accelerator, **options):
+        session.emit(event)
+        if isinstance(event, Step):
+            yield Position(Phase.TRAINING, event.step)
+    return {"rows": len(learnt), "rows_too_long": too_long}

@@ -1,0 +1,13 @@
+"""Many runs: a sweep file, its executors, and studies that share one base."""
+
+from llm_adapters_lab._lazy import attach
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "spec": "Sweep",
+        "sweeping": "sweep records teller",
+        "executors": "Local Processes",
+        "studies": "study",
+    },
+)

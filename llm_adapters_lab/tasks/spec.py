@@ -1,0 +1,46 @@
+"""The data part of a spec."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, field_validator
+
+from llm_adapters_lab.config import Part
+from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.privacy import tilde
+from llm_adapters_lab.tasks.prompts import get_template
+from llm_adapters_lab.tasks.registry import get_task
+
+Place = Annotated[str, AfterValidator(tilde)]
+
+
+class DataSpec(Part):
+    """What the adapter learns from."""
+
+    task: str = Field(
+        default="mini-math", description="task whose train split is learnt, or own:FILE; see the command `tasks`"
+    )
+    root: Place | None = Field(
+        default=None, description="folder with the benchmark files; default: LAB_DATA, else the web"
+    )
+    rows: int | None = Field(default=None, ge=1, description="use only the first so many rows after shuffling")
+    validation: int = Field(default=0, ge=0, description="rows held out to choose the best checkpoint")
+    template: str | None = Field(default=None, description="prompt template; default: that of the task")
+    max_tokens: int = Field(default=256, ge=8, le=131072, description="longest prompt with answer, in tokens")
+    loss_on: Literal["answer", "all"] = Field(default="answer", description="which tokens the loss counts")
+
+    @field_validator("task")
+    @classmethod
+    def _task(cls, name: str) -> str:
+        task = get_task(name := tilde(name))
+        if "train" not in task.splits:
+            raise BadSpec(f"The task {name!r} has no train split; it can only be scored on.")
+        return name
+
+    @field_validator("template")
+    @classmethod
+    def _template(cls, name: str | None) -> str | None:
+        if name is not None:
+            get_template(name)
+        return name

@@ -1,0 +1,76 @@
+"""From rows to tensors: tokenise, mask, order, pad."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from llm_adapters_lab.tasks.tokens import IGNORED, Sample, pad
+from llm_adapters_lab.training.spec import TrainSpec
+
+
+def step_count(plan: TrainSpec, rows: int) -> int:
+    """Return the number of steps: epochs over the rows, or `max_steps` if that is less."""
+    steps = max(1, math.ceil(plan.epochs * rows / plan.batch))
+    return min(steps, plan.max_steps or steps)
+
+
+def order(count: int, batch: int, steps: int, seed: int) -> Iterator[list[int]]:
+    """Yield the row numbers of each step: one seeded permutation per epoch, chained, so every batch is full.
+
+    The order depends on the seed alone, not on the number of processes.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    waiting: list[int] = []
+    for _ in range(steps):
+        while len(waiting) < batch:
+            waiting += torch.randperm(count, generator=generator).tolist()
+        yield waiting[:batch]
+        waiting = waiting[batch:]
+
+
+def split(
+    samples: Sequence[Sample], rows: int | None, tokens: int | None, *, padded: bool, halvings: int = 0
+) -> list[list[Sample]]:
+    """Split the rows of a step into micro-batches of like length.
+
+    Args:
+        samples: the rows.
+        rows: most rows of one; None: as many as there are.
+        tokens: most tokens of one; a row that is longer comes alone. None: no limit.
+        padded: count padding too.
+        halvings: how often each of them is then cut into halves.
+    """
+    chunks: list[list[Sample]] = []
+    total = 0
+    for sample in sorted(samples, key=lambda s: len(s.ids)):
+        # The rows come by length, so the last one is the longest.
+        count = len(chunks[-1]) if chunks else 0
+        total = (count + 1) * len(sample.ids) if padded else total + len(sample.ids)
+        if not count or count == rows or (tokens and total > tokens):
+            chunks.append([])
+            total = len(sample.ids)
+        chunks[-1].append(sample)
+    for _ in range(halvings):
+        halves = [(chunk[: (len(chunk) + 1) // 2], chunk[(len(chunk) + 1) // 2 :]) for chunk in chunks]
+        chunks = [half for pair in halves for half in pair if half]
+    return chunks
+
+
+def collate(samples: Sequence[Sample], pad_id: int, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
+    """Return a training batch, padded on the right: input_ids, attention_mask and labels, each (rows, longest)."""
+    batch = {
+        "input_ids": pad([s.ids for s in samples], pad_id, "right"),
+        "attention_mask": pad([[1] * len(s.ids) for s in samples], 0, "right"),
+        "labels": pad([s.labels for s in samples], IGNORED, "right"),
+    }
+    return {name: send(tensor, device) for name, tensor in batch.items()}
+
+
+def send(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """Return a tensor on a device; a GPU goes on working while it is copied there."""
+    if torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -1,0 +1,44 @@
+"""Every registered adapter goes through `run` on the packaged model: it learns, is saved, and comes back the same."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from llm_adapters_lab.core.registry import all_adapters
+from llm_adapters_lab.evaluation.predictions import answer
+from llm_adapters_lab.runs.execution import run
+from llm_adapters_lab.runs.restoring import restore
+from llm_adapters_lab.runs.spec import RunSpec
+from llm_adapters_lab.tasks.tokens import prompt_ids
+
+# Methods that change few numbers or start far from them need a larger rate to move in a few steps.
+RATES = {"prefix": 0.3, "prompt-tuning": 0.3, "ia3": 0.1, "bitfit": 0.03, "norm-tuning": 0.03, "krona": 0.03}
+
+
+@pytest.mark.parametrize("kind", sorted(all_adapters()))
+def test_it_learns_and_comes_back(kind: str, tmp_path: Path) -> None:
+    fields = {
+        "base": "nano",
+        "adapter": {"type": kind},
+        "data": {"task": "mini-math", "rows": 16, "max_tokens": 128},
+        "train": {"batch": 16, "epochs": 12, "schedule": "constant", "learning_rate": RATES.get(kind, 3e-3)},
+        "eval": {"tasks": ["mini-addsub"], "rows": 2, "batch": 2, "max_new_tokens": 4},
+    }
+    record = run(RunSpec.parse(fields), root=tmp_path)
+    losses = [event["loss"] for event in record.events("Step")]
+    assert losses[-1] < 0.9 * losses[0], losses
+    (norms,) = [event["norms"] for event in record.events("Norms")][-1:]
+    assert norms and all(value > 0 for value in norms.values())
+
+    base, injection = restore(record)
+    assert injection is not None
+    assert injection.count() == record.summary["trainable_parameters"]
+    asked = sorted(record.predictions(), key=lambda row: len(row["prompt"]))
+    rows = [prompt_ids(base.tokenizer, row["prompt"]) for row in asked]
+    answers, _ = answer(base.model, base.tokenizer, rows, 4, "alpaca")
+    assert answers == [row["text"] for row in asked]
+    with injection.disabled(), torch.no_grad():
+        plain = base.model(torch.tensor([[5, 6, 7]])).logits
+    injection.eject()
+    assert torch.equal(base.model(torch.tensor([[5, 6, 7]])).logits, plain)

@@ -1,0 +1,142 @@
+"""The lab's own loop answers as transformers does, on every family, with every adapter, in every batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from llm_adapters_lab.core.injection import inject
+from llm_adapters_lab.core.registry import get_adapter
+from llm_adapters_lab.errors import CannotInject
+from llm_adapters_lab.evaluation.decoding import can_batch, common, greedy, likelihoods
+from llm_adapters_lab.models import loading
+from llm_adapters_lab.tasks.tokens import pad
+
+ADAPTERS: dict[str, dict[str, Any] | None] = {
+    "base": None,
+    "lora": {"type": "lora", "rank": 4, "at": "attn+mlp"},
+    "series": {"type": "series", "bottleneck": 8},
+    "parallel": {"type": "parallel", "bottleneck": 8},
+    "prefix": {"type": "prefix", "virtual_tokens": 5},
+}
+SHARED = [7, 9, 11, 13, 17]
+LENGTHS = (1, 2, 4, 9, 12)
+LIMIT = 6
+
+
+def adapted(family: str, adapter: str) -> Any:
+    model = loading.tiny(f"tiny:{family}")
+    if fields := ADAPTERS[adapter]:
+        generator = torch.Generator().manual_seed(2)
+        with torch.no_grad():
+            for p in inject(model, get_adapter(fields["type"]).config(**fields)).parameters():
+                p.add_(torch.randn(p.shape, generator=generator) * 0.1)
+    return model
+
+
+def prompts(shared: list[int] = SHARED) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(1)
+    return [shared + torch.randint(3, 128, (n,), generator=generator).tolist() for n in LENGTHS]
+
+
+def never(answer: list[int]) -> bool:
+    return False
+
+
+def plain(model: Any, rows: list[list[int]]) -> list[list[int]]:
+    ids, mask = pad(rows, 0, "left"), pad([[1] * len(row) for row in rows], 0, "left")
+    options = {"do_sample": False, "max_new_tokens": LIMIT, "eos_token_id": None, "pad_token_id": 0}
+    out: list[list[int]] = model.generate(input_ids=ids, attention_mask=mask, **options)[:, ids.shape[1] :].tolist()
+    return out
+
+
+@pytest.mark.parametrize("family", loading.TINY)
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_answers_are_those_of_transformers_in_any_batch(family: str, adapter: str) -> None:
+    model, rows = adapted(family, adapter), prompts()
+    assert can_batch(model)
+    if (family, adapter) == ("mpt", "prefix"):
+        with pytest.raises(CannotInject, match="counts padding"):
+            greedy(model, rows, 0, LIMIT, never)
+        assert [greedy(model, [row], 0, LIMIT, never) for row in rows] == [plain(model, [row]) for row in rows]
+        return
+    expected = plain(model, rows)
+    assert greedy(model, rows, 0, LIMIT, never) == expected
+    assert [greedy(model, [row], 0, LIMIT, never)[0] for row in rows] == expected
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_rows_that_share_nothing_are_answered_too(adapter: str) -> None:
+    model = adapted("llama", adapter)
+    rows = [row[i:] for i, row in enumerate(prompts())]
+    assert common(rows) == 0
+    assert greedy(model, rows, 0, LIMIT, never) == plain(model, rows)
+
+
+@pytest.mark.parametrize("adapter", ["base", "prefix"])
+@pytest.mark.parametrize("window", [3, 8, 16])
+def test_a_sliding_window_shorter_than_the_prompt(adapter: str, window: int) -> None:
+    config = loading.tiny_config("tiny:mistral")
+    config.sliding_window = window
+    torch.manual_seed(0)
+    from transformers import MistralForCausalLM
+
+    model = MistralForCausalLM(config).eval()
+    if fields := ADAPTERS[adapter]:
+        inject(model, get_adapter(fields["type"]).config(**fields))
+    if fields:
+        # The window would count the padding between the prefix and the prompt.
+        with pytest.raises(CannotInject, match="counts padding"):
+            greedy(model, prompts(), 0, LIMIT, never)
+        model, alone = MistralForCausalLM(config).eval(), prompts()[0]
+        inject(model, get_adapter(fields["type"]).config(**fields))
+        assert greedy(model, [alone], 0, LIMIT, never) == plain(model, [alone])
+        return
+    assert greedy(model, prompts(), 0, LIMIT, never) == plain(model, prompts())
+
+
+def ends_with(tokens: set[int]) -> Callable[[list[int]], bool]:
+    return lambda answer: answer[-1] in tokens
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_rows_that_end_leave_and_the_others_do_not_notice(adapter: str) -> None:
+    model, rows = adapted("llama", adapter), prompts()
+    free = greedy(model, rows, 0, LIMIT, never)
+    ends = {free[0][0], free[2][2], free[3][1]}
+    cut = [answer[: next((i + 1 for i, t in enumerate(answer) if t in ends), LIMIT)] for answer in free]
+    assert len({len(answer) for answer in cut}) > 1
+    assert greedy(model, rows, 0, LIMIT, ends_with(ends)) == cut
+
+
+# MPT counts distances in columns, whatever the mask says: padding stands between virtual tokens and real ones.
+@pytest.mark.parametrize(
+    ("family", "adapter"),
+    [(f, a) for f in loading.TINY for a in ADAPTERS if (f, a) != ("mpt", "prefix")],
+)
+def test_likelihoods_are_those_of_one_whole_pass_for_each_answer(family: str, adapter: str) -> None:
+    model, rows = adapted(family, adapter), prompts()
+    answers = [[[20 + n, 30, 40][: 1 + (n + i) % 3] for i in range(2 + n % 2)] for n in range(len(rows))]
+    got = likelihoods(model, rows, answers, 0)
+    for row, group, values in zip(rows, answers, got, strict=True):
+        assert len(values) == len(group)
+        for answer, value in zip(group, values, strict=True):
+            with torch.no_grad():
+                whole = model(input_ids=torch.tensor([row + answer])).logits[0].log_softmax(-1)
+            expected = sum(float(whole[len(row) - 1 + i, token]) for i, token in enumerate(answer))
+            assert value == pytest.approx(expected, abs=1e-4)
+        assert likelihoods(model, [row], [group], 0)[0] == pytest.approx(values, abs=1e-4)
+
+
+def test_models_with_another_cache_are_told_apart() -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    small = MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=32, state_size=4)
+    assert not can_batch(MambaForCausalLM(small))
+
+
+def test_the_shared_beginning_leaves_each_row_a_token() -> None:
+    assert common([[1, 2, 3], [1, 2, 3]]) == 2
+    assert common([[1], [1, 2]]) == 0
+    assert common([[1, 2, 9, 4], [1, 2, 3]]) == 2

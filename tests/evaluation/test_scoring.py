@@ -1,0 +1,353 @@
+"""Scoring: protocols, batches, likelihoods, examples in front, rows that are too long, merging, rescoring, resuming."""
+
+import json
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_adapters_lab.core.injection import inject
+from llm_adapters_lab.core.merging import written
+from llm_adapters_lab.core.registry import get_adapter
+from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.evaluation.decoding import Ended, context
+from llm_adapters_lab.evaluation.likelihood import Choice, _whole, choice_scores
+from llm_adapters_lab.evaluation.predictions import _by_transformers, answer, evaluate
+from llm_adapters_lab.evaluation.scoring import count, score
+from llm_adapters_lab.events import Event, Scoring
+from llm_adapters_lab.models import loading
+from llm_adapters_lab.results.rescoring import rescore
+from llm_adapters_lab.runs.execution import run
+from llm_adapters_lab.runs.record import Run
+from llm_adapters_lab.runs.spec import RunSpec
+from llm_adapters_lab.tasks import prompts
+from llm_adapters_lab.tasks.base import Example
+from llm_adapters_lab.tasks.registry import get_task
+from llm_adapters_lab.tasks.tokens import prompt_ids
+
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "lora": {"type": "lora", "rank": 4, "at": "attn+mlp"},
+    "series": {"type": "series", "bottleneck": 8},
+    "parallel": {"type": "parallel", "bottleneck": 8},
+    "prefix": {"type": "prefix", "virtual_tokens": 5},
+}
+BOOL, SUMS = get_task("mini-bool"), get_task("mini-addsub")
+SMALL: dict[str, Any] = {
+    "base": "nano",
+    "adapter": {"type": "lora", "rank": 4},
+    "data": {"task": "mini-math", "rows": 24},
+    "train": {"batch": 8, "max_steps": 2, "learning_rate": 1e-3},
+    "eval": {"tasks": ["mini-addsub", "mini-bool"], "rows": 7, "batch": 3, "max_new_tokens": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def nano() -> loading.Base:
+    return loading.load_base("nano")
+
+
+def shaken(adapter: str) -> tuple[loading.Base, Any]:
+    base = loading.load_base("nano")
+    injection = inject(base.model, get_adapter(ADAPTERS[adapter]["type"]).config(**ADAPTERS[adapter]))
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for p in injection.parameters():
+            p.add_(torch.randn(p.shape, generator=generator) * 0.1)
+    return base, injection
+
+
+def by_id(predictions: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    found = {p["id"]: p for p in predictions}
+    assert len(found) == len(predictions)
+    return found
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("protocol", ["lab", "paper", "options"])
+def test_predictions_are_the_same_one_by_one_and_sixteen_at_a_time(adapter: str, protocol: str) -> None:
+    base, _ = shaken(adapter)
+    rows = BOOL.load("test", None)[: 6 if protocol == "paper" else 16]
+    options: dict[str, Any] = {"protocol": protocol, "max_new_tokens": 5}
+    one, many = (by_id(list(evaluate(base.model, base.tokenizer, BOOL, rows, batch=n, **options))) for n in (1, 16))
+    assert one.keys() == many.keys() == {row.id for row in rows}
+    for name, p in one.items():
+        scores, same = p.pop("options"), many[name].pop("options")
+        assert p == many[name]
+        for kind in ("label", "text"):
+            assert scores[kind] == pytest.approx(same[kind], abs=1e-4)
+
+
+@given(
+    st.lists(st.integers(0, 199), min_size=1, max_size=12, unique=True), st.integers(1, 13), st.sampled_from(["a", "b"])
+)
+@settings(deadline=None, max_examples=15)
+def test_no_row_is_lost_doubled_or_exchanged(nano: loading.Base, which: list[int], batch: int, kind: str) -> None:
+    task = BOOL if kind == "a" else SUMS
+    rows = [task.load("test", None)[i] for i in which]
+    found = by_id(list(evaluate(nano.model, nano.tokenizer, task, rows, batch=batch, max_new_tokens=2)))
+    assert set(found) == {row.id for row in rows}
+    for row in rows:
+        assert found[row.id]["gold"] == row.answer
+        assert found[row.id]["prompt"] == prompts.prompt(row, task.template)
+
+
+def test_the_lab_answers_as_plain_generation_does(nano: loading.Base) -> None:
+    rows = [prompt_ids(nano.tokenizer, prompts.prompt(r, "qa")) for r in SUMS.load("test", None)[:12]]
+    ended = Ended(nano.model, nano.tokenizer, "qa")
+    plain = _by_transformers(nano.model, nano.tokenizer.pad_token_id, rows, 24, ended, 1)
+    texts = [prompts.cut_at_stop(nano.tokenizer.decode(t, skip_special_tokens=True), "qa").strip() for t in plain]
+    assert answer(nano.model, nano.tokenizer, rows, 24, "qa") == (texts, [len(t) for t in plain])
+
+
+def test_models_with_another_cache_are_scored_through_transformers(nano: loading.Base) -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
+    model = MambaForCausalLM(MambaConfig(vocab_size=len(nano.tokenizer), **size)).eval()
+    rows = BOOL.load("test", None)[:3]
+    found = list(evaluate(model, nano.tokenizer, BOOL, rows, batch=1, max_new_tokens=3))
+    assert {p["id"] for p in found} == {row.id for row in rows}
+    assert all(set(p["options"]["label"]) == {"true", "false"} for p in found)
+
+
+def test_both_ways_to_the_likelihood_agree(nano: loading.Base) -> None:
+    rows = BOOL.load("test", None)[:5]
+    items = [Choice(row, prompt_ids(nano.tokenizer, prompts.prompt(row, "qa"))) for row in rows]
+    answers = [[nano.tokenizer(f" {t}", add_special_tokens=False)["input_ids"] for t in ("true", "false")]] * 5
+    whole = _whole(nano.model, [item.ids for item in items], answers, nano.tokenizer.pad_token_id)
+    found = choice_scores(nano.model, nano.tokenizer, BOOL, items, "qa")
+    for values, scores in zip(whole, found, strict=True):
+        difference = scores["label"]["true"] - scores["label"]["false"]
+        assert difference == pytest.approx(values[0] - values[1], abs=1e-4)
+
+
+def test_rows_longer_than_the_context_are_counted_and_not_cut(nano: loading.Base) -> None:
+    short = BOOL.load("test", None)[0]
+    long = Example("long", short.instruction * 40, "", short.output, short.answer)
+    for protocol, text in (("lab", ""), ("options", None)):
+        found = list(evaluate(nano.model, nano.tokenizer, BOOL, [long, short], protocol=protocol, max_new_tokens=3))
+        assert {p["id"]: p.get("too_long", False) for p in found} == {"long": True, short.id: False}
+        assert by_id(found)["long"]["text"] == text
+        result = score(BOOL, found, [long, short], protocol=protocol)
+        assert result["too_long"] == 1
+        assert result["total"] == 2
+        assert result["accuracy"] <= 0.5
+        assert result["by_label"] <= 0.5
+
+
+def test_what_stands_in_front_of_a_prompt_takes_its_place() -> None:
+    base, _ = shaken("prefix")
+    limit = base.model.config.max_position_embeddings
+    assert context(loading.load_base("nano").model) == limit
+    assert context(base.model) == limit - 5
+    assert context(loading.tiny("tiny:bloom")) is None
+
+
+def test_solved_examples_are_seeded_and_refused_where_there_are_none(tmp_path: Path) -> None:
+    spec = RunSpec.parse({**SMALL, "adapter": None, "eval": {**SMALL["eval"], "shots": 2, "tasks": ["mini-bool"]}})
+    record = run(spec, root=tmp_path)
+    asked = [p["prompt"] for p in record.predictions()]
+    front = {text[: text.rindex("question :")].split("\n\n")[0] for text in asked}
+    assert len(front) == 1
+    assert all(text.count("answer :") == 3 for text in asked)
+    assert record.summary["scores"]["mini-bool"]["shots"] == 2
+    with pytest.raises(BadSpec, match="'gsm8k' has no train split"):
+        RunSpec.parse({"eval": {"tasks": ["gsm8k"], "shots": 1}})
+    with pytest.raises(BadSpec, match="'gsm8k' offers no options"):
+        RunSpec.parse({"eval": {"tasks": ["gsm8k"], "protocol": "options"}})
+
+
+@pytest.mark.parametrize(
+    ("protocol", "extraction", "decoding"),
+    [
+        ("lab", "lab", "greedy"),
+        ("paper", "original", "4 beams by transformers"),
+        ("options", "lab", "likelihood"),
+    ],
+)
+def test_every_score_names_its_protocol(protocol: str, extraction: str, decoding: str, tmp_path: Path) -> None:
+    plan = {"tasks": ["mini-bool"], "rows": 3, "max_new_tokens": 3, "protocol": protocol}
+    record = run(RunSpec.parse({"base": "nano", "eval": plan}), root=tmp_path)
+    found = record.summary["scores"]["mini-bool"]
+    assert (found["protocol"], found["extraction"], found["decoding"]) == (protocol, extraction, decoding)
+    assert found["by_label"] is not None
+    assert found["by_text"] is None
+    assert (found["in_format"] is None) == (protocol == "options")
+    if protocol == "paper":
+        assert all(p["prompt"].endswith("\n\n" + 16 * " " + "### Response:\n" + 16 * " ") for p in record.predictions())
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_merging_for_the_score_leaves_no_trace(adapter: str) -> None:
+    base, injection = shaken(adapter)
+    before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
+    rows = BOOL.load("test", None)[:4]
+    hooked = by_id(list(evaluate(base.model, base.tokenizer, BOOL, rows, max_new_tokens=6)))
+    with pytest.raises(KeyboardInterrupt), written(injection) as was:
+        assert was == (adapter == "lora")
+        found = by_id(list(evaluate(base.model, base.tokenizer, BOOL, rows, max_new_tokens=6)))
+        raise KeyboardInterrupt
+    assert {i: p["text"] for i, p in found.items()} == {i: p["text"] for i, p in hooked.items()}
+    after = base.model.state_dict()
+    assert set(after) == set(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    again = by_id(list(evaluate(base.model, base.tokenizer, BOOL, rows, max_new_tokens=6)))
+    assert again == hooked
+
+
+def test_a_base_in_bf16_is_not_merged_into() -> None:
+    model = loading.tiny("tiny:llama").to(torch.bfloat16)
+    with written(inject(model, get_adapter("lora").config(type="lora"))) as was:
+        assert not was
+    with written(None) as was:
+        assert not was
+
+
+def timeless(record: Run) -> tuple[Any, ...]:
+    summary = record.summary
+    for key in ("seconds", "tokens_per_second", "peak_memory_bytes"):
+        (summary["train"] or {}).pop(key, None)
+    return summary, list(record.predictions())
+
+
+@pytest.mark.parametrize("adapter", [None, {"type": "lora", "rank": 4}, {"type": "prefix"}])
+@pytest.mark.parametrize("torn", [False, True])
+def test_an_interrupted_scoring_goes_on_and_ends_as_if_it_had_not(adapter: Any, torn: bool, tmp_path: Path) -> None:
+    spec, stop, asked = RunSpec.parse({**SMALL, "adapter": adapter}), threading.Event(), []
+
+    def listen(event: Event) -> None:
+        asked.append(event)
+        if isinstance(event, Scoring) and event.done == 6:
+            stop.set()
+
+    whole = run(spec, root=tmp_path / "whole")
+    record = run(spec, root=tmp_path / "cut", stop=stop, on_event=listen)
+    assert not record.done
+    file = record.folder / "predictions.jsonl"
+    assert len(list(record.predictions())) == 6
+    if torn:  # killed in the middle of a line, one row into a batch
+        lines = file.read_text().splitlines(keepends=True)
+        file.write_text("".join(lines[:4]) + lines[4][:20])
+        events = record.folder / "events.jsonl"
+        events.write_text(events.read_text() + '{"event": "Sco')
+    steps = len(list(record.events("Step")))
+    again = run(spec, root=tmp_path / "cut")
+    assert timeless(again) == timeless(whole)
+    assert len(list(again.events("Step"))) == steps  # not trained again
+    assert [json.loads(line)["event"] for line in (record.folder / "events.jsonl").read_text().splitlines()][
+        -1
+    ] == "Finished"
+
+
+def test_answers_to_another_prompt_are_given_again(tmp_path: Path) -> None:
+    spec = RunSpec.parse({**SMALL, "adapter": None})
+    whole = timeless(run(spec, root=tmp_path))
+    record = Run(tmp_path / spec.id)
+    (record.folder / "summary.json").unlink()
+    lines = [json.loads(line) for line in (record.folder / "predictions.jsonl").read_text().splitlines()]
+    lines[2] |= {"prompt_hash": "0", "text": "stale", "extracted": "7", "correct": True}
+    (record.folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert timeless(run(spec, root=tmp_path)) == whole
+
+
+def test_rescoring_reads_the_stored_text_by_another_rule(tmp_path: Path) -> None:
+    text = "I have 9 apples. The answer is 12. Next question 3"
+    (tmp_path / "SVAMP").mkdir()
+    rows = [{"instruction": "How many?", "input": "", "output": "", "answer": "12"}]
+    (tmp_path / "SVAMP" / "test.json").write_text(json.dumps(rows))
+    spec = RunSpec.parse({"base": "nano", "eval": {"tasks": ["svamp"], "root": str(tmp_path), "max_new_tokens": 2}})
+    record = run(spec, root=tmp_path / "runs")
+    (line,) = record.predictions()
+    (record.folder / "predictions.jsonl").write_text(json.dumps({**line, "text": text}) + "\n")
+    lab, original = rescore(record, "lab")["svamp"], rescore(record, "original")["svamp"]
+    assert (lab["correct"], lab["extraction"]) == (1, "lab")
+    assert (original["correct"], original["extraction"]) == (0, "original")
+    assert set(original) == set(record.summary["scores"]["svamp"])
+
+
+def test_rescoring_an_unfinished_or_a_silent_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadSpec, match="unfinished"):
+        rescore(Run(tmp_path), "lab")
+    plan = {"tasks": ["mini-bool"], "rows": 2, "protocol": "options"}
+    record = run(RunSpec.parse({"base": "nano", "eval": plan}), root=tmp_path)
+    with pytest.raises(BadSpec, match="no text to read again"):
+        rescore(record, "lab")
+
+
+def test_counting_options_by_label_and_by_text() -> None:
+    common: dict[str, Any] = {"gold": "b", "extracted": None, "correct": False, "text": ""}
+    right = {"options": {"label": {"a": -1.0, "b": -2.0}, "text": {"a": -3.0, "b": -1.0}}}
+    wrong = {"options": {"label": {"a": -2.0, "b": -1.0}, "text": {"a": -1.0, "b": -3.0}}}
+    result = count([{**common, **right}, {**common, **right}, {**common, **wrong}])
+    assert result["by_label"] == pytest.approx(1 / 3)
+    assert result["by_text"] == pytest.approx(2 / 3)
+    assert result["accuracy"] == result["in_format"] == 0
+    assert count([common])["by_text"] is None
+
+
+def test_the_original_prompt_has_its_white_space() -> None:
+    example = Example("1", "What?", "", "", "")
+    pad = 16 * " "
+    assert prompts.prompt(example, "original").endswith(
+        f"appropriately completes the request. \n\n{pad}### Instruction:\n{pad}What?\n\n{pad}### Response:\n{pad}"
+    )
+    more = prompts.prompt(Example("1", "What?", "That.", "", ""), "original")
+    assert f"completes the request.\n\n{pad}### Instruction:\n{pad}What?\n\n{pad}### Input:\n{pad}That.\n\n" in more
+
+
+def test_a_log_torn_inside_a_character_is_continued(tmp_path: Path) -> None:
+    spec = RunSpec.parse({"eval": {"tasks": ["mini-addsub"], "rows": 6, "batch": 2, "max_new_tokens": 3}})
+    whole = run(spec, root=tmp_path / "whole")
+    record = run(spec, root=tmp_path / "torn")
+    (record.folder / "summary.json").unlink()
+    for name in ("events.jsonl", "predictions.jsonl"):
+        path = record.folder / name
+        lines = path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(b"".join(lines[:2]) + '{"text": "café'.encode()[:-1])
+    assert list(run(spec, root=tmp_path / "torn").predictions()) == list(whole.predictions())
+
+
+def test_another_answer_in_the_file_is_another_row(tmp_path: Path) -> None:
+    rows = [{"q": f"Is {i} odd?", "a": "yes" if i % 2 else "no"} for i in range(6)]
+    file = tmp_path / "odd.json"
+    file.write_text(json.dumps(rows))
+    name = f"own:{file}?instruction=q&answer=a&form=label&labels=yes|no"
+    spec = RunSpec.parse({"eval": {"tasks": [name], "batch": 2, "max_new_tokens": 3}})
+    record = run(spec, root=tmp_path)
+    (record.folder / "summary.json").unlink()
+    file.write_text(json.dumps([{**row, "a": "yes"} for row in rows]))
+    with pytest.raises(BadSpec, match="rows changed"):
+        run(spec, root=tmp_path)
+    assert {p["gold"] for p in run(spec, root=tmp_path, fresh=True).predictions()} == {"yes"}
+
+
+def test_options_need_no_room_for_an_answer() -> None:
+    base = loading.load_base("nano")
+    rows = BOOL.load("test", None)[:4]
+    made = list(evaluate(base.model, base.tokenizer, BOOL, rows, protocol="options", max_new_tokens=100_000))
+    assert not any(p.get("too_long") for p in made) and all(p["options"]["label"] for p in made)
+
+
+def test_examples_depend_on_the_seed_and_not_on_what_is_asked() -> None:
+    from llm_adapters_lab.runs.rows import read_rows
+
+    def shots(rows: int, seed: int = 0) -> list[str]:
+        fields = {"eval": {"tasks": ["mini-addsub"], "rows": rows, "shots": 3}, "seed": seed}
+        return [row.id for row in read_rows(RunSpec.parse(fields)).shots["mini-addsub"]]
+
+    assert shots(5) == shots(50) != shots(5, seed=1)
+
+
+def test_rescoring_an_incomplete_log_is_refused(tmp_path: Path) -> None:
+    spec = RunSpec.parse({"eval": {"tasks": ["mini-addsub"], "rows": 4, "max_new_tokens": 3}})
+    record = run(spec, root=tmp_path)
+    path = record.folder / "predictions.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:1]))
+    with pytest.raises(BadSpec, match="holds 1 of 4 answers to mini-addsub"):
+        rescore(record, "original")

@@ -1,0 +1,1 @@
+"""Forms: controls for specs, placements and runs."""

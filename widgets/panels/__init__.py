@@ -1,0 +1,1 @@
+"""The panels: each stands alone, `Lab` holds all of them."""
