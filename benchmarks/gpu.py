@@ -54,6 +54,7 @@ from llm_adapters_lab.core.registry import get_adapter
 from llm_adapters_lab.core.weights import dims
 from llm_adapters_lab.events import FellBack, Step
 from llm_adapters_lab.models import loading
+from llm_adapters_lab.models.blueprint import Blueprint
 from llm_adapters_lab.runs.environment import environment
 from llm_adapters_lab.runs.forecast.memory import Peak
 from llm_adapters_lab.runs.spec import RunSpec
@@ -118,10 +119,11 @@ class Random(Work):
         """Return it, the one before it dropped."""
         dtype = torch.bfloat16 if GPU else torch.float32
         torch.manual_seed(0)
-        model = loading.skeleton(str(self.folder), device=DEVICE, dtype=dtype)
+        plan = Blueprint(str(self.folder))
+        model = plan.build(DEVICE, dtype)
         if self.pack:
             in_four_bits(model, dtype)
-        return loading.Base(model, loading.tokenizer("nano"), str(self.folder))
+        return loading.Base(model, Blueprint("nano").tokenizer, plan)
 
 
 def in_four_bits(model: nn.Module, dtype: torch.dtype) -> None:
@@ -182,7 +184,7 @@ def now() -> float:
 
 
 def freed() -> None:
-    """Give memory back, and count its peak anew."""
+    """Give memory back, and reset its peak."""
     gc.collect()
     if GPU:
         torch.cuda.empty_cache()
@@ -259,7 +261,7 @@ def by_unsloth(work: Random) -> Iterator[None]:
 
 
 def apart(shape: str, folder: Path, real: bool, at: str) -> dict[str, Any]:
-    """Train by Unsloth, in a process of its own."""
+    """Train with Unsloth, in a separate process."""
     freed()
     words = [sys.executable, __file__, "--unsloth", json.dumps([shape, str(folder), real, at])]
     path = os.pathsep.join(filter(None, (os.environ.get("UNSLOTH_PYTHONPATH"), os.environ.get("PYTHONPATH"))))
@@ -312,9 +314,9 @@ def studied(shape: Shape, folder: Path, count: int = 8) -> dict[str, Any]:
     freed()
     base = folder / "small"
     torch.manual_seed(0)
-    model: Any = loading.skeleton(str(_written(base, shape.study)), device="cpu")
+    model: Any = Blueprint(str(_written(base, shape.study))).build("cpu")
     model.save_pretrained(base)
-    loading.tokenizer("nano").save_pretrained(base)
+    Blueprint("nano").tokenizer.save_pretrained(base)
     plan = {"batch": 16, "max_steps": shape.study_steps, "epochs": 1000.0}
     fields = {"base": str(base), "adapter": {"type": "lora", "rank": 8}, "data": {"task": "mini-math", "rows": 512}}
     specs = [
@@ -377,7 +379,7 @@ def measure(shape: Shape, seconds: float, wanted: str = "") -> dict[str, Any]:
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         _written(Path(name) / "base", shape.config)
-        outline = loading.skeleton(str(Path(name) / "base"))
+        outline = Blueprint(str(Path(name) / "base")).skeleton
         active = weights(outline)
         for part, do in parts(shape, Path(name)):
             if not re.search(wanted, part):
@@ -387,7 +389,7 @@ def measure(shape: Shape, seconds: float, wanted: str = "") -> dict[str, Any]:
                 continue
             try:
                 results[part] = do()
-            except Exception as error:  # the others are measured all the same
+            except Exception as error:  # the others are still measured
                 results[part] = {"failed": f"{type(error).__name__}: {error}"[-1500:]}
             results[part]["took"] = time.monotonic() - began
             if speed := results[part].get("tokens_per_second"):
@@ -429,7 +431,7 @@ def table(result: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--small", action="store_true", help="small shapes, on whatever there is")
-    parser.add_argument("--seconds", type=float, default=420, help="begin no further part after so many")
+    parser.add_argument("--seconds", type=float, default=420, help="start no further part after this many")
     parser.add_argument("--parts", default="", help="a pattern: only parts whose name it is found in")
     parser.add_argument("--unsloth", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=HERE / ("gpu.json" if GPU else "gpu-cpu.json"))

@@ -21,10 +21,11 @@ from pathlib import Path
 import psutil
 from jupyter_client.manager import start_new_kernel
 
-from llm_adapters_lab.runs.background import beside, stop
+from llm_adapters_lab.runs.background import stop
 from llm_adapters_lab.runs.event_log import last_event
 from llm_adapters_lab.runs.processes import lives
 from llm_adapters_lab.runs.record import Run, list_runs
+from llm_adapters_lab.runs.status import beside
 
 FOLLOW = """
 from llm_adapters_lab import RunSpec
@@ -99,7 +100,7 @@ def wait_for(true):
     until = time.monotonic() + 120
     while not (found := true()):
         if time.monotonic() > until:
-            sys.exit("waited two minutes in vain")
+            sys.exit("timed out after two minutes")
         time.sleep(0.02)
     return found
 

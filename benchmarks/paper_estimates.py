@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm_adapters_lab.core.weights import dims
-from llm_adapters_lab.models.blueprint import outline
+from llm_adapters_lab.models.blueprint import blueprint
 from llm_adapters_lab.runs.forecast.memory import estimate
 from llm_adapters_lab.runs.forecast.size import size
 from llm_adapters_lab.runs.presets import spec_presets
@@ -96,7 +96,7 @@ def hours(spec: RunSpec, weights: int, gpu: Gpu) -> tuple[float, float]:
     sizes = size(spec.base, spec.adapter, "bf16")
     steps = step_count(spec.train, ROWS - spec.data.validation)
     flops = steps * spec.train.batch * TOKENS * (4 * weights + 6 * sizes.trainable)
-    batches, layers = math.ceil(TESTS / spec.eval.batch), len(outline(spec.base)[1].layers)
+    batches, layers = math.ceil(TESTS / spec.eval.batch), len(blueprint(spec.base).anatomy.layers)
     compute = 2 * sizes.base * spec.eval.batch * BEAMS / (UTILISATION * gpu.flops)
     a_token = max(2 * sizes.base / (gpu.bandwidth / 2), compute, LAUNCH * layers)
     return flops / (UTILISATION * gpu.flops) / 3600, batches * NEW_TOKENS * a_token / 3600
@@ -104,8 +104,8 @@ def hours(spec: RunSpec, weights: int, gpu: Gpu) -> tuple[float, float]:
 
 def scoring(spec: RunSpec) -> int:
     """Return the bytes of weights, keys and values when the paper's protocol scores a batch."""
-    model, anatomy = outline(spec.base)
-    held = 2 * 2 * len(anatomy.layers) * model.config.hidden_size  # bytes of a token
+    base = blueprint(spec.base)
+    held = 2 * 2 * len(base.anatomy.layers) * base.config.hidden_size  # bytes of a token
     return 2 * size(spec.base, None).base + held * spec.eval.batch * BEAMS * (PROMPT + MAX_NEW_TOKENS)
 
 
@@ -115,7 +115,7 @@ def examine(name: str, spec: RunSpec, folder: Path) -> dict[str, Any]:
     base.mkdir(exist_ok=True)
     (base / "config.json").write_text(json.dumps(CONFIGS[spec.base]), encoding="utf-8")
     plain = changed(spec, str(base), {})
-    model = outline(plain.base)[0]
+    model = blueprint(plain.base).skeleton
     weights = sum(m.weight.numel() for m in model.modules() if dims(m))
     found: dict[str, Any] = {"preset": name, "base": spec.base, "adapter": spec.adapter and spec.adapter.type}
     sizes = size(plain.base, plain.adapter, "bf16")

@@ -39,7 +39,7 @@ from llm_adapters_lab.adapters.lora import LoRAConfig
 from llm_adapters_lab.core.injection import inject
 from llm_adapters_lab.core.weights import dims
 from llm_adapters_lab.events import Step
-from llm_adapters_lab.models import loading
+from llm_adapters_lab.models.blueprint import Blueprint
 from llm_adapters_lab.runs.environment import environment
 from llm_adapters_lab.runs.forecast.memory import Peak, estimate
 from llm_adapters_lab.runs.spec import RunSpec
@@ -87,7 +87,7 @@ class Case:
         with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
             (Path(folder) / "config.json").write_text(json.dumps(self.config), encoding="utf-8")
             torch.manual_seed(0)
-            return loading.skeleton(folder, device="cpu")
+            return Blueprint(folder).build("cpu")
 
     def samples(self) -> list[Sample]:
         """Return the rows of the data, all of one length."""
@@ -232,7 +232,7 @@ def growth(steps: int) -> Growth:
 
 
 def processes(counts: tuple[int, ...] = (1, 2)) -> dict[str, Any]:
-    """Return the tokens in a second of one training by so many processes on this machine."""
+    """Return the tokens per second of one training by each number of processes on this machine."""
     words = ["run", str(HERE.parent / "papermill_runs" / "specs" / "nano-lora.yaml")]
     words += ["--set", "train.max_steps=20", "--set", "eval.tasks=[]", "--json"]
     found: dict[str, Any] = {}
@@ -265,7 +265,7 @@ def project() -> list[dict[str, Any]]:
                 memory = estimate(spec, [Sample(str(row[0]), row, row) for row in rows])
                 assert memory is not None and spec.adapter is not None
                 bytes_.append(memory.total)
-                model = loading.skeleton(folder)
+                model = Blueprint(folder).skeleton
                 weights = sum(wide * high for m in model.modules() if (size := dims(m)) for wide, high in [size])
                 counts.append((weights, inject(model, spec.adapter).count()))
         layers = config["num_hidden_layers"]

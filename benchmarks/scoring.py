@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from llm_adapters_lab.core.merging import written
+from llm_adapters_lab.core.merging import temporarily_merged
 from llm_adapters_lab.core.saving import load_adapter
 from llm_adapters_lab.evaluation.predictions import evaluate
 from llm_adapters_lab.models import loading
@@ -117,7 +117,7 @@ def main() -> None:
     ways += [("lab", lab, asked.rows, asked.batch), ("options", likelihood, asked.rows, asked.batch)]
     results, answers = [], {}
     for name, way, few, count in ways:
-        with written(injection if name in ("lab", "options") else None):
+        with temporarily_merged(injection if name in ("lab", "options") else None):
             result, answers[name] = measure(name, way, few, count, base, task, rows, asked.batch)
         results.append(result)
     speed = {r["procedure"]: r["samples_per_second"] for r in results}

@@ -2,10 +2,10 @@
 
     python benchmarks/soak.py --kills 200 --minutes 30 --seed 0
 
-Every run is killed one to six times: when its logs have grown by a number of lines drawn from what is left, rather few,
-and up to a twentieth of a second later. It is taken up again after each, and in the end compared with a run that
-nothing has interrupted: events, losses, adapter, answers and summary, to the bit but for times. It stops after so many
-kills or minutes, prints what it has counted as JSON, and fails if a run was lost or differed.
+Every run is killed one to six times, up to 50 ms after its logs have grown by a random number of lines. It is resumed
+after each kill, and finally compared with an uninterrupted run: events, losses, adapter, answers and summary must be
+bit-identical, except for times. The soak stops after a number of kills or minutes, prints its counts as JSON, and fails
+if a run was lost or differed.
 """
 
 import argparse
@@ -32,8 +32,8 @@ from llm_adapters_lab.runs.spec import RunSpec
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--kills", type=int, default=200, help="stop after so many")
-    parser.add_argument("--minutes", type=float, default=30.0, help="stop after so many, if sooner")
+    parser.add_argument("--kills", type=int, default=200, help="stop after this many kills")
+    parser.add_argument("--minutes", type=float, default=30.0, help="stop after this many minutes, if that is sooner")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, Nursery(Path(folder)) as nursery:
@@ -81,7 +81,7 @@ def lines(folder: Path) -> int:
     """Return how much a run has said and answered."""
     count = 0
     for name in ("events.jsonl", "predictions.jsonl"):
-        with suppress(FileNotFoundError):  # not there yet, or just taken away to begin anew
+        with suppress(FileNotFoundError):  # not there yet, or just removed for a restart
             count += (folder / name).read_bytes().count(b"\n")
     return count
 

@@ -35,15 +35,17 @@ from llm_adapters_lab.adapters.lora import LoRAConfig
 from llm_adapters_lab.core.injection import inject
 from llm_adapters_lab.events import FellBack, Step
 from llm_adapters_lab.models import loading
+from llm_adapters_lab.models.blueprint import Blueprint
 from llm_adapters_lab.runs.environment import environment
 from llm_adapters_lab.runs.forecast.memory import Peak
 from llm_adapters_lab.tasks.registry import get_task
 from llm_adapters_lab.tasks.tokens import Sample, encode
-from llm_adapters_lab.training.batches import collate, order
+from llm_adapters_lab.training.batches import collate, row_order
 from llm_adapters_lab.training.device import make_accelerator
-from llm_adapters_lab.training.fast_paths import choose
+from llm_adapters_lab.training.fast_paths import choose_fast_paths
 from llm_adapters_lab.training.joint import JointTrainer, Member
-from llm_adapters_lab.training.loop import learning_rate, train
+from llm_adapters_lab.training.loop import train
+from llm_adapters_lab.training.optimizer import learning_rate
 from llm_adapters_lab.training.packing import pack
 from llm_adapters_lab.training.spec import TrainSpec
 
@@ -204,12 +206,12 @@ def _lab(work: Work, changes: dict[str, Any]) -> Iterator[None]:
     injection = inject(base.model, work.config)
     plan = work.plan.model_copy(update=changes)
     # The lab orders rows by seed; they are given so that its order is that of the others.
-    places = [i for batch in order(len(work.rows), plan.batch, plan.max_steps or 1, 0) for i in batch]
+    places = [i for batch in row_order(len(work.rows), plan.batch, plan.max_steps or 1, 0) for i in batch]
     rows = [row for _, row in sorted(zip(places, work.rows, strict=False), key=lambda pair: pair[0])]
     accelerator = make_accelerator(plan.precision)
     base.model.to(accelerator.device)
     with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as flops:
-        choose(base.model, injection, rows, plan)
+        choose_fast_paths(base.model, injection, rows, plan)
     work.trial = flops.get_total_flops()
     events = train(base.model, injection, rows, plan, accelerator, pad_id=work.pad_id)
     yield
@@ -281,24 +283,24 @@ def _parameters(running: Any) -> list[torch.Tensor]:
 
 
 def at_once(work: Work, count: int, tokens: int | None = None) -> Iterator[None]:
-    """Train so many adapters together; the clock measures from the second step on, the first to be shared."""
+    """Train several adapters together; timed from the second step on, the first that is shared."""
     base = loading.load_base(work.base)
     together, going = JointTrainer(base.model, tokens), []
     for number in range(count):
-        together.only()
+        together.activate()
         torch.manual_seed(0)
         injection = inject(base.model, work.config, name=f"study{number}")
         member = Member(together, base.model, injection, work.rows, work.plan, work.pad_id)
         going.append(train(base.model, injection, work.rows, work.plan, pad_id=work.pad_id, gradients=member))
-    together.begin()
+    together.start()
     for step in range(work.plan.max_steps or 1):
         if step == 1:
             yield
-        together.round([f"study{number}" for number in range(count)], step)
+        together.begin_step([f"study{number}" for number in range(count)], step)
         with work.clock() if step else nullcontext():
             for events in going:
                 work.losses.append(next(e.loss for e in events if isinstance(e, Step)))
-    together.end()
+    together.finish()
 
 
 def many(asked: argparse.Namespace, samples: list[Sample], config: LoRAConfig, pad_id: int) -> dict[str, Any]:
@@ -370,7 +372,7 @@ _ATTENTION = {
 
 def measure(asked: argparse.Namespace) -> dict[str, Any]:
     """Do the whole comparison for one base."""
-    tokenizer, task = loading.tokenizer(asked.base), get_task(asked.task)
+    tokenizer, task = Blueprint(asked.base).tokenizer, get_task(asked.task)
     rows = task.load("train", asked.root)
     mixed = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
     count = asked.batch * asked.steps

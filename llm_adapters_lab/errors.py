@@ -1,7 +1,7 @@
 """Every error the lab raises on purpose.
 
 Each message says what is wrong, what was given and what to do. The command line prints it and exits with code 2;
-a panel shows it as it stands.
+a panel shows it as it is.
 """
 
 from __future__ import annotations
@@ -11,19 +11,15 @@ from difflib import get_close_matches
 
 
 class LabError(Exception):
-    """What all deliberate errors of the lab have in common."""
+    """The base of all deliberate errors of the lab."""
 
 
 class BadSpec(LabError, ValueError):
-    """A spec names an unknown key, adapter, task or value, or a value out of its range."""
+    """A spec or an argument names an unknown key, adapter, task or value, or a value out of its range."""
 
 
 class UnknownAnatomy(LabError):
-    """The model is not a decoder whose layers and projections can be told apart."""
-
-
-class RoutedExperts(UnknownAnatomy):
-    """The model routes tokens to experts; the named modules cannot be adapted."""
+    """The model is not a decoder with recognisable layers and projections, or it routes tokens to experts."""
 
 
 class EmptyPlacement(LabError, ValueError):
@@ -38,6 +34,10 @@ class CannotMerge(LabError):
     """The adapter has no merged weight, or the base cannot hold one."""
 
 
+class CannotConvert(LabError):
+    """An adapter has a feature without a counterpart in the format it is exported to or imported from."""
+
+
 class StateMismatch(LabError, ValueError):
     """Saved adapter tensors do not fit the adapter they are loaded into."""
 
@@ -46,24 +46,8 @@ class WrongBase(LabError, ValueError):
     """A saved adapter was trained on another base model."""
 
 
-class CannotExport(LabError):
-    """The other format has no place for what the adapter does."""
-
-
-class CannotPush(LabError):
-    """The hub cannot be written to."""
-
-
-class CannotImport(LabError):
-    """A saved adapter of another library has a feature that has no counterpart here."""
-
-
 class NoView(LabError):
-    """A view has no meaning for this method, or for what was recorded of it."""
-
-
-class CannotRecord(LabError):
-    """What was asked of a recorder does not exist in this model, or was not recorded."""
+    """The view does not exist for this model or method, or its data were not recorded."""
 
 
 class ModelUnavailable(LabError):
@@ -83,23 +67,19 @@ class NotEnoughMemory(LabError):
 
 
 class TrainingFailed(LabError):
-    """Training could not go on, for instance because the loss stopped being finite."""
+    """Training could not continue, for instance because the loss is no longer finite."""
 
 
 class ProcessLost(LabError):
-    """One of the processes that do a run together has ended, and the others cannot go on without it."""
+    """A process of a distributed run has ended, and the others cannot continue without it."""
+
+
+class ClusterError(LabError):
+    """Another machine or the shared storage does not answer, or has other versions or weights than this one."""
 
 
 class CannotWrite(LabError, OSError):
-    """The folder of a run cannot be written to."""
-
-
-class NodesDiffer(LabError):
-    """Machines that are to work together have other versions, or other weights under one name."""
-
-
-class Unreachable(LabError):
-    """Another machine, or the storage that all share, does not answer."""
+    """A file, a folder or a repository of the hub cannot be written."""
 
 
 def choices(given: str, known: Iterable[str]) -> str:
@@ -114,3 +94,8 @@ def choices(given: str, known: Iterable[str]) -> str:
     if near:
         return f"Did you mean {' or '.join(repr(n) for n in near)}?"
     return f"Choose one of: {', '.join(known)}."
+
+
+def shortened(message: str) -> str:
+    """Return a message with the middle of very long lines, which quote the input, cut out."""
+    return "\n".join(line if len(line) <= 800 else f"{line[:400]} … {line[-350:]}" for line in message.split("\n"))

@@ -1,4 +1,4 @@
-"""What happens in a run, as plain values: written to events.jsonl and shown by every front end."""
+"""Events of a run, as plain values: written to events.jsonl and shown by every front end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Started(Event):
-    """The run has loaded everything and begins."""
+    """The run has loaded everything and starts."""
 
     id: str
     steps: int
@@ -29,9 +29,9 @@ class Started(Event):
 
 @dataclass(frozen=True)
 class Resumed(Event):
-    """An interrupted run goes on: in its training after so many steps, or in its scoring.
+    """An interrupted run is resumed: its training after `step` steps, or its scoring.
 
-    What the earlier attempts have said from there on is taken out of the log, so every step is in it once.
+    Events that earlier attempts logged after that point are removed, so every step is in the log once.
     """
 
     id: str
@@ -41,7 +41,7 @@ class Resumed(Event):
 
 @dataclass(frozen=True)
 class Estimated(Event):
-    """The memory that training will need at its peak, in bytes; `memory.Memory` says what the parts are."""
+    """Estimated peak memory of the training, in bytes; `runs.forecast.memory.Memory` describes the parts."""
 
     weights: int
     adapter: int
@@ -67,7 +67,7 @@ class Step(Event):
 
 @dataclass(frozen=True)
 class FellBack(Event):
-    """A setting of the spec does not hold here, so something slower with the same result is done; `reason` says why."""
+    """A setting of the spec cannot be used here; a slower computation with the same result replaces it."""
 
     setting: str
     reason: str
@@ -75,7 +75,7 @@ class FellBack(Event):
 
 @dataclass(frozen=True)
 class Validated(Event):
-    """The loss on the held-out rows after a step; `best` says whether it is the lowest so far."""
+    """The validation loss after a step; `best`: whether it is the lowest so far."""
 
     step: int
     loss: float
@@ -95,7 +95,7 @@ class Norms(Event):
 
 @dataclass(frozen=True)
 class Probed(Event):
-    """What one step did at each site, with the keys of `Norms`: Frobenius norms over the tensors θ of the site.
+    """Effect of one step at each site, with the keys of `Norms`: Frobenius norms over the tensors θ of the site.
 
     Attributes:
         step: number of the step, from 1.
@@ -112,7 +112,7 @@ class Probed(Event):
 
 @dataclass(frozen=True)
 class Scoring(Event):
-    """So many rows of a task have been answered."""
+    """Progress of the scoring: `done` of `total` rows of a task have been answered."""
 
     task: str
     done: int
@@ -121,7 +121,7 @@ class Scoring(Event):
 
 @dataclass(frozen=True)
 class Scored(Event):
-    """A task is scored; `score` holds what the summary will."""
+    """A task has been scored; `score` is its entry in the summary."""
 
     task: str
     score: dict[str, Any]
@@ -129,7 +129,7 @@ class Scored(Event):
 
 @dataclass(frozen=True)
 class Noticed(Event):
-    """Something a reader should know; the run goes on, or its result is returned all the same."""
+    """A warning; the run continues, or its result is returned."""
 
     text: str
 
@@ -144,7 +144,7 @@ class Finished(Event):
 
 @dataclass(frozen=True)
 class Stopped(Event):
-    """Somebody asked the run to stop; it can be started again."""
+    """The run was asked to stop; the same call resumes it."""
 
     id: str
     stage: str
@@ -152,14 +152,14 @@ class Stopped(Event):
 
 @dataclass(frozen=True)
 class Failed(Event):
-    """The run could not go on.
+    """The run failed.
 
     Attributes:
         id: of the run.
-        stage: in which it was.
+        stage: where it failed: loading, training or scoring.
         error: class and message.
-        traceback: as Python prints it, without the reader's home.
-        step: the last one whose state is kept; 0 for none.
+        traceback: as Python prints it, with the home folder as ~.
+        step: the last step in a checkpoint; 0 for none.
         advice: how to continue.
     """
 

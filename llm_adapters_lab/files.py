@@ -1,19 +1,41 @@
-"""Read and write files of the lab so that a crash leaves the old version or the new one, never a torn one."""
+"""Read and write files of the lab so that a crash leaves the old version or the new one, never a partial one."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from llm_adapters_lab.errors import BadSpec
+from safetensors import SafetensorError
+
+from llm_adapters_lab.errors import BadSpec, CannotWrite
 
 PART = ".part"
-"""How the names of files end that are still being written."""
+"""Suffix of files that are being written."""
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an OSError raised in the block into a `CannotWrite` that names the file or folder.
+
+    Raises:
+        CannotWrite: it cannot be written.
+    """
+    try:
+        yield
+    except CannotWrite:
+        raise
+    except (OSError, SafetensorError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        reason = os.strerror(number) if number else str(error)
+        raise CannotWrite(
+            f"{path} cannot be written: {reason}. Make room, lift the protection or choose another place."
+        ) from error
 
 
 def append_line(path: Path, value: dict[str, Any]) -> None:
@@ -49,14 +71,14 @@ def write_atomically(path: Path, content: bytes | Iterable[bytes]) -> None:
 
 
 def share(path: Path) -> None:
-    """Let those read a file whom the umask allows: what was made as a temporary one is its owner's alone."""
+    """Give a file the permissions of the umask; a temporary file is readable by its owner only."""
     mask = os.umask(0)
     os.umask(mask)
     path.chmod(0o666 & ~mask)
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Wait until a file, or the entries of a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -70,11 +92,11 @@ def _rewrite(path: Path, lines: Iterable[dict[str, Any]]) -> None:
 
 
 def _lines(path: Path, words: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
-    """Yield the whole lines of a file, of those without any of the words perhaps none."""
+    """Yield the complete lines of a file; lines that contain none of the words may be left out."""
     if not path.is_file():
         return
     wanted = [word.encode() for word in words] or [b""]
-    # As bytes: a line may be torn in the middle of a character.
+    # As bytes: a line may end in the middle of a character.
     with path.open("rb") as file:
         for line in file:
             if line.endswith(b"\n") and any(word in line for word in wanted):
@@ -95,6 +117,16 @@ def read_json(path: Path) -> dict[str, Any]:
         return fields
     except (OSError, ValueError, RecursionError) as error:
         raise BadSpec(f"{path} cannot be read as JSON: {error}.") from None
+
+
+def check_shard_size(size: str) -> None:
+    """Refuse a maximum size of a safetensors file that is not of the form "5GB".
+
+    Raises:
+        BadSpec: it is not.
+    """
+    if not re.fullmatch(r"\d+(\.\d+)?[KMGT]i?B", size):
+        raise BadSpec(f"The shard size {size!r} is not of the form 5GB or 200MB.")
 
 
 def write_json(path: Path, value: Any) -> None:

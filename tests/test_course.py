@@ -1,4 +1,4 @@
-"""The course: every notebook runs from top to bottom, teaches by pictures and exercises, and links to what exists."""
+"""The course: every notebook runs from top to bottom, has figures and exercises, and its links work."""
 
 import ast
 import re
@@ -13,7 +13,7 @@ COURSE = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(COURSE.glob("*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
 SECONDS = 600
-"""A cell may take so long. In FAST mode one takes a few seconds, but a busy machine is many times slower."""
+"""Time limit of a cell. In FAST mode a cell takes a few seconds, but a busy machine is many times slower."""
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 ARXIV = re.compile(r"https://arxiv\.org/abs/\d{4}\.\d{5}")
@@ -36,7 +36,7 @@ def prose(path: Path) -> str:
 
 
 def execute(path: Path, folder: Path, **parameters: Any) -> Any:
-    """Run a notebook in an empty folder, as a person would who has only installed the lab."""
+    """Run a notebook in an empty folder, as someone would who has only installed the lab."""
     here = {"cwd": folder, "progress_bar": False, "start_timeout": 120, "execution_timeout": SECONDS}
     return papermill.execute_notebook(path, folder / path.name, {"FAST": True, **parameters}, **here)
 
@@ -48,18 +48,18 @@ def figures(notebook: Any) -> int:
 
 @pytest.fixture(autouse=True)
 def calm(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The kernel is a process of its own; nano is slower on several threads than on one when tests run beside it.
+    # The kernel is a separate process; nano is slower on several threads than on one while other tests run.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def test_the_course_is_complete_and_its_contents_page_names_every_notebook():
+def test_the_course_is_complete_and_its_contents_page_lists_every_notebook():
     assert [name[:2] for name in NAMES] == [f"{number:02d}" for number in range(1, 12)]
     page = (COURSE / "README.md").read_text(encoding="utf-8")
     assert [link for link in LINK.findall(page) if link.endswith(".ipynb")] == [path.name for path in NOTEBOOKS]
 
 
 @each
-def test_a_notebook_says_what_is_learnt_what_it_needs_and_where_it_comes_from(path: Path):
+def test_a_notebook_states_goals_needs_and_sources(path: Path):
     notebook = read(path)
     first = notebook.cells[0].source
     assert first.startswith(f"# {path.stem[:2]} · ")
@@ -67,7 +67,7 @@ def test_a_notebook_says_what_is_learnt_what_it_needs_and_where_it_comes_from(pa
         assert part in first, part
     assert ARXIV.search(first)
     assert notebook.metadata.kernelspec.name == "python3"
-    # Prose before code: no code cell but the imports begins the notebook, and none of the chapters is bare.
+    # Prose before code in every section.
     kinds = [cell.cell_type for cell in notebook.cells]
     assert kinds.count("markdown") >= 8
 
@@ -82,7 +82,7 @@ def test_the_parameters_are_typed_and_every_notebook_can_be_fast(path: Path):
 
 
 @each
-def test_exercises_have_a_place_for_an_answer_and_a_hidden_solution_that_checks_it(path: Path):
+def test_exercises_have_an_answer_cell_and_a_hidden_solution_that_checks_it(path: Path):
     notebook = read(path)
     answers, solutions = tagged(notebook, "answer"), tagged(notebook, "solution")
     asked = re.findall(r"\*\*Exercise \d+\.\*\*", prose(path))
@@ -97,7 +97,7 @@ def test_exercises_have_a_place_for_an_answer_and_a_hidden_solution_that_checks_
 
 
 @pytest.mark.parametrize("path", [*NOTEBOOKS, COURSE / "README.md"], ids=[*NAMES, "README"])
-def test_links_lead_somewhere(path: Path):
+def test_links_work(path: Path):
     text = prose(path) if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
     links = LINK.findall(text)
     assert links
@@ -109,14 +109,14 @@ def test_links_lead_somewhere(path: Path):
 
 
 @each
-def test_a_notebook_holds_no_path_of_a_machine(path: Path):
+def test_a_notebook_contains_no_absolute_path(path: Path):
     assert not re.search(r"""["'(\s](/[a-z]+/|[A-Z]:\\|~/)""", "\n".join(cell.source for cell in read(path).cells))
 
 
 @pytest.mark.slow
 @each
 def test_a_notebook_runs_and_draws(path: Path, tmp_path: Path):
-    # The real model takes minutes to load and train on a busy machine; how the lab deals with it is tested elsewhere.
+    # The real model takes minutes to load and train on a busy machine; it is tested elsewhere.
     small = {"BASE": "nano"} if path.stem.startswith("08") else {}
     notebook = execute(path, tmp_path, **small)
     assert figures(notebook) >= 1
@@ -124,7 +124,7 @@ def test_a_notebook_runs_and_draws(path: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_the_quickstart_runs_but_for_its_panel(tmp_path: Path):
+def test_the_quickstart_runs_without_its_panel(tmp_path: Path):
     notebook = read(COURSE / "01_quickstart.ipynb")
     (panel,) = [cell for cell in notebook.cells if "from widgets import Lab" in cell.source]
     panel.source = "pass"
@@ -133,22 +133,22 @@ def test_the_quickstart_runs_but_for_its_panel(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_without_the_real_model_its_notebook_says_so_and_goes_on(tmp_path: Path):
+def test_without_the_real_model_its_notebook_reports_it_and_continues(tmp_path: Path):
     notebook = execute(COURSE / "08_a_real_model.ipynb", tmp_path, BASE="smollm2")
     printed = "".join(o.get("text", "") for cell in notebook.cells for o in cell.get("outputs", []))
     assert "There is no model 'smollm2'. Did you mean 'smollm2-135m'" in printed
-    assert "The cells below use nano in its place" in printed
+    assert "The cells below use nano instead" in printed
 
 
 @pytest.mark.slow
-def test_a_wrong_answer_is_noticed(tmp_path: Path):
+def test_a_wrong_answer_is_detected(tmp_path: Path):
     from papermill.exceptions import PapermillExecutionError
 
     notebook = read(COURSE / "05_placement_and_rank.ipynb")
     first = tagged(notebook, "answer")[0]
     assert first.source == "rank = None"
     first.source = "rank = 3"
-    # Only what the exercise needs, so that the test is short.
+    # Only the cells that the exercise needs.
     keep = {cell.id for cell in (notebook.cells[notebook.cells.index(first) + 1], first)}
     needed = [
         c

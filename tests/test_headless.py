@@ -1,4 +1,4 @@
-"""Headless: run notebooks by papermill's own command line, the specs beside them, and one run by every way in."""
+"""Headless: the run notebooks under papermill's command line, their specs, and one run from every entry point."""
 
 import ast
 import json
@@ -46,12 +46,12 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels and processes compute as this one does."""
+    """Kernels and processes compute with as many threads as this one."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 def papermill(name: str, out: Path, values: dict[str, Any]) -> tuple[int, Any, str]:
-    """Run a notebook by papermill's command line; return its exit code, what it wrote, and what it said."""
+    """Run a notebook with papermill's command line; return exit code, executed notebook and stderr."""
     line = shlex.split(papermill_line(f"papermill_runs/{name}.ipynb", values, str(out)))
     command = [sys.executable, "-m", *line, "--no-progress-bar"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
@@ -84,7 +84,7 @@ def declared(name: str) -> dict[str, ast.AnnAssign]:
 def test_the_parameters_of_run_are_the_fields_of_a_spec_with_its_defaults() -> None:
     values = {name: ast.literal_eval(line.value) for name, line in declared("run").items() if line.value}
     assert set(values) == set(RunSpec.model_fields) | EXTRA
-    # A key that a spec file leaves out must mean the same here as on the command line.
+    # A key that a spec file omits must mean the same here as on the command line.
     assert RunSpec.parse({key: value for key, value in values.items() if key not in EXTRA}) == RunSpec()
 
 
@@ -98,12 +98,13 @@ def test_every_spec_file_is_valid_and_fits_the_notebook(path: Path) -> None:
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_papermill_knows_the_types_of_all_parameters(name: str) -> None:
-    found = {key: told["inferred_type_name"] for key, told in inspect_notebook(str(FOLDER / f"{name}.ipynb")).items()}
+    inspected = inspect_notebook(str(FOLDER / f"{name}.ipynb"))
+    found = {key: parameter["inferred_type_name"] for key, parameter in inspected.items()}
     assert found == {key: ast.unparse(line.annotation) for key, line in declared(name).items()}
     assert "fast" in found
 
 
-def test_every_papermill_line_has_its_limits() -> None:
+def test_every_papermill_command_has_time_limits() -> None:
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("not a git checkout")
@@ -115,7 +116,7 @@ def test_every_papermill_line_has_its_limits() -> None:
     assert not [line for line in lines if "--execution-timeout" not in line or "--start-timeout" not in line]
 
 
-# What was given
+# Parameters
 
 
 def check(source: str, injected: str = "") -> dict[str, Any]:
@@ -131,22 +132,21 @@ TYPED = (
 )
 
 
-def test_what_was_given_is_told_apart_from_what_the_notebook_has() -> None:
+def test_given_parameters_are_distinguished_from_defaults() -> None:
     assert check(TYPED) == {}
     assert check(TYPED, "rank = 4\nrate = 2") == {"rate": 2}
-    assert check(TYPED, 'adapter = {"type": "lora"}\nfast = True\ntasks = ["a"]') == {
-        **{"tasks": ["a"], "adapter": {"type": "lora"}, "fast": True}
-    }
+    given_three = check(TYPED, 'adapter = {"type": "lora"}\nfast = True\ntasks = ["a"]')
+    assert given_three == {"tasks": ["a"], "adapter": {"type": "lora"}, "fast": True}
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("rnak = 8", "'rnak' is not a known key. Did you mean 'rank'"),
-        ("rank = '8'", "rank = '8': Input should be a valid integer"),
-        ("fast = 'no'", "fast = 'no': Input should be a valid boolean"),
-        ("tasks = 'mini-bool'", "tasks = 'mini-bool': Input should be a valid list"),
-        ("tasks = [3]", "tasks.0 = 3: Input should be a valid string"),
+        ("rank = '8'", "rank must be a whole number; given was '8'"),
+        ("fast = 'no'", "fast must be true or false; given was 'no'"),
+        ("tasks = 'mini-bool'", "tasks must be a list, each item text; given was 'mini-bool'"),
+        ("tasks = [3]", "tasks[0] must be text; given was 3"),
     ],
 )
 def test_a_wrong_parameter_is_refused(line: str, message: str) -> None:
@@ -154,7 +154,7 @@ def test_a_wrong_parameter_is_refused(line: str, message: str) -> None:
         check(TYPED, line)
 
 
-def test_the_line_that_runs_it_again_gives_the_same_parameters() -> None:
+def test_the_command_that_repeats_a_notebook_has_the_same_parameters() -> None:
     changed = {"adapter": {"type": "lora", "at": "q,v"}, "root": "a folder/ünd", "seed": 3, "tasks": ["it's", "null"]}
     line = shlex.split(papermill_line("n.ipynb", changed))
     assert line[:4] == ["papermill", "n.ipynb", "out.ipynb", "-y"]
@@ -168,7 +168,7 @@ def test_the_line_that_runs_it_again_gives_the_same_parameters() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_a_run_notebook_by_command_line(name: str, tmp_path: Path) -> None:
+def test_a_run_notebook_from_the_command_line(name: str, tmp_path: Path) -> None:
     root = tmp_path / "runs"
     values: dict[str, Any] = {"root": str(root), "fast": True}
     spec = RunSpec.load(FOLDER / "specs" / "nano-lora.yaml", FAST)
@@ -177,8 +177,8 @@ def test_a_run_notebook_by_command_line(name: str, tmp_path: Path) -> None:
         values |= {**fields, "compare": ["papermill_runs/specs/nano-base.yaml"]}
     else:
         values["out"] = str(root / f"{name}.html")
-    code, notebook, said = papermill(name, tmp_path / "out.ipynb", values)
-    assert code == 0, said
+    code, notebook, stderr = papermill(name, tmp_path / "out.ipynb", values)
+    assert code == 0, stderr
     made = outputs(notebook)
     for cell in FIGURES[name]:
         assert any("application/vnd.plotly.v1+json" in each.get("data", {}) for each in made[cell]), cell
@@ -197,9 +197,9 @@ def test_a_run_notebook_by_command_line(name: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_an_unknown_parameter_ends_with_code_1_and_a_partial_notebook(tmp_path: Path) -> None:
     values = {"root": str(tmp_path / "runs"), "adaptor": {"type": "lora"}}
-    code, notebook, said = papermill("run", tmp_path / "out.ipynb", values)
+    code, notebook, stderr = papermill("run", tmp_path / "out.ipynb", values)
     assert code == 1
-    assert "'adaptor' is not a known key. Did you mean 'adapter'" in said
+    assert "'adaptor' is not a known key. Did you mean 'adapter'" in stderr
     made = outputs(notebook)
     assert [each["output_type"] for each in made["given"]] == ["error"]
     assert made["check"] == made["run"] == []
@@ -207,12 +207,12 @@ def test_an_unknown_parameter_ends_with_code_1_and_a_partial_notebook(tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_leaves_its_record_as_failed_and_the_notebook_so_far(tmp_path: Path) -> None:
-    # Gradient checkpointing drops the cache that a prefix lives in, which is found when training begins.
+def test_a_failed_run_is_recorded_as_failed_and_leaves_a_partial_notebook(tmp_path: Path) -> None:
+    # Gradient checkpointing discards the cache that holds a prefix, which is detected when training begins.
     fields = change(SMALL, {"adapter": {"type": "prefix"}, "train.gradient_checkpointing": True})
-    code, notebook, said = papermill("run", tmp_path / "out.ipynb", {**fields, "root": str(tmp_path / "runs")})
+    code, notebook, stderr = papermill("run", tmp_path / "out.ipynb", {**fields, "root": str(tmp_path / "runs")})
     assert code == 1
-    assert "CannotInject" in said
+    assert "CannotInject" in stderr
     made = outputs(notebook)
     assert RunSpec.parse(fields).id in made["check"][0]["text"]
     assert made["run"][-1]["ename"] == "CannotInject"
@@ -223,7 +223,7 @@ def test_a_run_that_fails_leaves_its_record_as_failed_and_the_notebook_so_far(tm
 
 
 @pytest.mark.slow
-def test_click_notebook_command_line_and_python_give_one_run_to_the_bit(tmp_path: Path) -> None:
+def test_panel_notebook_command_line_and_python_give_bit_identical_runs(tmp_path: Path) -> None:
     spec = RunSpec.parse(SMALL)
     file = tmp_path / "spec.yaml"
     file.write_text(yaml.safe_dump(SMALL), encoding="utf-8")
@@ -236,12 +236,12 @@ def test_click_notebook_command_line_and_python_give_one_run_to_the_bit(tmp_path
     panel.close()
 
     lab = [sys.executable, "-m", "llm_adapters_lab", "run", str(file), "--root", str(tmp_path / "line"), "--json"]
-    told = subprocess.run(lab, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    code, _, said = papermill("run", tmp_path / "out.ipynb", {**SMALL, "root": str(tmp_path / "notebook")})
-    assert code == 0, said
+    printed = subprocess.run(lab, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    code, _, stderr = papermill("run", tmp_path / "out.ipynb", {**SMALL, "root": str(tmp_path / "notebook")})
+    assert code == 0, stderr
 
     for way in ("click", "line", "notebook"):
         (found[way],) = list_runs(tmp_path / way)
         assert found[way].id == spec.id
         assert timeless(found[way]) == timeless(found["python"]), way
-    assert json.loads(told.splitlines()[-1])["id"] == spec.id
+    assert json.loads(printed.splitlines()[-1])["id"] == spec.id

@@ -1,4 +1,4 @@
-"""Notebooks: valid, without outputs, and beginning with their parameters."""
+"""Notebooks are valid, have no outputs, and begin with their parameters."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ def parameter_cells(notebook: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_a_notebook_is_valid_without_outputs_and_starts_with_its_parameters(path: Path):
+def test_a_notebook_is_valid_has_no_outputs_and_begins_with_its_parameters(path: Path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]

@@ -1,38 +1,33 @@
-"""Panels for JupyterLab, Notebook, VS Code and Voila; `Lab()` is all of them in one.
-
-Names are loaded when first used, so that importing the package costs next to nothing.
-"""
+"""Panels for JupyterLab, Notebook, VS Code and Voila; `Lab()` is all of them in one."""
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from llm_adapters_lab._lazy import attach
 
 if TYPE_CHECKING:
-    from widgets.forms.form import Form
-    from widgets.lab import Lab
-    from widgets.panels.chat_panel import TryPanel
-    from widgets.panels.data_panel import Data
-    from widgets.panels.inspect_panel import InspectPanel
-    from widgets.panels.model_panel import Choose
-    from widgets.panels.reproduce_panel import HandOver
-    from widgets.panels.run_panel import RunPanel
-    from widgets.panels.runs_panel import RunsPanel
+    from widgets.forms.form import Form as Form
+    from widgets.lab import Lab as Lab
+    from widgets.panels.chat_panel import ChatPanel as ChatPanel
+    from widgets.panels.data_panel import DataPanel as DataPanel
+    from widgets.panels.inspect_panel import InspectPanel as InspectPanel
+    from widgets.panels.model_panel import ModelPanel as ModelPanel
+    from widgets.panels.run_panel import RunPanel as RunPanel
+    from widgets.panels.runs_panel import RunsPanel as RunsPanel
+    from widgets.panels.spec_files import ExportPanel as ExportPanel
 
-__all__ = ["Lab", "Choose", "Data", "RunPanel", "RunsPanel", "InspectPanel", "TryPanel", "Form", "HandOver"]
-
-_HOME = {
-    **{"Lab": "lab", "Form": "forms.form", "Choose": "panels.model_panel", "Data": "panels.data_panel"},
-    **{"RunPanel": "panels.run_panel", "RunsPanel": "panels.runs_panel", "HandOver": "panels.reproduce_panel"},
-    **{"InspectPanel": "panels.inspect_panel", "TryPanel": "panels.chat_panel"},
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "forms.form": "Form",
+        "lab": "Lab",
+        "panels.chat_panel": "ChatPanel",
+        "panels.data_panel": "DataPanel",
+        "panels.inspect_panel": "InspectPanel",
+        "panels.model_panel": "ModelPanel",
+        "panels.run_panel": "RunPanel",
+        "panels.runs_panel": "RunsPanel",
+        "panels.spec_files": "ExportPanel",
+    },
+)

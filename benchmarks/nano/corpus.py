@@ -1,8 +1,8 @@
-"""The text that `nano` is pre-trained on: generated documents of one to five sentences.
+"""The corpus that `nano` is pre-trained on: generated documents of one to five sentences.
 
-A document tells a story and ends with the calculation, the outcome or both, or leaves the question open; others hold
-number facts, comparisons that are true or false, and small talk. No document puts a question and then its answer:
-a base model that has read them can calculate and tell stories but has never answered, which is left to an adapter.
+A document tells a story and ends with the calculation, the outcome or both, or leaves the question open; others contain
+number facts, true or false comparisons, and small talk. No document has a question followed by its answer: a base that
+was trained on them can calculate and tell stories but has never answered, which is left to an adapter.
 """
 
 from __future__ import annotations
@@ -10,23 +10,35 @@ from __future__ import annotations
 from collections.abc import Iterator
 from random import Random
 
-from llm_adapters_lab.tasks import mini_phrases, mini_stories
+from llm_adapters_lab.tasks import mini_stories
 
 KINDS = ("+", "-", "all", "more", "*", "/", "++", "+-", "-+", "--")
 KIND_WEIGHTS = (3, 3, 3, 3, 4, 4, 2, 2, 2, 2)
+TALK = [
+    "{n} has a question about the {o} .",
+    "{m} does not know the answer .",
+    "the answer of {n} is short .",
+    "{n} likes three things : {o} , {p} and the sea .",
+    "{n} says : good morning {m} !",
+    "{m} asks : what is the time ?",
+    "the list of {n} says : {o} and {p} .",
+    "a good question needs a good answer .",
+    "{n} writes the question and the answer in a book .",
+    "is that so ? {m} can not say .",
+]
+OPEN = ["nobody knows .", "{m} does not say .", "we can not say .", "{k} goes home .", "that is a good question ."]
 
 
-def told(rng: Random) -> str:
-    """A story with its end: calculation, outcome, both, or the question left open."""
+def story_document(rng: Random) -> str:
+    """Return a story that ends with the calculation, the outcome, both, or an open question."""
     story = mini_stories.build(rng, "all", rng.choices(KINDS, KIND_WEIGHTS)[0], aside=rng.random() < 0.35)
     values = mini_stories.words(rng, "all")
     chance = rng.random()
     if chance < 0.12:
-        return f"{story.text} {values['k']} asks : {story.question} {rng.choice(mini_phrases.OPEN).format(**values)}"
+        return f"{story.text} {values['k']} asks : {story.question} {rng.choice(OPEN).format(**values)}"
     if chance < 0.2:
-        return f"{story.text} {story.question} {rng.choice(mini_phrases.OPEN).format(**values)}"
-    wish = f" {values['k']} wants to know {story.clause} ." if rng.random() < 0.6 else ""
-    story_text = story.text + wish
+        return f"{story.text} {story.question} {rng.choice(OPEN).format(**values)}"
+    story_text = story.text + (f" {values['k']} wants to know {story.clause} ." if rng.random() < 0.6 else "")
     if chance < 0.6:
         return f"{story_text} {story.working} ."
     if chance < 0.9:
@@ -35,7 +47,7 @@ def told(rng: Random) -> str:
 
 
 def facts(rng: Random) -> str:
-    """A few calculations."""
+    """Return a few calculations."""
     lines = []
     for _ in range(rng.randint(2, 5)):
         if drawn := mini_stories.step(rng, rng.choice("++--*/"), "all"):
@@ -45,13 +57,13 @@ def facts(rng: Random) -> str:
 
 
 def truth(rng: Random) -> str:
-    """A comparison with a verdict, or a doubt left open."""
+    """Return a comparison with a verdict, or an open question."""
     claim, values = mini_stories.claim(rng, "all"), mini_stories.words(rng, "all")
     verdict = "true" if claim.holds else "false"
     remark = claim.remark.format(**values)
     kind = rng.random()
     if kind < 0.08:
-        return f"{claim.text} {claim.doubt} {rng.choice(mini_phrases.OPEN).format(**values)}"
+        return f"{claim.text} {claim.doubt} {rng.choice(OPEN).format(**values)}"
     if kind < 0.6:
         return f"{claim.text} {remark} {claim.comparison} , that is {verdict} ."
     if kind < 0.7:
@@ -65,26 +77,22 @@ def truth(rng: Random) -> str:
 
 
 def talk(rng: Random) -> str:
-    """Small talk, in which the words of questions and answers occur."""
+    """Return small talk that contains the words of questions and answers."""
     values = mini_stories.words(rng, "all")
-    return " ".join(form.format(**values) for form in rng.sample(mini_phrases.TALK, rng.randint(1, 3)))
+    return " ".join(form.format(**values) for form in rng.sample(TALK, rng.randint(1, 3)))
 
 
 def documents(seed: int) -> Iterator[str]:
-    """Yield documents without end.
-
-    Args:
-        seed: the same seed gives the same documents on every machine.
-    """
+    """Yield documents endlessly; the same `seed` gives the same documents on every machine."""
     rng = Random(f"nano corpus {seed}")
     while True:
-        yield rng.choices((told, facts, truth, talk), (58, 10, 28, 4))[0](rng)
+        yield rng.choices((story_document, facts, truth, talk), (58, 10, 28, 4))[0](rng)
 
 
 def vocabulary() -> list[str]:
-    """Every word the grammar can produce, sorted; numbers are left to the digits."""
+    """Return every word the grammar can produce, sorted; numbers are spelt in digits."""
     rng, found = Random("nano vocabulary"), set()
-    for make in (told, facts, truth, talk):
+    for make in (story_document, facts, truth, talk):
         for _ in range(4000):
             found.update(make(rng).split())
     found.update("question answer true false : ? .".split())

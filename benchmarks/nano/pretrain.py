@@ -1,7 +1,7 @@
-"""Make `nano`: ``python -m llm_adapters_lab.nano.pretrain OUT`` writes the whole model folder, card included.
+"""Pre-train `nano`: ``python benchmarks/nano/pretrain.py OUT`` writes the model folder with its card.
 
-Everything is seeded. Another processor or torch version may round differently, so the weights can differ in
-the last bits; the card names the checksum of the file it lies beside.
+Everything is seeded. Other processors and torch versions round differently, so the weights can differ in the last bits;
+the card has the checksum of the weights beside it.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ pipeline_tag: text-generation
 
 A LLaMA-architecture model of {params:,} parameters, small enough to ship and to adapt in two minutes on two processor
 cores. It has read generated number stories, calculations and comparisons, and never a question with its answer:
-asked one, it goes on telling; what it knows is there for an adapter to bring out.
+given one, it continues the story; what it knows is there for an adapter to bring out.
 
 | | |
 |---|---|
 | layers, width, feed-forward width, heads | {layers}, {width}, {wide}, {heads} |
 | positions it was trained on | {length} tokens |
 | vocabulary | {vocabulary} tokens: the words of the grammar, digits, single characters for anything else |
-| recipe | `python -m llm_adapters_lab.nano.pretrain OUT --steps {steps}` |
+| recipe | `python benchmarks/nano/pretrain.py OUT --steps {steps}` |
 | data | `benchmarks/nano/corpus.py`, seed {seed}: {documents:,} documents, {tokens:,} tokens seen |
 | optimiser | AdamW, learning rate {lr:g}, {warmup} warm-up steps, cosine to a twentieth; {batch} x {length} tokens |
 | steps, seconds | {steps}, {seconds:.0f} on {threads} threads ({machine}) |
@@ -49,17 +49,17 @@ asked one, it goes on telling; what it knows is there for an adapter to bring ou
 
 Prompts: lower case, marks set apart: `tom has 12 apples . tom finds 7 more apples .` Numbers up to 60 in sums, up to
 108 in products; beyond that it guesses. English outside the vocabulary is spelt in characters and means nothing to it.
-It has read all words, sentence forms and pairs of operands, those of the test splits too: the embedded tasks test
-whether an adapter brings out what is there for questions of a form that the adapter has not seen, not whether it can
-calculate anew. It compares numbers well but has not learnt to judge a claim: after a comparison its "true" or "false"
-is right half of the time. For teaching and tests only.
+It has read all words, sentence forms and pairs of operands, including those of the test splits: the embedded tasks
+test whether an adapter brings out what is there for question forms it has not seen, not whether it learns new
+calculations. It compares numbers well but has not learnt to judge a claim: after a comparison its "true" or "false" is
+right half of the time. For teaching and tests only.
 """
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Return the tokenizer: whole words, one token per digit, else characters; a word's later pieces have ``##``.
+    """Return the tokenizer: whole words, one token per digit, else characters; later pieces of a word have ``##``.
 
-    Decoding joins pieces, so that ``1 ##9`` reads 19 again.
+    Decoding joins the pieces: ``1 ##9`` is 19.
     """
     signs = string.digits + string.ascii_lowercase + string.punctuation
     pieces = [*SPECIAL.values(), *signs, *("##" + c for c in string.digits + string.ascii_lowercase)]
@@ -78,11 +78,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model(vocabulary: int) -> LlamaForCausalLM:
-    """Return the untrained model.
-
-    Args:
-        vocabulary: number of tokens.
-    """
+    """Return the untrained model for a vocabulary of that size."""
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=128,
@@ -101,7 +97,7 @@ def build_model(vocabulary: int) -> LlamaForCausalLM:
 
 
 def pack(tokenizer: PreTrainedTokenizerFast, seed: int, tokens: int) -> tuple[torch.Tensor, int]:
-    """Return a stream of at least `tokens` token ids, documents between ``<s>`` and ``</s>``, and their number."""
+    """Return a stream of `tokens` token ids, documents between ``<s>`` and ``</s>``, and the number of documents."""
     stream: list[int] = []
     source, count = corpus.documents(seed), 0
     while len(stream) < tokens:
@@ -116,11 +112,11 @@ def pretrain(out: Path, steps: int, batch: int, length: int, lr: float, seed: in
 
     Args:
         out: the folder to write.
-        steps: optimiser steps.
+        steps: number of optimiser steps.
         batch: sequences per step.
         length: tokens per sequence.
         lr: peak learning rate.
-        seed: of the weights, the documents and their order.
+        seed: seed of the weights and the documents.
     """
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
@@ -138,13 +134,13 @@ def pretrain(out: Path, steps: int, batch: int, length: int, lr: float, seed: in
 
 
 def fit(model: LlamaForCausalLM, rows: torch.Tensor, lr: float, warmup: int) -> float:
-    """Run the optimiser over all rows once and return the mean loss of the last 100 steps.
+    """Train on all rows once and return the mean loss of the last 100 steps.
 
     Args:
-        model: trained in place and left in evaluation mode.
+        model: trained in place, then in evaluation mode.
         rows: token ids, (steps, batch, length).
         lr: peak learning rate.
-        warmup: steps until it is reached.
+        warmup: steps until the peak.
     """
     steps = len(rows)
 
@@ -177,13 +173,7 @@ def fit(model: LlamaForCausalLM, rows: torch.Tensor, lr: float, warmup: int) -> 
 
 
 def write_card(out: Path, model: LlamaForCausalLM, facts: dict[str, float]) -> None:
-    """Write README.md beside the weights.
-
-    Args:
-        out: the model folder.
-        model: the trained model.
-        facts: what the run used and reached.
-    """
+    """Write README.md beside the weights, from the settings and results of the training."""
     import transformers
 
     card = CARD.format(
@@ -203,14 +193,14 @@ def write_card(out: Path, model: LlamaForCausalLM, facts: dict[str, float]) -> N
 
 
 def main() -> None:
-    """Read the command line and train."""
+    """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--steps", type=int, default=3600, help="optimiser steps")
     parser.add_argument("--batch", type=int, default=16, help="sequences per step")
     parser.add_argument("--length", type=int, default=128, help="tokens per sequence")
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and documents")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and documents")
     options = vars(parser.parse_args())
     pretrain(**options)
 

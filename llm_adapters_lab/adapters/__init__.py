@@ -1,1 +1,1 @@
-"""The adapters, one file each; the folder imports itself."""
+"""The adapters, one file per method; the registry finds them."""

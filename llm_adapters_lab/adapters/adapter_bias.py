@@ -1,12 +1,12 @@
-"""AdapterBias: one shift for all tokens, as strong as each token asks for.
+"""AdapterBias: one shift for all tokens, with a weight that depends on the token.
 
     y = W u + b + (w · u + c) v
 
-with u: (..., d_in) the wide activation that the MLP's exit projection reads, w: (d_in,) and the number c the weight of
-a token, v: (d_out,) the shift. v is zero at the start, so training starts at the base. It is linear in u: W' = W + v wᵀ
-and b' = b + c v merge exactly, the latter only where the projection has a bias; `offset: false` leaves c out and merges
-everywhere. The paper also trains the norm after the MLP: inject `norm-tuning` beside it for that. It can share w among
-layers; here every layer has its own.
+with u: (..., d_in) the input of the MLP's output projection, w: (d_in,) and the scalar c, which give the weight of a
+token, and the shift v: (d_out,). v starts at zero, so training starts at the base. The update is linear in u: W' = W +
+v wᵀ and b' = b + c v merge exactly, the latter only if the projection has a bias; with `offset: false` there is no c,
+and every projection can be merged. The paper also trains the norm after the MLP (inject `norm-tuning` as well) and can
+share w across layers (here each layer has its own).
 
 Parameters: d_in + d_out for each site, plus 1 with `offset`.
 
@@ -33,7 +33,7 @@ class AdapterBiasConfig(AdapterConfig):
     """Config of AdapterBias."""
 
     type: Literal["adapter-bias"] = Field(default="adapter-bias", description="name of the adapter")
-    offset: bool = Field(default=True, description="a token's weight has a constant c; it merges into a bias only")
+    offset: bool = Field(default=True, description="add c to the weight; merging then needs a bias")
 
 
 @register_adapter("adapter-bias", config=AdapterBiasConfig, at="down", source="arXiv:2205.00305", colour="#7A9A01")
@@ -41,7 +41,7 @@ class AdapterBias(Adapter):
     """Token-dependent shift of one projection's output."""
 
     def __init__(self, config: AdapterBiasConfig, site: Site, base: nn.Module) -> None:
-        """Make w (1, d_in), c (1,) and v (d_out,)."""
+        """Create w (1, d_in), c (1,) and v (d_out,)."""
         super().__init__(config, site, base)
         self.w = nn.Parameter(torch.empty(1, site.d_in))
         self.c = nn.Parameter(torch.zeros(1)) if config.offset else None
@@ -50,7 +50,7 @@ class AdapterBias(Adapter):
 
     @staticmethod
     def per_site(config: AdapterBiasConfig, site: Site) -> int:
-        """Return d_in + d_out, one more with the constant."""
+        """Return d_in + d_out, plus 1 with c."""
         return site.d_in + config.offset + site.d_out
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,10 @@
-"""BitFit: nothing is trained but biases.
+"""BitFit: trains only biases.
 
     y = W x + b + c
 
-with c: (d_out,), zero at the start, so training starts at the base; c is what training adds to the bias b. A projection
-without a bias gets one, which merges only where there is a bias to merge into. Biases of norms are left alone:
-what they add within a layer, the bias of the projection that follows can add.
+with the change c: (d_out,) of the bias b, which starts at zero, so training starts at the base. Projections without a
+bias get one, but cannot be merged. Biases of norms are not trained: within a layer, the bias of the following
+projection can have the same effect.
 
 Parameters: d_out for each site.
 
@@ -36,7 +36,7 @@ class BitFit(Adapter):
     """Change of one projection's bias."""
 
     def __init__(self, config: BitFitConfig, site: Site, base: nn.Module) -> None:
-        """Make the change c (d_out,)."""
+        """Create c (d_out,)."""
         super().__init__(config, site, base)
         self.bias = nn.Parameter(torch.zeros(site.d_out))
 

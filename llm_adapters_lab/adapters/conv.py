@@ -1,11 +1,11 @@
-"""Convolutional adapter: a bottleneck that also looks a few tokens back.
+"""Convolutional adapter: a bottleneck with a causal convolution over the last tokens.
 
     z = GLU(V LN(x)),   c_t = Σ_j K_j ∘ z_{t-j} for j = 0 … k-1,   y' = y + s U silu(RMS(c))
 
 with x: (..., n, d) the site's output (`form: series`) or input (`parallel`), V: (2 m, d), GLU(a, b) = a σ(b), K: (m, k)
-one filter for each of the m channels, U: (d, m). U is zero, so training starts at the base. The convolution is causal:
-token t sees t-k+1 … t, never what follows, and padding counts as nothing before the beginning. With k = 1 it acts on
-each token alone. In the paper, for speech, filters look both ways and batch norm takes the place of RMS.
+one filter for each of the m channels, U: (d, m). U starts at zero, so training starts at the base. The convolution is
+causal: token t depends on tokens t-k+1 … t, and padding counts as zeros. With k = 1, each token is processed
+separately. In the paper, for speech, filters are not causal, and batch norm is used instead of RMS norm.
 
 Parameters: for each site 3 m d + m k + 2 d + m: V, U, the filters, the norms' scales and shift.
 
@@ -32,10 +32,10 @@ class ConvConfig(AdapterConfig):
     """Config of the convolutional adapter."""
 
     type: Literal["conv"] = Field(default="conv", description="name of the adapter")
-    bottleneck: int = Field(default=64, ge=1, le=65536, description="channels m")
-    kernel: int = Field(default=4, ge=1, le=64, description="tokens k that a filter sees, the present one included")
-    form: Literal["parallel", "series"] = Field(default="parallel", description="reads the site's input or its output")
-    scaling: float = Field(default=1.0, gt=0, description="the branch is scaled by s")
+    bottleneck: int = Field(default=64, ge=1, le=65536, description="number of channels m")
+    kernel: int = Field(default=4, ge=1, le=64, description="length k of the filters, in tokens")
+    form: Literal["parallel", "series"] = Field(default="parallel", description="read the site's input or output")
+    scaling: float = Field(default=1.0, gt=0, description="scale s of the branch")
 
 
 @register_adapter("conv", config=ConvConfig, at="mlp", source="arXiv:2312.03694", colour="#00876C")
@@ -46,7 +46,7 @@ class Conv(SequenceAdapter):
     example = {"bottleneck": 8}
 
     def __init__(self, config: ConvConfig, site: Site, base: nn.Module) -> None:
-        """Make V (2 m, d), the filters (m, 1, k) and U (d_out, m)."""
+        """Create V (2 m, d), the filters K (m, 1, k) and U (d_out, m)."""
         super().__init__(config, site, base)
         self.series, self.scaling = config.form == "series", config.scaling
         width = site.d_out if self.series else site.d_in
@@ -67,7 +67,7 @@ class Conv(SequenceAdapter):
         """Return y + s U silu(RMS(c))."""
         z = glu(self.V(self.before(y if self.series else x)), dim=-1)
         k = self.K.shape[-1]
-        # conv1d slides its filter unturned: its last entry meets the present token.
+        # conv1d does not flip the filter: its last entry is multiplied with the current token.
         wide = self.with_past(z, k - 1) if k > 1 else z
         c = conv1d(wide.transpose(-1, -2), self.K, groups=len(self.K)).transpose(-1, -2)
         changed: torch.Tensor = y + self.scaling * self.U(silu(self.within(c.reshape(z.shape))))

@@ -1,12 +1,12 @@
-"""DoRA: LoRA for the direction of a weight, and a learned magnitude for each of its output features.
+"""DoRA: LoRA for the direction of a weight, and a learned magnitude per output feature.
 
     y = m / ||W + s B A|| * (W + s B A) x + b,   s = alpha / r
 
-with x: (..., d_in), A: (r, d_in), B: (d_out, r), m: (d_out,), and ||.|| the norm of each row (of each output feature),
-which gets no gradient. B is zero and m = ||W||, so training starts at the base. W' = m / ||W + s B A|| * (W + s B A)
-merges exactly; the bias b stays as it is.
+with x: (..., d_in), A: (r, d_in), B: (d_out, r), m: (d_out,), and ||.|| the norm of each row (output feature), through
+which no gradient flows. B starts at zero and m at ||W||, so training starts at the base. W' = m / ||W + s B A|| *
+(W + s B A) merges exactly; the bias b does not change.
 
-Parameters: r (d_in + d_out) + d_out for each site, one more with a learned scale.
+Parameters: r (d_in + d_out) + d_out for each site, plus 1 with a learned scale.
 
 Source: Liu et al. 2024, arXiv:2402.09353, equation 5 (their column norm of W (d, k) / our row norm of W (d_out, d_in)),
 section 4.3 for the detached norm. Dropout acts on the input of A alone, as in LoRA.
@@ -32,17 +32,17 @@ class DoRAConfig(LoRAConfig):
     """Config of DoRA."""
 
     type: Literal["dora"] = Field(default="dora", description="name of the adapter")  # type: ignore[assignment]
-    init: Literal["kaiming", "gaussian"] = Field(default="kaiming", description="of A: Kaiming-uniform or N(0, 1/r²)")
+    init: Literal["kaiming", "gaussian"] = Field(default="kaiming", description="initialisation of A")
 
 
 @register_adapter("dora", config=DoRAConfig, at="q,v", source="arXiv:2402.09353", colour="#56B4E9")
 class DoRA(LoRA):
-    """Low-rank change of a projection's direction, with magnitudes of its own."""
+    """Low-rank update of the direction of a projection, with learned magnitudes."""
 
     def __init__(self, config: DoRAConfig, site: Site, base: nn.Module) -> None:
-        """Make A, B and the magnitudes m (d_out,), the row norms of W."""
+        """Create A, B, and the magnitudes m (d_out,) from the row norms of W."""
         super().__init__(config, site, base)
-        self.site, self.base = site, (base,)  # a tuple hides the module from torch
+        self.site, self.base = site, (base,)  # in a tuple, torch does not register the module as a child
         self.magnitude = nn.Parameter(self._direction(base_weight(site, base)).norm(dim=1))
 
     @staticmethod
@@ -54,7 +54,7 @@ class DoRA(LoRA):
         return weight + self.scale * (self.B @ self.A).detach()
 
     def _gain(self, norm: torch.Tensor) -> torch.Tensor:
-        # A feature whose weights are all zero has no direction; it stays as it is.
+        # A feature whose weights are all zero has no direction and does not change.
         return torch.where(norm == 0, torch.ones_like(norm), self.magnitude / norm.clamp(min=1e-30))
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -76,13 +76,13 @@ class DoRA(LoRA):
         return {"weight": self._gain(direction.norm(dim=1))[:, None] * direction}
 
     def to_peft(self, config: LoRAConfig) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """Return config and tensors as peft has them."""
+        """Return peft's config and tensors."""
         fields, tensors = super().to_peft(config)
         return fields | {"use_dora": True}, tensors | {"lora_magnitude_vector": self.magnitude}
 
     @classmethod
     def from_peft(cls, fields: dict[str, Any]) -> dict[str, Any] | None:
-        """Read a peft config with `use_dora`."""
+        """Convert a peft config with `use_dora`."""
         return from_peft(fields) if fields.pop("use_dora", False) else None
 
     def load_peft(self, tensors: dict[str, torch.Tensor]) -> None:

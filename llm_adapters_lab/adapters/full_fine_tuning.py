@@ -1,10 +1,10 @@
-"""Full fine-tuning: every parameter of the base is trained; what adapters are measured against.
+"""Full fine-tuning: trains all parameters of the base, as the reference for adapters.
 
-    y = f(x; θ')   in place of   y = f(x; θ)
+    y = f(x; θ')   instead of   y = f(x; θ)
 
-for every module f with parameters θ of its own. θ' starts as an fp32 copy of θ, so the start is the base, and the base
-itself stays untouched for as long as θ' is not merged. It needs the memory of a second model in fp32, its gradients and
-its optimiser state: 16 bytes a parameter beside the base.
+for every module f with parameters θ of its own. θ' starts as an fp32 copy of θ, so training starts at the base, and the
+base does not change unless θ' is merged. In addition to the base it needs 16 bytes per parameter: an fp32 copy, its
+gradients and its optimiser state.
 
 Parameters: all of the base; those that modules share count once.
 
@@ -37,5 +37,5 @@ class FullFineTuning(ParameterAdapter):
 
     @classmethod
     def sites(cls, anatomy: Anatomy, model: nn.Module, at: str) -> tuple[Site, ...]:
-        """Return every module that has parameters of its own."""
-        return cls.places(model)
+        """Return all modules that have parameters of their own."""
+        return cls.parameter_sites(model)

@@ -1,11 +1,11 @@
-"""Hydra: one low-rank branch beside a projection and one behind it.
+"""Hydra: a low-rank branch in parallel with a projection, and one after it.
 
     z = W x + b,   y = z + s (B_p A_p x + B_s A_s z)
 
 with x: (..., d_in), A_p: (r_p, d_in), B_p: (d_out, r_p), A_s: (r_s, d_out), B_s: (d_out, r_s). The parallel branch
-learns what W lacks, the sequential one works with what W gives. Both B are zero, so training starts at the base. All
-of it is linear in x: W' = W + s (B_p A_p + B_s A_s W) and b' = b + s B_s A_s b merge exactly. Without the sequential
-branch it is LoRA.
+learns new features, the sequential branch transforms those of W. Both B start at zero, so training starts at the base.
+The update is linear in x: W' = W + s (B_p A_p + B_s A_s W) and b' = b + s B_s A_s b merge exactly. Without the
+sequential branch it is LoRA.
 
 Parameters: r_p (d_in + d_out) + 2 r_s d_out for each site.
 
@@ -32,9 +32,9 @@ class HydraConfig(AdapterConfig):
     """Config of Hydra."""
 
     type: Literal["hydra"] = Field(default="hydra", description="name of the adapter")
-    rank: int = Field(default=4, ge=1, le=4096, description="rank r_p of the branch beside the projection")
-    sequential_rank: int = Field(default=4, ge=1, le=4096, description="rank r_s of the branch behind it")
-    scaling: float = Field(default=1.0, gt=0, description="both branches are scaled by s")
+    rank: int = Field(default=4, ge=1, le=4096, description="rank r_p of the parallel branch")
+    sequential_rank: int = Field(default=4, ge=1, le=4096, description="rank r_s of the sequential branch")
+    scaling: float = Field(default=1.0, gt=0, description="scale s of both branches")
 
 
 @register_adapter("hydra", config=HydraConfig, at="down", source="arXiv:2309.06922", colour="#9C6B30")
@@ -44,7 +44,7 @@ class Hydra(Adapter):
     example = {"rank": 2, "sequential_rank": 3}
 
     def __init__(self, config: HydraConfig, site: Site, base: nn.Module) -> None:
-        """Make the parallel A (r_p, d_in) and B (d_out, r_p), the sequential A (r_s, d_out) and B (d_out, r_s)."""
+        """Create A_p (r_p, d_in), B_p (d_out, r_p), A_s (r_s, d_out) and B_s (d_out, r_s)."""
         super().__init__(config, site, base)
         self.scaling = config.scaling
         self.A_parallel = nn.Parameter(torch.empty(config.rank, site.d_in))

@@ -1,9 +1,9 @@
-"""IA3: learned factors for the features of keys, values and the wide MLP layer.
+"""IA3: learned scaling factors for keys, values and MLP activations.
 
     y = l * (W x + b)   at an output,   y = W (l * x) + b   at an input (`down.in`)
 
-with l: (d_out,) or (d_in,), one at the start, so training starts at the base. Both merge exactly: W' = diag(l) W with
-b' = l * b, or W' = W diag(l). In models that fuse q, k and v, the queries are scaled too.
+with l: (d_out,) or (d_in,), which starts at one, so training starts at the base. Both merge exactly: W' = diag(l) W
+with b' = l * b, or W' = W diag(l). In models with a fused qkv projection, the queries are scaled too.
 
 Parameters: d_out for each output, d_in for each input.
 
@@ -32,23 +32,23 @@ class IA3Config(AdapterConfig):
 
 @register_adapter("ia3", config=IA3Config, at="k,v,down.in", source="arXiv:2205.05638", colour="#E69F00")
 class IA3(Adapter):
-    """One factor for each feature."""
+    """One factor per feature."""
 
     peft_type = "IA3"
 
     def __init__(self, config: IA3Config, site: Site, base: nn.Module) -> None:
-        """Make the factors l (d_out,)."""
+        """Create the factors l (d_out,)."""
         super().__init__(config, site, base)
         self.factors = nn.Parameter(torch.ones(site.d_out))
         self.inside = site.side == "in"
 
     @staticmethod
     def per_site(config: IA3Config, site: Site) -> int:
-        """Return d_out; at an input that is its width."""
+        """Return d_out, which at an input site is the width of the input."""
         return site.d_out
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Return l * y; at an input y is that input."""
+        """Return l * y; at an input site, y is the input."""
         return y * self.factors
 
     def merged(self, own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -56,16 +56,16 @@ class IA3(Adapter):
         return {name: self.factors.view(-1, *[1] * (value.ndim - 1)) * value for name, value in own.items()}
 
     def to_peft(self, config: IA3Config) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """Return config and factors as peft has them: a row at an input, a column at an output."""
+        """Return peft's config and factors: a row at an input, a column at an output."""
         return {"feedforward_modules": []}, {"ia3_l": self.factors[None] if self.inside else self.factors[:, None]}
 
     @classmethod
     def from_peft(cls, fields: dict[str, Any]) -> dict[str, Any] | None:
-        """Read a peft config."""
+        """Convert a peft config."""
         for name in ("init_ia3_weights", "fan_in_fan_out"):
             fields.pop(name, None)
         return {}
 
     def load_peft(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Load the factors; a column does not fit an input."""
+        """Load the factors."""
         self.load_state_dict({"factors": tensors["ia3_l"].squeeze(0 if self.inside else 1)})

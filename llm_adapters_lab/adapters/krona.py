@@ -1,11 +1,11 @@
-"""KronA: a Kronecker product as the update of a projection.
+"""KronA: a Kronecker product as the update of a frozen projection.
 
     y = W x + s (A ⊗ B) x
 
-with x: (..., d_in), A: (a_out, a_in), B: (d_out / a_out, d_in / a_in). The sides of A are the largest divisors of d_out
-and d_in up to `factor`. The product is never built for a forward: with x as an (a_in, b_in) matrix X, (A ⊗ B) x is
-A X Bᵀ. B is zero, so training starts at the base; W' = W + s (A ⊗ B) merges exactly. Unlike LoRA's, the update may have
-full rank. With `factor` as wide as the weight, B is one number and A all of ΔW.
+with x: (..., d_in), A: (a_out, a_in), B: (d_out / a_out, d_in / a_in). The sizes of A are the largest divisors of d_out
+and d_in up to `factor`. The forward pass does not compute the product: with x as an (a_in, b_in) matrix X, (A ⊗ B) x is
+A X Bᵀ. B starts at zero, so training starts at the base; W' = W + s (A ⊗ B) merges exactly. Unlike in LoRA, the update
+can have full rank. If `factor` is the width of the weight, B is a scalar and A is all of ΔW.
 
 Parameters: a_out a_in + b_out b_in for each site.
 
@@ -31,8 +31,8 @@ class KronAConfig(AdapterConfig):
     """Config of KronA."""
 
     type: Literal["krona"] = Field(default="krona", description="name of the adapter")
-    factor: int = Field(default=32, ge=1, le=65536, description="largest side of the first factor A")
-    scaling: float = Field(default=1.0, gt=0, description="the update is scaled by s")
+    factor: int = Field(default=32, ge=1, le=65536, description="maximum size of the first factor A")
+    scaling: float = Field(default=1.0, gt=0, description="scale s of the update")
 
 
 @register_adapter("krona", config=KronAConfig, at="q,v", source="arXiv:2212.10650", colour="#4028E8")
@@ -42,7 +42,7 @@ class KronA(Adapter):
     example = {"factor": 8}
 
     def __init__(self, config: KronAConfig, site: Site, base: nn.Module) -> None:
-        """Make A (a_out, a_in) and B (d_out / a_out, d_in / a_in)."""
+        """Create A (a_out, a_in) and B (d_out / a_out, d_in / a_in)."""
         super().__init__(config, site, base)
         rows, columns = (_divisor(width, config.factor) for width in (site.d_out, site.d_in))
         self.A = nn.Parameter(torch.empty(rows, columns))
@@ -52,7 +52,7 @@ class KronA(Adapter):
 
     @staticmethod
     def per_site(config: KronAConfig, site: Site) -> int:
-        """Return the sizes of A and B."""
+        """Return a_out a_in + b_out b_in."""
         a, b = (_divisor(width, config.factor) for width in (site.d_out, site.d_in))
         return a * b + site.d_out // a * (site.d_in // b)
 

@@ -1,12 +1,13 @@
-"""LoRA: a low-rank update beside a frozen projection.
+"""LoRA: a low-rank update of a frozen projection.
 
     y = W x + s B A x,   s = alpha / r   (rsLoRA: alpha / sqrt(r))
 
-with x: (..., d_in), A: (r, d_in), B: (d_out, r). With `init: kaiming` or `gaussian` B is zero. PiSSA starts A_0, B_0 at
-the r strongest singular directions of W and trains their change, y = W x + s (B A - B_0 A_0) x, so W stays untouched.
-All three start at the base. The update is linear in x, hence W' = W + s B A (- s B_0 A_0) merges exactly.
+with x: (..., d_in), A: (r, d_in), B: (d_out, r). With `init: kaiming` or `gaussian`, B starts at zero. PiSSA
+initialises A_0, B_0 with the r leading singular vectors of W and trains their change, y = W x + s (B A - B_0 A_0) x, so
+that W does not change. Training always starts at the base. The update is linear in x: W' = W + s B A (- s B_0 A_0)
+merges exactly.
 
-Parameters: r (d_in + d_out) for each site, one more with a learned scale.
+Parameters: r (d_in + d_out) for each site, plus 1 with a learned scale.
 
 Source: Hu et al. 2021, arXiv:2106.09685, equation 3 (their W_0, ΔW / ours W, s B A; their α / our alpha); rsLoRA:
 Kalajdzievski 2023, arXiv:2312.03732, theorem 3.2; PiSSA: Meng et al. 2024, arXiv:2404.02948, equations 2 to 4.
@@ -22,7 +23,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn.functional import dropout, linear
 
-from llm_adapters_lab.adapters.shared.low_rank import from_peft, start, to_peft
+from llm_adapters_lab.adapters.shared.low_rank import from_peft, initial_factors, to_peft
 from llm_adapters_lab.core.adapter import Adapter
 from llm_adapters_lab.core.adapter_config import AdapterConfig
 from llm_adapters_lab.core.registry import register_adapter
@@ -34,13 +35,13 @@ class LoRAConfig(AdapterConfig):
 
     type: Literal["lora"] = Field(default="lora", description="name of the adapter")
     rank: int = Field(default=8, ge=1, le=4096, description="rank r of the update")
-    alpha: float = Field(default=16.0, gt=0, description="the update is scaled by alpha / rank")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout on the input of A, training only")
+    alpha: float = Field(default=16.0, gt=0, description="numerator of the scale s")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout on the input of A")
     init: Literal["kaiming", "gaussian", "pissa"] = Field(
-        default="kaiming", description="of A: Kaiming-uniform, N(0, 1/r²), or the strongest directions of W"
+        default="kaiming", description="initialisation of A: Kaiming-uniform, N(0, 1/r²), or singular vectors of W"
     )
     scale: Literal["alpha", "rslora", "learned"] = Field(
-        default="alpha", description="s: alpha / rank, alpha / sqrt(rank), or a scalar that starts at alpha / rank"
+        default="alpha", description="s: alpha / rank, alpha / sqrt(rank), or trained from alpha / rank"
     )
 
 
@@ -54,12 +55,12 @@ class LoRA(Adapter):
     example = {"rank": 4}
 
     def __init__(self, config: LoRAConfig, site: Site, base: nn.Module) -> None:
-        """Make A (r, d_in) and B (d_out, r)."""
+        """Create A (r, d_in) and B (d_out, r)."""
         super().__init__(config, site, base)
         self.dropout = config.dropout
         factor = config.alpha / (math.sqrt(config.rank) if config.scale == "rslora" else config.rank)
         self.scale: float | nn.Parameter = nn.Parameter(torch.tensor(factor)) if config.scale == "learned" else factor
-        a, b = start(config.init, config.rank, factor, site, base)
+        a, b = initial_factors(config.init, config.rank, factor, site, base)
         self.A, self.B = nn.Parameter(a), nn.Parameter(b)
         self.pissa = config.init == "pissa"
         if self.pissa:
@@ -68,11 +69,11 @@ class LoRA(Adapter):
 
     @staticmethod
     def per_site(config: LoRAConfig, site: Site) -> int:
-        """Return r (d_in + d_out), one more with a learned scale."""
+        """Return r (d_in + d_out), plus 1 with a learned scale."""
         return config.rank * (site.d_in + site.d_out) + (config.scale == "learned")
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Return y + s B A x, for PiSSA less its start."""
+        """Return y + s B A x, for PiSSA minus s B_0 A_0 x."""
         if self.dropout and self.training:
             x = dropout(x, self.dropout)
         change = linear(linear(x, self.A), self.B)
@@ -81,17 +82,17 @@ class LoRA(Adapter):
         return y + change * self.scale
 
     def merged(self, own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return W + s B A, for PiSSA less its start."""
+        """Return W + s B A, for PiSSA minus s B_0 A_0."""
         change = self.B @ self.A - self.B0 @ self.A0 if self.pissa else self.B @ self.A
         return {"weight": own["weight"] + self.scale * change}
 
     def to_peft(self, config: LoRAConfig) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """Return config and tensors as peft has them; a learned scale becomes part of B."""
+        """Return peft's config and tensors; a learned scale is multiplied into B."""
         return to_peft(self, config)
 
     @classmethod
     def from_peft(cls, fields: dict[str, Any]) -> dict[str, Any] | None:
-        """Read a peft config, unless it is one of DoRA."""
+        """Convert a peft config, unless it is one of DoRA."""
         return None if fields.pop("use_dora", False) else from_peft(fields)
 
     def load_peft(self, tensors: dict[str, torch.Tensor]) -> None:

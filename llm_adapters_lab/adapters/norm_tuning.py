@@ -1,9 +1,9 @@
-"""Norm tuning: nothing is trained but the scales and shifts of the norms.
+"""Norm tuning: trains only the scales and shifts of the norms.
 
     y = g * (x - mean) / std + b   (layer norm),   y = g * x / rms   (RMS norm)
 
-with g and b: (d,) in place of the base's own (of w, in models that write g as 1 + w). Every norm takes part,
-the last one of the model too. The start is the base; the trained values merge by taking their place.
+with g and b: (d,) instead of the base's own (w in models that write g as 1 + w), for all norms, including the final
+one. Training starts at the base. Merging replaces the base's values by the trained ones.
 
 Parameters: all parameters of all norms.
 
@@ -37,5 +37,7 @@ class NormTuning(ParameterAdapter):
 
     @classmethod
     def sites(cls, anatomy: Anatomy, model: nn.Module, at: str) -> tuple[Site, ...]:
-        """Return every norm of the model."""
-        return cls.places(model, lambda module: re.search("norm", type(module).__name__, re.IGNORECASE) is not None)
+        """Return all norms of the model."""
+        return cls.parameter_sites(
+            model, lambda module: re.search("norm", type(module).__name__, re.IGNORECASE) is not None
+        )

@@ -1,15 +1,15 @@
-"""P-tuning: virtual tokens in front of the input, whose embeddings come out of a small network.
+"""P-tuning: virtual tokens prepended to the input, with embeddings computed by a small network.
 
     y = f([g(Q) ; E(x)])[t:]
 
-with Q: (t, d), E the model's own embedding, and g the prompt encoder: an MLP d -> h -> h -> d with ReLU, or a
-bidirectional LSTM of width h with an MLP 2h -> 2h -> d behind it, or nothing. Once trained, g(Q) is all that is needed
-(that is what peft keeps). The virtual tokens are attended to from the start, so the start is not the base.
+with Q: (t, d), E the model's own embedding, and the prompt encoder g: an MLP d -> h -> h -> d with ReLU, or a
+bidirectional LSTM of width h followed by an MLP 2h -> 2h -> d, or the identity. After training, only g(Q) is needed
+(peft saves nothing else). As the virtual tokens are attended to, training never starts at the base.
 
 Parameters: t d, and for the MLP h (2 d + h + 2) + d; for the LSTM 8 h (d + h + 2) + 2 h (2 h + 1) + d (2 h + 1).
 
-Source: Liu et al. 2021, arXiv:2103.10385, equation 2 (their h_i / our rows of g(Q)); the MLP is that of the original
-code of LLM-Adapters, arXiv:2304.01933.
+Source: Liu et al. 2021, arXiv:2103.10385, equation 2 (their h_i / our rows of g(Q)); the MLP is from the original code
+of LLM-Adapters, arXiv:2304.01933.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class PTuningConfig(ModelAdapterConfig):
     """Config of P-tuning."""
 
     type: Literal["p-tuning"] = Field(default="p-tuning", description="name of the adapter")
-    virtual_tokens: int = Field(default=20, ge=1, le=4096, description="virtual tokens t in front of the input")
-    encoder: Literal["mlp", "lstm", "none"] = Field(default="mlp", description="the prompt encoder g")
+    virtual_tokens: int = Field(default=20, ge=1, le=4096, description="number t of virtual tokens")
+    encoder: Literal["mlp", "lstm", "none"] = Field(default="mlp", description="prompt encoder g")
     hidden: int = Field(default=128, ge=1, le=65536, description="width h of the prompt encoder")
 
 
@@ -45,7 +45,7 @@ class PTuning(VirtualEmbeddings):
     example = {"virtual_tokens": 5, "hidden": 16}
 
     def __init__(self, config: PTuningConfig, world: World) -> None:
-        """Make Q (t, d) and the encoder."""
+        """Create Q (t, d) and the encoder."""
         super().__init__(config, world)
         self.virtual_tokens, h = config.virtual_tokens, config.hidden
         width = embedding_width(world.model)
@@ -72,14 +72,14 @@ class PTuning(VirtualEmbeddings):
         return encoded
 
     def to_peft(self, config: PTuningConfig) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """Return config and g(Q) as peft has them; peft's folders hold no encoder."""
+        """Return peft's config and g(Q); folders of peft have no encoder."""
         t, width = self.tokens.shape
         fields = {"num_virtual_tokens": t, "token_dim": width, "encoder_hidden_size": config.hidden}
         return fields, {"prompt_embeddings": self.embeddings()}
 
     @classmethod
     def from_peft(cls, fields: dict[str, Any]) -> dict[str, Any] | None:
-        """Read a peft config; its folder holds g(Q), so the encoder is none."""
+        """Convert a peft config; the folder has g(Q) and no encoder."""
         for name in ("hidden_size", "num_layers", "dropout", "reparameterization_type"):
             fields.pop(f"encoder_{name}", None)
         return {"virtual_tokens": fields.pop("num_virtual_tokens"), "encoder": "none"}

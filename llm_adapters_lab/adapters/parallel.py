@@ -1,11 +1,11 @@
-"""Parallel bottleneck: a small network beside a sublayer, added to its output.
+"""Parallel bottleneck: a small network in parallel with a sublayer.
 
     y' = y + s f(x W_down) W_up
 
-with x: (..., d_in) the sublayer's input, y: (..., d_out) the output of its exit projection, W_down: (b, d_in) and W_up:
-(d_out, b) stored as (out, in). `at: mlp` and `attn` make one branch for the whole sublayer, as in the paper's formula;
-a single projection (`up,down`) gets a branch of its own, as in the original code. W_up starts at zero, so training
-starts at the base.
+with x: (..., d_in) and y: (..., d_out) the input and output of the sublayer, W_down: (b, d_in) and W_up: (d_out, b)
+stored as (out, in). `at: mlp` and `attn` create one branch for the whole sublayer, as in the paper; placements of
+projections (`up,down`) create one for each of them, as in the original code. W_up starts at zero, so training starts at
+the base.
 
 Parameters: b (d_in + d_out) for each site, plus b + d_out with biases, plus 1 with a learned scale.
 
@@ -35,13 +35,13 @@ class ParallelConfig(BottleneckConfig):
 
 @register_adapter("parallel", config=ParallelConfig, at="mlp", source="arXiv:2110.04366", colour="#D55E00")
 class Parallel(Adapter):
-    """Bottleneck that reads a sublayer's input and changes its output."""
+    """Bottleneck that reads the input of a sublayer and changes its output."""
 
     level = "sublayer"
     example = {"bottleneck": 8}
 
     def __init__(self, config: ParallelConfig, site: Site, base: nn.Module) -> None:
-        """Make a bottleneck d_in -> b -> d_out."""
+        """Create a bottleneck d_in -> b -> d_out."""
         super().__init__(config, site, base)
         self.bottleneck = Bottleneck(config, site.d_in, site.d_out)
 

@@ -1,11 +1,11 @@
-"""Prefix tuning: learned keys and values in front of those of every attention layer.
+"""Prefix tuning: learned keys and values prepended in every attention layer.
 
     y = Attn(x W_Q, [P_K ; x W_K], [P_V ; x W_V])
 
 with P_K: (t, n_kv, d_k) and P_V: (t, n_kv, d_v) for each layer, t virtual tokens and n_kv key/value heads (fewer than
-query heads in grouped-query models). They are parameters or, with `mlp` > 0, come out of a network that wide:
-[P_K ; P_V] of all layers = tanh(Q W_1 + b_1) W_2 + b_2 with Q: (t, w), w the width of a layer's keys. As the prefix
-takes a share of the softmax, the start is never the base.
+query heads in grouped-query models). They are parameters or, with `mlp` > 0, computed by a network of that width:
+[P_K ; P_V] of all layers = tanh(Q W_1 + b_1) W_2 + b_2 with Q: (t, w), w the width of a layer's keys. As the prefix is
+attended to, training never starts at the base.
 
 Parameters: n = t n_kv (d_k + d_v) summed over the layers; with the MLP of width m: t w + m (w + 1) + (m + 1) n / t.
 
@@ -21,7 +21,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from llm_adapters_lab.adapters.shared.virtual_tokens import VirtualCache, fold, only_size, unfold
+from llm_adapters_lab.adapters.shared.virtual_tokens import VirtualCache, flatten_cache, unflatten_cache, uniform_size
 from llm_adapters_lab.core.adapter import World
 from llm_adapters_lab.core.adapter_config import ModelAdapterConfig
 from llm_adapters_lab.core.registry import register_adapter
@@ -32,9 +32,9 @@ class PrefixConfig(ModelAdapterConfig):
     """Config of prefix tuning."""
 
     type: Literal["prefix"] = Field(default="prefix", description="name of the adapter")
-    virtual_tokens: int = Field(default=10, ge=1, le=4096, description="virtual tokens t in front of every layer")
-    init_std: float = Field(default=0.02, gt=0, le=10, description="standard deviation of the first keys and values")
-    mlp: int = Field(default=0, ge=0, le=65536, description="hidden width of the network that makes them; 0: none")
+    virtual_tokens: int = Field(default=10, ge=1, le=4096, description="number t of virtual tokens")
+    init_std: float = Field(default=0.02, gt=0, le=10, description="standard deviation of the initial keys and values")
+    mlp: int = Field(default=0, ge=0, le=65536, description="width m of the network that computes them; 0: none")
 
 
 @register_adapter("prefix", config=PrefixConfig, at="", source="arXiv:2101.00190", colour="#009E73")
@@ -45,7 +45,7 @@ class Prefix(VirtualCache):
     example = {"virtual_tokens": 5}
 
     def __init__(self, config: PrefixConfig, world: World) -> None:
-        """Make P_K and P_V of every layer, or what makes them, from the shape of the model's own cache."""
+        """Create P_K and P_V of all layers, or the network that computes them, in the shapes of the model's cache."""
         super().__init__(config, world)
         self.virtual_tokens, self.shapes = config.virtual_tokens, world.anatomy.cache_shapes(world.model)
         sizes = [heads * width for heads, *widths in self.shapes for width in widths]
@@ -69,22 +69,24 @@ class Prefix(VirtualCache):
         """Return P_K (n_kv, t, d_k) and P_V (n_kv, t, d_v) of each layer."""
         if self.layers:
             return [(key, value) for key, value in (layer.parameters() for layer in self.layers)]
-        return unfold(self.mlp(self.tokens), self.shapes)
+        return unflatten_cache(self.mlp(self.tokens), self.shapes)
 
     def to_peft(self, config: PrefixConfig) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """Return config and keys and values (t, all) as peft has them; peft's folders hold no MLP."""
-        (heads, width), layers = only_size(self.shapes), len(self.shapes)
+        """Return peft's config, and keys and values (t, all); folders of peft have no MLP."""
+        (heads, width), layers = uniform_size(self.shapes), len(self.shapes)
         sizes = {"num_layers": layers, "token_dim": heads * width, "num_attention_heads": heads}
-        return {"num_virtual_tokens": self.virtual_tokens, **sizes}, {"prompt_embeddings": fold(self.keys_and_values())}
+        return {"num_virtual_tokens": self.virtual_tokens, **sizes}, {
+            "prompt_embeddings": flatten_cache(self.keys_and_values())
+        }
 
     @classmethod
     def from_peft(cls, fields: dict[str, Any]) -> dict[str, Any] | None:
-        """Read a peft config; its folder holds the keys and values, so there is no MLP."""
+        """Convert a peft config; the folder has keys and values and no MLP."""
         for name in ("prefix_projection", "encoder_hidden_size", "init_weights"):
             fields.pop(name, None)
         return {"virtual_tokens": fields.pop("num_virtual_tokens")}
 
     def load_peft(self, tensors: dict[str, torch.Tensor]) -> None:
         """Load keys and values."""
-        for layer, pair in zip(self.layers, unfold(tensors["prompt_embeddings"], self.shapes), strict=True):
+        for layer, pair in zip(self.layers, unflatten_cache(tensors["prompt_embeddings"], self.shapes), strict=True):
             layer.load_state_dict(dict(zip(("key", "value"), pair, strict=True)))

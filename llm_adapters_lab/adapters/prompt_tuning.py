@@ -1,14 +1,13 @@
-"""Prompt tuning: learned embeddings in front of the input, and nothing else.
+"""Prompt tuning: learned embeddings prepended to the input.
 
     y = f([P ; E(x)])[t:]
 
-with P: (t, d) the embeddings of t virtual tokens and E the model's own embedding. What the virtual tokens put out is
-dropped, so the output has the length of x. The virtual tokens are attended to from the start, so no initialisation
-makes the start equal to the base.
+with P: (t, d) the embeddings of t virtual tokens and E the model's own embedding. The outputs of the virtual tokens are
+dropped, so the output has the length of x. As the virtual tokens are attended to, training never starts at the base.
 
 Parameters: t d.
 
-Source: Lester et al. 2021, arXiv:2104.08691, section 2 (their P_e / our P), section 3.2 for the ways to start.
+Source: Lester et al. 2021, arXiv:2104.08691, section 2 (their P_e / our P), section 3.2 for the initialisation.
 """
 
 from __future__ import annotations
@@ -32,16 +31,16 @@ class PromptTuningConfig(ModelAdapterConfig):
     """Config of prompt tuning."""
 
     type: Literal["prompt-tuning"] = Field(default="prompt-tuning", description="name of the adapter")
-    virtual_tokens: int = Field(default=20, ge=1, le=4096, description="virtual tokens t in front of the input")
+    virtual_tokens: int = Field(default=20, ge=1, le=4096, description="number t of virtual tokens")
     init: Literal["vocabulary", "normal", "text"] = Field(
-        default="vocabulary", description="embeddings of random tokens, N(0, 0.02²), or those of init_text"
+        default="vocabulary", description="initialisation: embeddings of random tokens, N(0, 0.02²), or init_text"
     )
-    init_text: str = Field(default="", description="text to start from, repeated or cut to t tokens")
+    init_text: str = Field(default="", description="text for init: text, repeated or truncated to t tokens")
 
     @model_validator(mode="after")
     def _has_text(self) -> PromptTuningConfig:
         if (self.init == "text") != bool(self.init_text):
-            raise BadSpec("init: text needs an init_text, and nothing else has one.")
+            raise BadSpec("init: text needs an init_text, and no other init has one.")
         return self
 
 
@@ -53,7 +52,11 @@ class PromptTuning(VirtualEmbeddings):
     example = {"virtual_tokens": 5}
 
     def __init__(self, config: PromptTuningConfig, world: World) -> None:
-        """Make P (t, d)."""
+        """Create P (t, d).
+
+        Raises:
+            BadSpec: init_text is empty, or there is no tokenizer.
+        """
         super().__init__(config, world)
         self.virtual_tokens, tokenizer = (t := config.virtual_tokens), world.tokenizer
         embed: Any = world.model.get_input_embeddings()  # type: ignore[operator]
@@ -81,13 +84,13 @@ class PromptTuning(VirtualEmbeddings):
         return self.prompt
 
     def to_peft(self, config: PromptTuningConfig) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """Return config and P as peft has them."""
+        """Return peft's config and P."""
         t, width = self.prompt.shape
         return {"num_virtual_tokens": t, "token_dim": width}, {"prompt_embeddings": self.prompt}
 
     @classmethod
     def from_peft(cls, fields: dict[str, Any]) -> dict[str, Any] | None:
-        """Read a peft config; how it started no longer matters."""
+        """Convert a peft config; its initialisation no longer matters."""
         for name in ("prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"):
             fields.pop(name, None)
         return {"virtual_tokens": fields.pop("num_virtual_tokens"), "init": "normal"}

@@ -1,10 +1,10 @@
-"""Series bottleneck: a small network after a sublayer, added to what it reads.
+"""Series bottleneck: a small residual network after a sublayer.
 
     h' = h + s f(h W_down) W_up
 
-with h: (..., d), W_down: (b, d) and W_up: (d, b) stored as (out, in). `at: mlp` reads the output of the MLP's exit
-projection before the residual, `attn` that of attention, `mlp.in` the input of the MLP (the original code's
-"post-attention" position), `attn+mlp` both. W_up starts at zero, so training starts at the base.
+with h: (..., d), W_down: (b, d) and W_up: (d, b) stored as (out, in). With `at: mlp`, h is the output of the MLP before
+the residual connection, with `attn` the output of attention, with `mlp.in` the input of the MLP (the "post-attention"
+position of the original code). W_up starts at zero, so training starts at the base.
 
 Parameters: 2 b d for each site, plus b + d with biases, plus 1 with a learned scale.
 
@@ -34,13 +34,13 @@ class SeriesConfig(BottleneckConfig):
 
 @register_adapter("series", config=SeriesConfig, at="mlp", source="arXiv:1902.00751", colour="#CC79A7")
 class Series(Adapter):
-    """Bottleneck that reads and changes the same place."""
+    """Bottleneck that reads and changes the output of a sublayer."""
 
     level = "sublayer"
     example = {"bottleneck": 8}
 
     def __init__(self, config: SeriesConfig, site: Site, base: nn.Module) -> None:
-        """Make a bottleneck d_out -> b -> d_out."""
+        """Create a bottleneck d_out -> b -> d_out."""
         super().__init__(config, site, base)
         self.bottleneck = Bottleneck(config, site.d_out, site.d_out)
 

@@ -1,39 +1,102 @@
-"""What the command line draws: progress, tables and trees. Only `cli` uses it."""
+"""What the command line prints: JSON, tables that fit the terminal, and the progress of a run."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import re
 import signal
+import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
+import typer
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
+from rich.text import Text
+
+from llm_adapters_lab.results.formatting import clock, size
+from llm_adapters_lab.results.formatting import texts as columns
 
 if TYPE_CHECKING:
     from llm_adapters_lab.events import Event
-    from llm_adapters_lab.runs.record import Run
-    from llm_adapters_lab.runs.spec import RunSpec
 
-# Control characters but for tab and line feed, marks that turn the direction of text, halves of characters.
+# Control characters except tab and line feed, marks that change the direction of text, halves of characters.
 _UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-PARTS = {"training": 10, "scoring": 2}  # how often a stage reports where there is no terminal
+REPORTS = {"training": 10, "scoring": 2}
+"""How often a stage prints its progress without a terminal."""
+COLOURS = {
+    "finished": "green",
+    "running": "cyan",
+    "stopping": "yellow",
+    "stopped": "yellow",
+    "failed": "red",
+    "dead": "red",
+    "unreadable": "red",
+}
+GAP, WRAP, SQUEEZE = 2, 24, 10
+"""Blanks between columns; the width down to which a text wraps, and the one if even the first columns do not fit."""
+NAME, SHORT = 40, 14
+"""The width to which names are cut so that all columns fit, and the one so that the important ones do."""
+quiet: ContextVar[bool] = ContextVar("quiet", default=False)
+"""Whether JSON is asked for, and nothing else may be printed."""
+
+
+class Output(NamedTuple):
+    """The result of a command.
+
+    Attributes:
+        value: plain data, printed by --json.
+        show: prints it for a reader; default: as a table, `value` being its rows.
+        code: exit code.
+    """
+
+    value: Any
+    show: Callable[[], object] | None = None
+    code: int = 0
+
+
+def with_json(function: Callable[..., Output | None]) -> Callable[..., None]:
+    """Make a function that returns an `Output` a command that prints it, as JSON if `--json` is given."""
+    signature = inspect.signature(function, eval_str=True)
+
+    @functools.wraps(function)
+    def command(*, as_json: bool, **given: Any) -> None:
+        before = quiet.set(as_json)
+        try:
+            output = function(**given)
+        finally:
+            quiet.reset(before)
+        if output is None:
+            return
+        if as_json:
+            print_json(output.value)
+        else:
+            (output.show or functools.partial(show_rows, output.value))()
+        if output.code:
+            raise typer.Exit(output.code)
+
+    option = typer.Option("--json", help="Print JSON on one line instead of tables.")
+    kind = inspect.Parameter.KEYWORD_ONLY
+    as_json = inspect.Parameter("as_json", kind, default=False, annotation=Annotated[bool, option])
+    taken = [*signature.parameters.values(), as_json]
+    command.__signature__ = signature.replace(parameters=taken, return_annotation=None)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in taken}
+    return command
 
 
 def console() -> Console:
-    """Return a console on stdout."""
-    # Made anew each time, so that it writes to today's stdout. A pipe has no width: do not cut its lines.
+    """Return a console on the current stdout. Without a terminal lines have no limit."""
     # Emoji off: ":llama:" is no picture.
-    made = Console(highlight=False, emoji=False)
-    return made if made.is_terminal else Console(highlight=False, emoji=False, width=160)
+    return Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 10_000)
 
 
 def print_json(value: Any) -> None:
@@ -42,21 +105,117 @@ def print_json(value: Any) -> None:
 
 
 def say(text: str) -> None:
-    """Print a line as it stands, but for what a terminal would obey."""
+    """Print text as it stands, except for what would control a terminal."""
     console().print(inert(text), markup=False, soft_wrap=True)
 
 
+def remark(text: str) -> None:
+    """Print a sentence, wrapped at blanks on a terminal."""
+    console().print(inert(text), markup=False)
+
+
 def inert(text: str) -> str:
-    """Return text whose control characters are spelled out: what data and models say must not steer a terminal."""
+    """Return text with control characters spelled out: what data and models say must not steer a terminal."""
     return _UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
-class Progress:
-    """Shows the events of a run: bars on a terminal, a few lines per stage anywhere else."""
+def show_rows(rows: Sequence[dict[str, Any]], *, keep: int = 1, cut: str = "") -> list[str]:
+    """Print plain rows as a table, the most important columns first; return the columns that were left out.
+
+    On a terminal texts wrap at blanks, and columns that still do not fit are left out, the last ones first. Without a
+    terminal everything is printed, one line a row.
+
+    Args:
+        rows: dicts; a column is shown in the order in which the rows name it.
+        keep: number of columns that are always shown, as far as possible.
+        cut: column that may be cut, so that every row has one line and nothing else is broken.
+    """
+    screen = console()
+    table, width, left_out = as_table(rows, screen.width, keep=keep, cut=cut)
+    screen.width = max(screen.width, width)  # the terminal breaks what is longer than its lines
+    screen.print(table, crop=False)
+    if left_out:
+        remark(f"Not shown: {', '.join(left_out)}. Use a wider terminal, a pipe or --json to see everything.")
+    return left_out
+
+
+def as_table(
+    rows: Sequence[dict[str, Any]], room: int, *, keep: int = 1, cut: str = ""
+) -> tuple[Table, int, list[str]]:
+    """Return the table of `show_rows` for a terminal of `room` columns, its width, and the columns left out."""
+    texts = {name: list(map(inert, column)) for name, column in columns(rows).items()}
+    titles = {name: inert(name.replace("_", " ")) for name in texts}
+    full = {n: max(cell_len(line) for text in [titles[n], *texts[n]] for line in text.split("\n")) for n in texts}
+    width = _one_line(full, room, keep, cut) if cut else _wrapped(titles, texts, full, room, keep)
+    spare = room + GAP - sum(each + GAP for each in width.values())
+    while spare > 0 and (growing := [name for name in width if width[name] < full[name]]):
+        width[min(growing, key=width.__getitem__)] += 1
+        spare -= 1
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
+    for name in width:
+        number = all(re.fullmatch(r"–|[-+]?[\d.,]+(e-\d+)?%?|\d+(:\d\d)+", text) for text in texts[name])
+        table.add_column(
+            Text(titles[name]),
+            width=width[name],
+            justify="right" if number else "left",
+            no_wrap=bool(cut),
+            overflow="ellipsis" if cut else "fold",
+        )
+    if cut in width:
+        texts[cut] = [_shortened(text, width[cut]) for text in texts[cut]]
+    for row in zip(*(texts[name] for name in width), strict=True):
+        table.add_row(*(Text(text, COLOURS.get(text, "")) for text in row))
+    return table, sum(each + GAP for each in width.values()), [name for name in texts if name not in width]
+
+
+def _shortened(text: str, room: int) -> str:
+    """Return a name that is too long without its middle: its last word, such as the seed, tells runs apart."""
+    end = text.rpartition(" ")[2]
+    if cell_len(text) <= room or len(text) > cell_len(text) or not 0 < len(end) <= room // 3:
+        return text
+    return f"{text[: room - len(end) - 2].rstrip()}… {end}"
+
+
+def _fits(width: Mapping[str, int], room: int) -> bool:
+    return sum(width.values()) + GAP * (len(width) - 1) <= room
+
+
+def _one_line(full: Mapping[str, int], room: int, keep: int, cut: str) -> dict[str, int]:
+    """Return the widths of the columns that fit if `cut` may be cut: to NAME, for the first ones to SHORT."""
+    width = dict(full)
+    for longest, least in ((NAME, keep), (SHORT, 2)):
+        width[cut] = min(full[cut], longest)
+        while not _fits(width, room) and len(width) > least:
+            width.popitem()
+    if not _fits(width, room):  # what remains is what names a row
+        del width[cut]
+    return width
+
+
+def _wrapped(
+    titles: Mapping[str, str], texts: Mapping[str, list[str]], full: Mapping[str, int], room: int, keep: int
+) -> dict[str, int]:
+    """Return the widths of the columns that fit if texts wrap at blanks."""
+    words = {n: max(map(cell_len, " ".join([titles[n], *texts[n]]).split()), default=0) for n in texts}
+    width: dict[str, int] = {}
+    for narrow, names in ((WRAP, list(texts)), (SQUEEZE, list(texts)[:keep])):
+        width = {name: min(full[name], max(narrow, words[name])) for name in names}
+        while not _fits(width, room) and len(width) > keep:
+            width.popitem()
+        if _fits(width, room):
+            return width
+    first = next(iter(width))
+    width[first] = max(SQUEEZE, width[first] + room - sum(width.values()) - GAP * (len(width) - 1))
+    return width
+
+
+class Progress(ExitStack):
+    """Shows the events of a run: bars on a terminal, a few lines for each stage otherwise, nothing with --json."""
 
     def __init__(self) -> None:
-        """Make a display; it appears inside `with`."""
-        self.events = 0
+        """Start drawing; the end of a `with` ends it."""
+        super().__init__()
+        self.events, self.quiet = 0, quiet.get()
         self.console = console()
         columns = (
             TextColumn("{task.description}", markup=False),
@@ -64,18 +223,10 @@ class Progress:
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}", markup=False),
         )
-        self.bars = Bars(*columns, console=self.console, disable=not self.console.is_terminal)
+        shown = self.console.is_terminal and not self.quiet
+        self.bars = self.enter_context(Bars(*columns, console=self.console, disable=not shown))
         self.tasks: dict[str, TaskID] = {}
         self.parts: dict[str, int] = {}
-
-    def __enter__(self) -> Progress:
-        """Start drawing."""
-        self.bars.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Stop drawing."""
-        self.bars.stop()
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
@@ -87,8 +238,8 @@ class Progress:
             trains = f"{fields['trainable_parameters']:,} trainable parameters ({share:.2%} of the base)"
             self._print(f"{fields['id']} on {fields['device']}: {trains}")
         elif kind == "Resumed":
-            where = f"its training after step {fields['step']}" if fields["stage"] == "training" else "its scoring"
-            self._print(f"{fields['id']} goes on with {where}")
+            where = f"training after step {fields['step']}" if fields["stage"] == "training" else "scoring"
+            self._print(f"{fields['id']} resumes {where}")
         elif kind == "Estimated":
             parts = ", ".join(f"{key} {size(fields[key])}" for key in ("weights", "adapter", "optimizer", "step"))
             self._print(f"memory of the training: about {size(fields['total'])} ({parts})")
@@ -107,7 +258,7 @@ class Progress:
 
     def _advance(self, stage: str, done: int, total: int, note: str) -> None:
         if self.bars.disable:
-            part = done * PARTS[stage.partition(" ")[0]] // max(1, total)
+            part = done * REPORTS[stage.partition(" ")[0]] // max(1, total)
             if self.parts.get(stage) != part or done == total:
                 self._print(f"{stage} {done}/{total}  {note}".rstrip())
             self.parts[stage] = part
@@ -117,85 +268,19 @@ class Progress:
         self.bars.update(self.tasks[stage], completed=done, total=total, note=note)
 
     def _print(self, text: str) -> None:
-        self.console.print(inert(text), markup=False, soft_wrap=True)
-
-
-def size(count: int) -> str:
-    """Return bytes as MB, or GB from a thousand of those on."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
-def clock(seconds: float) -> str:
-    """Return a time in seconds as m:ss or h:mm:ss."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
-
-
-def show_rows(rows: Sequence[dict[str, Any]]) -> None:
-    """Print plain rows as a table; columns in the order in which the rows name them."""
-    table = Table(box=box.SIMPLE, pad_edge=False)
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    for column in columns:
-        numbers = all(isinstance(row.get(column), int | float | None) for row in rows)
-        table.add_column(
-            escape(inert(column.replace("_", " "))), justify="right" if numbers else "left", overflow="fold"
-        )
-    for row in rows:
-        table.add_row(*(escape(inert(cell(row.get(column)))) for column in columns))
-    console().print(table)
-
-
-def cell(value: Any) -> str:
-    """Return a value as the text of a table cell."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def percent(share: float | None) -> str:
-    """Return a share in per cent, or a dash where it is not known."""
-    return "–" if share is None else f"{100 * share:.1f} %"
-
-
-def show_runs(rows: Iterable[dict[str, Any]]) -> None:
-    """Print a line per run, its accuracies in one cell."""
-    show_rows(
-        [
-            {**row, "accuracy": ", ".join(f"{t} {percent(a)}" for t, a in row["accuracy"].items()) or None}
-            for row in rows
-        ]
-    )
-
-
-def show_spec(record: Run) -> None:
-    """Print the spec of a run as YAML."""
-    import yaml
-
-    say(f"# {record.id}\n" + yaml.safe_dump(record.spec.model_dump(mode="json"), sort_keys=False).rstrip())
-
-
-def load_spec(path: Path, changes: Sequence[str] = ()) -> RunSpec:
-    """Load a spec and change it by texts of the form key=value."""
-    from llm_adapters_lab.config import assignments
-    from llm_adapters_lab.runs.spec import RunSpec
-
-    return RunSpec.load(path, assignments(changes))
+        if not self.quiet:
+            self.console.print(inert(text), markup=False, soft_wrap=True)
 
 
 class Stop(threading.Event):
-    """Set by a signal; `code` is what the process then exits with."""
+    """Set by a signal; `code` is the exit code that belongs to it."""
 
     code = 130
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[Stop]:
-    """The first Ctrl-C or SIGTERM ends the run, saved, after the current step; the second one at once."""
+    """Stop and save after the current step on the first Ctrl-C or SIGTERM; interrupt at once on the second."""
     stop = Stop()
 
     def asked(signum: int, frame: Any) -> None:

@@ -1,55 +1,54 @@
-"""The commands that take an adapter elsewhere: to peft, to a merged model, or back from peft."""
+"""The commands that export adapters: export, merge."""
 
 from __future__ import annotations
 
 import os
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
+from llm_adapters_lab.cli.arguments import Root, complete_runs, find
 from llm_adapters_lab.cli.console import say
+from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.files import check_shard_size, read_json, writing
 
 if TYPE_CHECKING:
     from llm_adapters_lab.core.injection import Injection
     from llm_adapters_lab.models.loading import Base
     from llm_adapters_lab.runs.record import Run
 
-Source = Annotated[str, typer.Argument(help="Run id or folder, or an adapter folder of the lab or of peft.")]
-Out = Annotated[Path, typer.Argument(help="New folder.")]
-Root = Annotated[Path, typer.Option("--root", help="Folder of all runs.")]
-BaseName = Annotated[str | None, typer.Option("--base", help="Base model; default: the one named in the source.")]
-
-
-class Format(StrEnum):
-    """Formats of adapter folders."""
-
-    peft = "peft"
-    lab = "lab"
+SOURCE_HELP = "Run, or an adapter folder of the lab or of peft."
+Source = Annotated[str, typer.Argument(metavar="SOURCE", help=SOURCE_HELP, autocompletion=complete_runs)]
+Out = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to create.")]
+BaseName = Annotated[str | None, typer.Option("--base", metavar="MODEL", help="Base model; default: the source's own.")]
 
 
 def export(
     source: Source,
     out: Out,
-    format: Annotated[Format, typer.Option("--format", help="Form of the new folder.")] = Format.peft,
+    format: Annotated[Literal["peft", "lab"], typer.Option(help="Format of the new folder.")] = "peft",
     base: BaseName = None,
     root: Root = Path("runs"),
     push: Annotated[str, typer.Option(metavar="OWNER/NAME", help="Also upload it to the Hugging Face hub.")] = "",
-    private: Annotated[bool, typer.Option("--private", help="With --push: nobody else sees it.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="With --push: make the repository private.")] = False,
 ) -> None:
-    """Save an adapter as a folder of peft or of the lab, with a card that tells what it is and how good."""
-    from llm_adapters_lab.core.peft_format import to_peft
-    from llm_adapters_lab.core.saving import save_adapter
+    """Export an adapter for peft, with its scores in a model card."""
     from llm_adapters_lab.results import hub
-    from llm_adapters_lab.results.model_card import write_card
 
-    _new(out)
+    _check_new(out)
+    if private and not push:
+        raise BadSpec("--private is about the repository that --push names. Add --push, or remove --private.")
     if push:
         hub.check_push(push)
     loaded, injection, record = _load(source, root, base)
-    (to_peft if format is Format.peft else save_adapter)(injection, out, loaded.name)
-    write_card(out, loaded.name, injection.config, format, record, push)
+    from llm_adapters_lab.core.peft_format import to_peft
+    from llm_adapters_lab.core.saving import save_adapter
+    from llm_adapters_lab.results.model_card import write_card
+
+    with writing(out):
+        (to_peft if format == "peft" else save_adapter)(injection, out, loaded.name)
+        write_card(out, loaded.name, injection.config, format, record, push)
     say(f"{injection.config.type} adapter: {out}")
     if push:
         say(f"on the hub: {hub.push(out, push, private)}")
@@ -58,36 +57,33 @@ def export(
 def merge(
     source: Source,
     out: Out,
-    max_shard_size: Annotated[str, typer.Option(help="Largest safetensors file.")] = "5GB",
-    dequantize: Annotated[bool, typer.Option("--dequantize", help="Make a quantised base a plain one first.")] = False,
+    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Maximum size of a file.")] = "5GB",
+    dequantize: Annotated[bool, typer.Option("--dequantize", help="Dequantise a quantised base first.")] = False,
     base: BaseName = None,
     root: Root = Path("runs"),
 ) -> None:
-    """Merge an adapter into its base and save that as a plain Hugging Face folder."""
+    """Merge an adapter into its base and save a Hugging Face model."""
+    _check_new(out)
+    check_shard_size(max_shard_size)
+    loaded, injection, _ = _load(source, root, base)
     from llm_adapters_lab.core.saving import save_merged
 
-    _new(out)
-    loaded, injection, _ = _load(source, root, base)
-    save_merged(injection, out, loaded.tokenizer, max_shard_size, dequantize=dequantize)
+    with writing(out):
+        save_merged(injection, out, loaded.tokenizer, max_shard_size, dequantize=dequantize)
     say(f"merged model: {out}")
 
 
-def _new(out: Path) -> None:
-    from llm_adapters_lab.errors import BadSpec
+def _check_new(out: Path) -> None:
     from llm_adapters_lab.privacy import to_write
+    from llm_adapters_lab.runs.record import check_writable
 
     if to_write(out).exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadSpec(f"{out} exists already. Name a new folder.")
+    check_writable(out.resolve())
 
 
 def _load(source: str, root: Path, base: str | None) -> tuple[Base, Injection, Run | None]:
-    from llm_adapters_lab.core.saving import load_adapter
-    from llm_adapters_lab.errors import BadSpec
-    from llm_adapters_lab.files import read_json
-    from llm_adapters_lab.models import loading
-    from llm_adapters_lab.models.spec import Quantization
-    from llm_adapters_lab.runs.record import Run, find_run
-    from llm_adapters_lab.runs.restoring import restore
+    from llm_adapters_lab.models.spec import Quantization, check_base
 
     folder = Path(source)
     for file, key in (("adapter.json", "base"), ("adapter_config.json", "base_model_name_or_path")):
@@ -96,12 +92,29 @@ def _load(source: str, root: Path, base: str | None) -> tuple[Base, Injection, R
             named = base or meta.get(key)
             if not (named and isinstance(named, str)):
                 raise BadSpec(f"{folder / file} does not name its base. Give it with --base.")
+            check_base(named)
+            _no_bars()
+            from llm_adapters_lab.core.saving import load_adapter
+            from llm_adapters_lab.models import loading
+
             how: Any = meta.get("quantization")
-            # What is none of the lab's own is how the checkpoint itself is.
+            # Any other format is how the checkpoint itself is quantised.
             loaded = loading.load_base(named, quantization=how if how in get_args(Quantization) else "none")
             return loaded, load_adapter(loaded.model, folder, tokenizer=loaded.tokenizer), None
-    record = Run(folder) if os.path.isfile(folder / "spec.json") else find_run(source, root)
+    record = find(source, root)
+    if record.spec.adapter is None:
+        raise BadSpec(f"The run {record.id} scores the bare base; it has no adapter.")
+    if base not in (None, record.spec.base):
+        raise BadSpec(f"--base {base!r}: the run {record.id} has its own base, {record.spec.base}. Remove --base.")
+    _no_bars()
+    from llm_adapters_lab.runs.restoring import restore
+
     loaded, injection = restore(record)
-    if injection is None:
-        raise BadSpec(f"The run {record.id} is one of the bare base; it has no adapter.")
+    assert injection is not None
     return loaded, injection, record
+
+
+def _no_bars() -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()

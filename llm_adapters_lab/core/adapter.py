@@ -1,7 +1,7 @@
 """What an adapter is.
 
-An adapter is one file of `llm_adapters_lab/adapters`: a config, a class, `@register`. No other file names it. What the
-rest of the lab has to know of a method, it asks of the class: its attributes below, and the methods that it overrides.
+An adapter is one file of `llm_adapters_lab/adapters`: a config, a class, and `@register_adapter`. No other file names
+it. Everything that the rest of the lab needs to know about a method is an attribute or a method of its class.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from llm_adapters_lab.core import weights
-from llm_adapters_lab.core.anatomy import Anatomy, modules
+from llm_adapters_lab.core.anatomy import Anatomy, base_modules
 from llm_adapters_lab.core.call_context import CallContext
 from llm_adapters_lab.core.placement import Level
 from llm_adapters_lab.core.placement import sites as placement_sites
@@ -24,7 +24,7 @@ from llm_adapters_lab.errors import CannotInject
 
 @dataclass(frozen=True)
 class Place:
-    """Where one adapter is built: a site, and the module at it (never registered as a child of the adapter)."""
+    """A site and its host, the module at which the adapter sits."""
 
     site: Site
     host: nn.Module
@@ -32,12 +32,12 @@ class Place:
 
 @dataclass(frozen=True)
 class World:
-    """What an adapter may look at while it is built.
+    """The base as a whole, from which an adapter is built.
 
     Attributes:
         model: the base.
         anatomy: of the base.
-        tokenizer: of the base, if one is at hand.
+        tokenizer: of the base, or None.
     """
 
     model: nn.Module
@@ -46,19 +46,19 @@ class World:
 
 
 class Adapter(nn.Module):
-    """A trainable change of what happens at one site.
+    """A trainable change of the output, input or parameters of one module.
 
     Attributes:
-        scope: "site" sits at places of the base; "model" is one for the whole model, called around its decoder.
-        level: what `attn` and `mlp` mean in a placement for this adapter.
-        identity: the adapted model equals the base before training (for the default initialisation).
-        trains_base: its tensors are copies of the base's own parameters, and stand in for them.
-        looks_back: it mixes tokens, so the tokens before one in its row matter; implies `needs_context`.
-        needs_context: `context` is filled in during every call of the decoder.
-        sliceable: several of these can share one pass of the base, each acting on its own slice of the rows.
-        peft_type: the method's name in peft; empty where it has none.
-        example: fields of a small config, for tests and the documentation.
-        context: the call that is running; see `CallContext`.
+        scope: "site": there is one adapter per site; "model": one for the whole model, called around its decoder.
+        level: what `attn` and `mlp` mean in a placement: each "projection" in them, or the whole "sublayer".
+        identity: whether an untrained adapter leaves the model unchanged (by default initialisation).
+        trains_base: whether its tensors are copies of the base's own parameters, which they replace.
+        looks_back: whether a token's output depends on earlier tokens of its row; implies `needs_context`.
+        needs_context: whether `forward` reads `context`, which is then set during every call of the decoder.
+        sliceable: whether several such adapters can share one forward pass, each applied to its own slice of the rows.
+        peft_type: name of the method in peft; empty if peft does not have it.
+        example: fields of a small config, for tests and documentation.
+        context: the running call; see `CallContext`.
     """
 
     scope: ClassVar[Literal["site", "model"]] = "site"
@@ -76,29 +76,28 @@ class Adapter(nn.Module):
         """Build the adapter for one site.
 
         Args:
-            config: the adapter's own config.
+            config: of the adapter.
             site: where it sits.
-            base: the module at `site.path`, for its weight or device; never registered as a child.
+            base: the module at `site.path`; do not register it as a child.
         """
         super().__init__()
         self.context = CallContext()
 
     @classmethod
     def sites(cls, anatomy: Anatomy, model: nn.Module, at: str) -> tuple[Site, ...]:
-        """Return where the adapter sits in a model: what the placement says, unless the method has its own places."""
+        """Return the sites of the adapter in a model: by default, those of the placement."""
         return placement_sites(anatomy, at, cls.level)
 
     @classmethod
     def build(cls, config: Any, places: Mapping[str, Place], world: World) -> dict[str, Adapter]:
-        """Return the adapters of an injection by site key; "model" stands for the whole model.
+        """Return the adapters of an injection by site key; the key "model" stands for the whole model.
 
-        By default one for each place, independent of the others. Override it where places share tensors, or where a
-        network makes the tensors of all of them: a tensor that several adapters hold is trained, counted and saved
-        once.
+        By default there is an independent adapter for each site. Override this if sites share tensors, or if one
+        network produces all of them: a tensor that several adapters have is trained, counted and saved once.
 
         Args:
-            config: the adapter's own config.
-            places: the sites with their modules, by key; empty with scope "model".
+            config: of the adapter.
+            places: the sites and their hosts, by key; empty if `scope` is "model".
             world: the base as a whole.
         """
         adapters: dict[str, Adapter] = {}
@@ -109,78 +108,82 @@ class Adapter(nn.Module):
 
     @classmethod
     def parameter_count(cls, config: Any, sites: Sequence[Site], world: World) -> int:
-        """Return the number of trainable parameters by the formula of the method, with nothing built."""
+        """Return the number of trainable parameters by the method's formula, without building an adapter."""
         return sum(cls.per_site(config, site) for site in sites)
 
     @staticmethod
     def per_site(config: Any, site: Site) -> int:
-        """Return the number of trainable parameters at one site."""
+        """Return the number of trainable parameters at one site, by the method's formula."""
         raise NotImplementedError("This adapter has no formula for its number of parameters.")
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Return the new output.
+        """Return the new output of the site, (..., d_out).
 
         Args:
             x: input of the site, (..., d_in).
-            y: output of the site, (..., d_out).
+            y: output of the site, (..., d_out); at an input site, that input.
         """
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
-    # A mergeable adapter overrides this with a method that takes the own tensors of the module at its site by name
-    # ("weight" as (d_out, d_in), "bias"; fp32, or fp64 for views) and returns those that change.
     merged: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] | None = None
+    """In adapters that can be merged, a method that takes the tensors of the host by name ("weight" (d_out, d_in) and
+    "bias"; fp32, or fp64 for inspection) and returns those that change."""
 
-    # An adapter with a loss of its own overrides this with a method that returns it: a scalar for the pass that has
-    # just run, in nats per counted label, which training adds to the mean loss.
     penalty: Callable[[], torch.Tensor] | None = None
+    """In adapters with a loss of their own, a method that returns it for the last forward pass: a scalar, in nats per
+    label, which training adds to the mean loss."""
 
     def to_peft(self, config: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """Return the fields of peft's config, and this adapter's tensors by the names they have in peft."""
+        """Return the fields of peft's config, and the adapter's tensors by their names in peft."""
         raise NotImplementedError(f"{type(self).__name__} has no to_peft")
 
     @classmethod
     def from_peft(cls, fields: dict[str, Any]) -> dict[str, Any] | None:
-        """Return the lab's config for one of peft, taking out of `fields` what is understood; None: not this method."""
+        """Return the fields of the lab's config for a peft config, or None if that is of another method.
+
+        Args:
+            fields: peft's config; the fields that are converted are removed from it.
+        """
         raise NotImplementedError(f"{cls.__name__} has no from_peft")
 
     def load_peft(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Load the tensors that `to_peft` would give."""
+        """Load tensors as returned by `to_peft`."""
         raise NotImplementedError(f"{type(self).__name__} has no load_peft")
 
 
 class ModelAdapter(Adapter):
-    """An adapter of the model as a whole, called around its decoder."""
+    """An adapter of the whole model, called around its decoder."""
 
     scope = "model"
     identity = False
     sliceable = False
 
     def __init__(self, config: Any, world: World) -> None:
-        """Build the adapter from the base as a whole."""
+        """Build the adapter."""
         nn.Module.__init__(self)
         self.context = CallContext()
 
     @classmethod
     def sites(cls, anatomy: Anatomy, model: nn.Module, at: str) -> tuple[Site, ...]:
-        """Return no site: the adapter is one for the whole model."""
+        """Return no sites: there is one adapter for the whole model."""
         return ()
 
     @classmethod
     def build(cls, config: Any, places: Mapping[str, Place], world: World) -> dict[str, Adapter]:
-        """Return the one adapter, under "model"."""
+        """Return the adapter under the key "model"."""
         with torch.device(weights.device(world.model)):
             return {"model": cls(config, world)}
 
     def prepare(self, decoder: nn.Module, kwargs: dict[str, Any]) -> tuple[dict[str, Any], Finish | None]:
-        """Return the keyword arguments with which the decoder is to run, and what to do with its output.
+        """Return new keyword arguments for a call of the decoder, and a function that postprocesses its output.
 
         Args:
             decoder: the module that is called.
             kwargs: of the call.
 
         Returns:
-            The new arguments; and a function that takes the decoder's output, or None where it failed, and returns the
-            output to pass on. None leaves the output as it is.
+            The new arguments; and a function that takes the decoder's output (None if the call failed) and returns the
+            new output, or None to leave it unchanged.
         """
         raise NotImplementedError(f"{type(self).__name__} has no prepare")
 
@@ -189,27 +192,33 @@ Finish = Callable[[Any], Any]
 
 
 class ParameterAdapter(Adapter):
-    """An adapter that trains parameters of the base itself: fp32 copies of them stand in while their module runs.
+    """An adapter that trains fp32 copies of the host's parameters, which replace them while the host runs.
 
-    The base keeps its own. Modules that share a parameter share the copy.
+    The base's own parameters do not change. Modules that share a parameter share its copy.
     """
 
     trains_base = True
     sliceable = False
 
     def __init__(self, config: Any, site: Site, base: nn.Module) -> None:
-        """Copy the parameters of the module at the site."""
+        """Copy the parameters of the host.
+
+        Raises:
+            CannotInject: they are offloaded or quantised.
+        """
         super().__init__(config, site, base)
-        self.turned = weights.turned(base)
-        if held := "offloaded" if weights.offloaded(base) else "quantised" if weights.packed(base) else "":
-            cure = "Load the base as it is on disk and as a whole, or choose an adapter that leaves its weights alone."
-            raise CannotInject(f"{config.type!r} trains what {site.path} holds, and that is {held}. {cure}")
+        self.transposed = weights.is_transposed(base)
+        if state := "offloaded" if weights.is_offloaded(base) else "quantised" if weights.is_quantized(base) else "":
+            raise CannotInject(
+                f"{config.type!r} trains the parameters of {site.path}, which are {state}. Load an unquantised base on "
+                "one device, or choose an adapter that does not train the base's own parameters."
+            )
         for name, value in base.named_parameters(recurse=False):
             self.register_parameter(name, nn.Parameter(value.detach().float().clone()))
 
     @classmethod
     def build(cls, config: Any, places: Mapping[str, Place], world: World) -> dict[str, Adapter]:
-        """Return an adapter for each place; modules that share a parameter of the base share its copy."""
+        """Return an adapter for each site; hosts that share a parameter share its copy."""
         adapters = super().build(config, places, world)
         copies: dict[nn.Parameter, nn.Parameter] = {}
         for key, place in places.items():
@@ -220,19 +229,21 @@ class ParameterAdapter(Adapter):
 
     @classmethod
     def parameter_count(cls, config: Any, sites: Sequence[Site], world: World) -> int:
-        """Return the number of parameters at the sites, shared ones once."""
+        """Return the number of parameters of the hosts; shared ones count once."""
         hosts = [world.model.get_submodule(site.path) for site in sites]
         return sum(p.numel() for p in {p for host in hosts for p in host.parameters(recurse=False)})
 
     @staticmethod
-    def places(model: nn.Module, wanted: Callable[[nn.Module], bool] = lambda module: True) -> tuple[Site, ...]:
-        """Return a site for each module with parameters of its own that `wanted` accepts."""
+    def parameter_sites(
+        model: nn.Module, wanted: Callable[[nn.Module], bool] = lambda module: True
+    ) -> tuple[Site, ...]:
+        """Return a site for each module that has parameters of its own and that `wanted` accepts."""
         return tuple(
             Site(path, "module", -1, 0, 0, "parameters", path)
-            for path, module in modules(model)
-            if path and weights.holds(module) and wanted(module)
+            for path, module in base_modules(model)
+            if path and weights.has_parameters(module) and wanted(module)
         )
 
     def merged(self, own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return the trained parameters."""
-        return {name: p.T if self.turned and name == "weight" else p for name, p in self.named_parameters()}
+        return {name: p.T if self.transposed and name == "weight" else p for name, p in self.named_parameters()}

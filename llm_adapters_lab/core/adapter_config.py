@@ -1,35 +1,47 @@
-"""The config fields that every adapter has."""
+"""The config fields that all adapters have."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
+from llm_adapters_lab.config import Part
 from llm_adapters_lab.core.modifiers.configs import QuantizeConfig, SparseConfig, SplitConfig
 from llm_adapters_lab.core.placement import parse
 
 
-class AdapterConfig(BaseModel):
-    """Fields that every adapter has. Unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+class AdapterConfig(Part):
+    """Fields of every adapter. Unknown keys are rejected."""
 
     type: str = Field(description="name of the adapter")
-    at: str = Field(default="", description="placement, e.g. q,v or attn+mlp or down@0-7; empty for the usual one")
-    sparse: SparseConfig | None = Field(default=None, description="mask: {score, sparsity, scope, warmup}")
-    split: SplitConfig | None = Field(default=None, description="parts by turns in training: {parts, of, kl}")
-    quantize: QuantizeConfig | None = Field(default=None, description="few bits for each weight: {bits}")
+    at: str = Field(
+        default="", description="placement, e.g. q,v or attn+mlp or down@0-7; empty for the adapter's usual one"
+    )
+    sparse: SparseConfig | None = Field(
+        default=None, description="prune the matrices: {score, sparsity, scope, warmup}"
+    )
+    split: SplitConfig | None = Field(
+        default=None, description="train one random, disjoint part of each matrix per step: {parts, of, kl}"
+    )
+    quantize: QuantizeConfig | None = Field(default=None, description="quantise the matrices: {bits}")
+
+    def __eq__(self, other: object) -> bool:
+        # The registry reads a class from the head of its file, and again when the file is imported: both are the same.
+        return isinstance(other, AdapterConfig) and self.model_dump() == other.model_dump()
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
 
     @field_validator("at")
     @classmethod
-    def _understood(cls, at: str) -> str:
+    def _parses(cls, at: str) -> str:
         if at:
             parse(at)
         return at
 
 
 class ModelAdapterConfig(AdapterConfig):
-    """Fields of every adapter of the model as a whole, which has no placement to choose."""
+    """Fields of every adapter that acts on the whole model and therefore has no placement."""
 
-    at: Literal[""] = Field(default="", description="empty: this adapter is not placed, it acts on the whole model")
+    at: Literal[""] = Field(default="", description="always empty: the adapter acts on the whole model")

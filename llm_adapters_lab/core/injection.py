@@ -1,6 +1,6 @@
 """Put adapters into a model, and take them out again without a trace.
 
-The base keeps its classes, its parameter names and, after `eject`, its every bit; `chain` has the mechanism.
+The base keeps its classes, its parameter names and, after `eject`, every bit of its weights; see `hooks`.
 """
 
 from __future__ import annotations
@@ -15,33 +15,34 @@ from torch import nn
 from llm_adapters_lab.core import weights
 from llm_adapters_lab.core.adapter import Adapter, Place, World
 from llm_adapters_lab.core.adapter_config import AdapterConfig
-from llm_adapters_lab.core.anatomy import Anatomy, parameters
-from llm_adapters_lab.core.call_context import listen, unlisten
-from llm_adapters_lab.core.hooks import Chain, attach, attribute_of, detach
-from llm_adapters_lab.core.modifiers.base import from_state, idle, to_state
-from llm_adapters_lab.core.modifiers.wrap import wrap
-from llm_adapters_lab.core.packed import check_gradients
+from llm_adapters_lab.core.anatomy import Anatomy, base_parameters
+from llm_adapters_lab.core.call_context import attach_context, detach_context
+from llm_adapters_lab.core.hooks import AdapterChain, attach, chain_name, detach
+from llm_adapters_lab.core.modifiers.apply import apply_modifiers
+from llm_adapters_lab.core.modifiers.base import modified
+from llm_adapters_lab.core.quantized import check_gradients
 from llm_adapters_lab.core.registry import get_adapter
 from llm_adapters_lab.core.sites import Site
 from llm_adapters_lab.errors import BadSpec, CannotInject, EmptyPlacement, StateMismatch
 
 INJECTIONS = "injections"
-"""Where a model keeps the adapters that are in it."""
+"""Attribute of a model that holds its injections."""
 
 
 class Injection:
     """A named set of adapters in a model.
 
     Attributes:
-        model: the model they are in.
-        anatomy: of that model.
-        config: what they were made from.
-        name: their name in every chain.
-        adapters: the adapters by site key ("model" for a model-wide one).
+        model: the model.
+        anatomy: of the model.
+        config: of the adapters.
+        name: of the adapters in every chain.
+        sites: the sites by key; empty for an adapter of the whole model.
+        adapters: the adapters by site key ("model" for the whole model).
     """
 
     def __init__(self, model: nn.Module, anatomy: Anatomy, config: AdapterConfig, name: str) -> None:
-        """Hold what belongs together; `inject` fills it."""
+        """Create an empty injection, which `inject` fills."""
         self.model, self.anatomy, self.config, self.name = model, anatomy, config, name
         self.sites: dict[str, Site] = {}
         self.adapters: dict[str, Adapter] = {}
@@ -49,21 +50,26 @@ class Injection:
         self._frozen: list[nn.Parameter] = []
 
     def parameters(self) -> list[nn.Parameter]:
-        """Return the trainable tensors, in order of sites, each once."""
+        """Return the trainable tensors in order of sites; shared ones occur once."""
         return list(dict.fromkeys(p for adapter in self.adapters.values() for p in adapter.parameters()))
 
     def count(self) -> int:
-        """Return the number of trainable parameters, less those that a mask keeps at zero."""
-        return sum(p.numel() for p in self.parameters()) - idle(self.adapters)
+        """Return the number of trainable parameters, without those that a mask keeps at zero."""
+        dropped = sum(modifier.dropped for _, _, modifier in modified(self.adapters))
+        return sum(p.numel() for p in self.parameters()) - dropped
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Return copies of the adapter tensors, named `site key / tensor name`; nothing of the base."""
+        """Return copies of the adapter tensors, named `site key/tensor name`, without those of the base.
+
+        Raises:
+            BadSpec: the adapter has been ejected or merged.
+        """
         return {key: tensor.detach().clone().contiguous() for key, tensor in self._tensors().items()}
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        """Return the adapters' own tensors; one that several sites share stands under the first."""
+        """Return the adapter tensors; one that several sites share is named after the first."""
         if not self.adapters:
-            raise BadSpec(f"The adapter {self.name!r} has been ejected or merged; it holds no tensors any more.")
+            raise BadSpec(f"The adapter {self.name!r} has been ejected or merged and has no tensors any more.")
         found: dict[torch.Tensor, str] = {}
         for key, adapter in self.adapters.items():
             for name, tensor in adapter.state_dict(keep_vars=True).items():
@@ -71,10 +77,10 @@ class Injection:
         return {key: tensor for tensor, key in found.items()}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Load tensors that `state_dict` gave; all of them or none.
+        """Load the tensors of `state_dict`; after an error nothing has changed.
 
         Raises:
-            StateMismatch: names or shapes differ; the message lists how.
+            StateMismatch: names, shapes or kinds of values differ; the message lists the differences.
         """
         own = self._tensors()
         faults = [f"missing {key}" for key in own if key not in state]
@@ -96,42 +102,49 @@ class Injection:
                 f"{'; '.join(faults[:8])}{more}. Use the spec they were trained with. Nothing was loaded."
             )
         with torch.no_grad():
-            for key, tensor in self._tensors().items():
+            for key, tensor in own.items():
                 tensor.copy_(state[key])
 
+    @torch.no_grad()
     def saved_tensors(self) -> dict[str, torch.Tensor]:
-        """Return the tensors to save: those of `state_dict`, packed where a modifier says so."""
-        return to_state(self, self.state_dict())
+        """Return the tensors to save: those of `state_dict`, packed if a modifier does so."""
+        state = self.state_dict()
+        for name, w, modifier in modified(self.adapters):
+            state.pop(name)
+            state |= modifier.to_state(name, w.detach())
+        return state
 
+    @torch.no_grad()
     def load_saved(self, saved: dict[str, torch.Tensor]) -> None:
-        """Load what `saved_tensors` gave; all of it or none.
+        """Load the tensors of `saved_tensors`; after an error nothing has changed.
 
         Raises:
-            StateMismatch: names, shapes or sizes differ; the message lists how.
+            StateMismatch: names, shapes or kinds of values differ; the message lists the differences.
         """
-        state, after = from_state(self, saved)
+        state = dict(saved)
+        callbacks = [modifier.from_state(name, w, state) for name, w, modifier in modified(self.adapters)]
         self.load_state_dict(state)
-        for then in after:
-            then()
+        for callback in filter(None, callbacks):
+            callback()
 
     def penalty(self) -> torch.Tensor | None:
-        """Return the sum of the adapters' own losses for the pass that has just run, or None if there are none."""
+        """Return the sum of the adapters' own losses for the last forward pass, or None if they have none."""
         found = [adapter.penalty() for adapter in dict.fromkeys(self.adapters.values()) if adapter.penalty is not None]
         return torch.stack([value.to(found[0].device) for value in found]).sum() if found else None
 
     def host(self, key: str) -> nn.Module:
-        """Return the module that the adapter of a site hangs at."""
+        """Return the module at which the adapter of a site sits."""
         return self._hosts[key]
 
-    def chain(self, key: str) -> Chain:
-        """Return all adapters at the place where this one is."""
-        chain = getattr(self._hosts[key], attribute_of(self.sites.get(key)))
-        assert isinstance(chain, Chain)
+    def chain(self, key: str) -> AdapterChain:
+        """Return the chain of all adapters at a site."""
+        chain = getattr(self._hosts[key], chain_name(self.sites.get(key)))
+        assert isinstance(chain, AdapterChain)
         return chain
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Run the model as if these adapters were not there."""
+        """Disable the adapters within a context."""
         chains = [self.chain(key) for key in self._hosts]
         for chain in chains:
             chain.muted.append(self.name)
@@ -142,41 +155,40 @@ class Injection:
                 chain.muted.remove(self.name)
 
     def eject(self) -> nn.Module:
-        """Remove the adapters and every hook; the base is as it was before `inject`, bit for bit."""
-        self.take_out()
+        """Remove the adapters and all hooks, and return the base as it was before `inject`, bit for bit."""
+        self.detach()
         self._hosts.clear()
-        self.sites = {}
-        self.adapters = {}
+        self.sites, self.adapters = {}, {}
         return self.model
 
-    def put_in(self) -> None:
-        """Hang the adapters into the model and freeze the rest of it."""
-        for _, parameter in parameters(self.model):
+    def attach(self) -> None:
+        """Attach the adapters to the model and freeze the base."""
+        for _, parameter in base_parameters(self.model):
             if parameter.requires_grad:
                 self._frozen.append(parameter)
                 parameter.requires_grad_(False)
-        mixed = any(isinstance(module, Chain) and module.mix for module in self.model.modules())
+        mixed = any(isinstance(module, AdapterChain) and module.mix for module in self.model.modules())
         for key, host in self._hosts.items():
             chain = attach(self.model, host, self.sites.get(key))
             chain[self.name] = self.adapters[key].train(host.training)
             if mixed:
-                chain.off.add(self.name)  # a mix names its members
+                chain.off.add(self.name)  # only the adapters named in a mix are on
         if readers := [a for a in self.adapters.values() if a.needs_context or a.looks_back]:
             decoder = self.model.get_submodule(self.anatomy.decoder)
-            context = listen(decoder, self.name, looks_back=any(a.looks_back for a in readers))
+            context = attach_context(decoder, self.name, looks_back=any(a.looks_back for a in readers))
             for adapter in readers:
                 adapter.context = context
         self.model.__dict__.setdefault(INJECTIONS, {})[self.name] = self
 
-    def take_out(self) -> None:
-        """Undo `put_in`: the model is as it was before; the adapters stay as they are, to be put in again."""
+    def detach(self) -> None:
+        """Undo `attach`; the adapters keep their state and can be attached again."""
         for key, host in self._hosts.items():
             detach(self.model, host, self.sites.get(key), self.name)
-        unlisten(self.model.get_submodule(self.anatomy.decoder), self.name)
+        detach_context(self.model.get_submodule(self.anatomy.decoder), self.name)
         others = self.model.__dict__.get(INJECTIONS, {})
         others.pop(self.name, None)
         frozen, self._frozen = self._frozen, []
-        if others:  # the base stays frozen for them; the last one thaws it
+        if others:  # the base stays frozen until the last injection is detached
             next(iter(others.values()))._frozen += frozen
             return
         self.model.__dict__.pop(INJECTIONS, None)
@@ -185,7 +197,7 @@ class Injection:
 
 
 def injections(model: nn.Module) -> dict[str, Injection]:
-    """Return the adapters that are in a model, by name."""
+    """Return the injections of a model by name."""
     return dict(model.__dict__.get(INJECTIONS, {}))
 
 
@@ -197,23 +209,23 @@ def inject(
     Args:
         model: any decoder; it is changed in place, reversibly.
         config: of a registered adapter.
-        at: placement; default: that of the config, else the usual one of the adapter.
-        name: tells several adapters in one model apart.
-        tokenizer: of the model, for adapters that start from a text.
+        at: placement; defaults to `config.at`, then to the usual placement of the adapter.
+        name: distinguishes several adapters in one model.
+        tokenizer: of the model, for adapters that are initialised from text.
 
     Returns:
-        The injection: its parameters to train, its state to save, `disabled`, `merge`, `eject`.
+        The injection: `parameters` to train, `state_dict` to save, `disabled`, `eject`.
 
     Raises:
-        BadSpec: the placement or the name is not understood, or the name is taken.
+        BadSpec: the placement or the name is invalid, or the name is taken.
         EmptyPlacement: nothing in the model matches the placement.
-        UnknownAnatomy: the model is not a decoder whose parts can be told apart.
-        CannotInject: the model is compiled (hooks would be ignored), packed in a way that passes no gradient on, or the
-            site has no single input.
+        UnknownAnatomy: the model is not a decoder whose layers and projections can be identified.
+        CannotInject: the model is compiled (hooks would be ignored) or quantised in a way that does not propagate
+            gradients, or the adapter cannot be built at a site.
     """
     if isinstance(model, torch._dynamo.OptimizedModule) or getattr(model, "_compiled_call_impl", None) is not None:
         raise CannotInject("The model is compiled, and a compiled model ignores new hooks. Inject first, compile last.")
-    if not name.isidentifier() or hasattr(Chain(), name):
+    if not name.isidentifier() or hasattr(AdapterChain(), name):
         raise BadSpec(f"The adapter name {name!r} must be a plain word (letters, digits, underscores), and a free one.")
     if name in injections(model):
         raise BadSpec(f"The model already carries an adapter named {name!r}. Choose another name, or eject it first.")
@@ -233,10 +245,8 @@ def inject(
     if "model" in injection.adapters:
         injection._hosts["model"] = model.get_submodule(anatomy.decoder)
     if missing := injection._hosts.keys() ^ injection.adapters.keys():
-        raise CannotInject(
-            f"{config.type!r} built adapters for other places than it has: {', '.join(sorted(missing))}."
-        )
+        raise CannotInject(f"{config.type!r} did not build exactly one adapter per site: {', '.join(sorted(missing))}.")
     with torch.device(weights.device(model)):
-        wrap(injection.adapters, config, trains_base=entry.cls.trains_base)
-    injection.put_in()
+        apply_modifiers(injection.adapters, config, trains_base=entry.cls.trains_base)
+    injection.attach()
     return injection

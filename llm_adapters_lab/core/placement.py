@@ -1,11 +1,11 @@
-"""The placement language: which sites of a model an adapter sits at.
+"""The placement language, which selects the sites of a model.
 
-A placement is a list of terms joined by "," or "+". A term is a role (`q k v qkv o gate up gate_up down attn mlp`),
-optionally `.in` for the input of a sublayer or projection, optionally `@` and layers: `q,v`, `attn+mlp`, `mlp.in`,
-`down@0-7`, `q@0,4-7,-1` (negative layers count from the end). Terms joined by "," share the layers behind the last of
-them, those joined by "+" do not: `q,v@0-7` is both in eight layers, `q+v@0-7` is q in all. For a model that fuses
-projections, `q`, `k` and `v` mean its `qkv`, and `gate` and `up` mean its `gate_up`; a model without a gate ignores
-`gate` beside other terms.
+A placement is a list of terms joined by "," or "+". A term is a role (`q k v qkv kv o gate up gate_up down attn mlp`),
+optionally followed by `.in` for the input of the sublayer or projection, and by `@` and layers: `q,v`, `attn+mlp`,
+`mlp.in`, `down@0-7`, `q@0,4-7,-1` (negative layers count from the end). Layers apply to all terms before them that are
+joined by ",", but not across a "+": `q,v@0-7` selects both in eight layers, `q+v@0-7` selects q in all layers. In
+models with fused projections, `q`, `k` and `v` select `qkv`, and `gate` and `up` select `gate_up`. In models without a
+gate, `gate` is ignored beside other terms.
 """
 
 from __future__ import annotations
@@ -13,34 +13,40 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
-from llm_adapters_lab.core.sites import Site
+from llm_adapters_lab.core.sites import Role, Site
 from llm_adapters_lab.errors import BadSpec, EmptyPlacement, choices
 
 if TYPE_CHECKING:
     from llm_adapters_lab.core.anatomy import Anatomy
 
 Level = Literal["projection", "sublayer"]
-ROLES = ("q", "k", "v", "qkv", "kv", "o", "gate", "up", "gate_up", "down", "attn", "mlp")
-_FUSED = {"q": ("q", "qkv"), "k": ("k", "kv", "qkv"), "v": ("v", "kv", "qkv"), "gate": ("gate", "gate_up")}
-_FUSED["up"] = ("up", "gate_up")
+ROLES = get_args(Role)[:-1]
+"""The roles that a placement can name: all but "module"."""
+_FUSED = {
+    "q": ("q", "qkv"),
+    "k": ("k", "kv", "qkv"),
+    "v": ("v", "kv", "qkv"),
+    "gate": ("gate", "gate_up"),
+    "up": ("up", "gate_up"),
+}
 _SUBLAYER = {"attn": ("q", "k", "v", "kv", "qkv", "o"), "mlp": ("gate", "up", "gate_up", "down")}
 _TERM = re.compile(r"([a-z_]+)(\.in)?(?:@([-0-9,]+))?")
 _RANGE = re.compile(r"(-?\d{1,6})(?:-(\d{1,6}))?")
 
 
 def parse(at: str) -> list[tuple[str, bool, str | None]]:
-    """Split a placement into (role, input side, layers) without a model.
+    """Split a placement into (role, whether at the input, layers); needs no model.
 
     Raises:
-        BadSpec: a term is not understood; the message names it and the roles there are.
+        BadSpec: a term is invalid; the message names it, and the known roles.
     """
     terms: list[tuple[str, bool, str | None]] = []
     for group in at.replace(" ", "").split("+"):
         shared: str | None = None
         members: list[tuple[str, bool, str | None]] = []
-        # A comma that is followed by a digit or a sign continues a list of layers.
+        # A comma before a digit or a sign continues a list of layers.
         for term in reversed(re.split(r",(?![-\d])", group)):
             role, inside, layers = _term(term, at)
             shared = layers or shared
@@ -55,23 +61,29 @@ def _term(term: str, at: str) -> tuple[str, bool, str | None]:
         raise BadSpec(f"The placement {at!r} has a term {term!r} that is not of the form role[.in][@layers].")
     role, inside, layers = match.groups()
     if role not in ROLES:
-        raise BadSpec(f"The placement {at!r} names {role!r}, which is no role. {choices(role, ROLES)}")
-    if layers is not None and not all(_RANGE.fullmatch(r) for r in layers.split(",")):
+        raise BadSpec(f"The placement {at!r} names {role!r}, which is not a role. {choices(role, ROLES)}")
+    if layers is not None and not all(map(_is_range, layers.split(","))):
         raise BadSpec(f"The placement {at!r} has layers {layers!r}; write them as 0-7 or 0,4,-1.")
     return role, bool(inside), layers
 
 
+def _is_range(text: str) -> bool:
+    if not (found := _RANGE.fullmatch(text)):
+        return False
+    return not found[2] or int(found[1]) <= int(found[2])
+
+
 def sites(anatomy: Anatomy, at: str, level: Level = "projection") -> tuple[Site, ...]:
-    """Return the sites a placement means on a model, in order of layers, none twice.
+    """Return the sites of a model that a placement selects, without duplicates, in order of layers.
 
     Args:
         anatomy: of the model.
         at: the placement.
-        level: what `attn` and `mlp` mean: every "projection" inside (LoRA) or the whole "sublayer" (bottlenecks).
+        level: whether `attn` and `mlp` mean each "projection" in them, or the whole "sublayer".
 
     Raises:
-        BadSpec: the placement is not understood or names a layer that the model does not have.
-        EmptyPlacement: it is understood but nothing matches; the message lists the roles of the model.
+        BadSpec: the placement is invalid, or names a layer that the model does not have.
+        EmptyPlacement: nothing matches; the message lists the model's roles.
     """
     found: dict[str, Site] = {}
     for role, inside, layers in parse(at):
@@ -100,7 +112,7 @@ def _layers(text: str | None, count: int, at: str) -> set[int]:
     chosen: set[int] = set()
     for part in text.split(","):
         match = _RANGE.fullmatch(part)
-        assert match  # `parse` has checked the form
+        assert match  # checked by `parse`
         first = int(match[1])
         last = int(match[2]) if match[2] else first
         if not -count <= first < count or not -count <= last < count or last < first:
@@ -110,10 +122,10 @@ def _layers(text: str | None, count: int, at: str) -> set[int]:
 
 
 def describe(anatomy: Anatomy, paths: Collection[str], side: str = "out") -> str:
-    """Return the placement that means exactly these projections; the inverse of `sites`.
+    """Return the placement that selects exactly the projections at these paths, at one side; the inverse of `sites`.
 
     Raises:
-        EmptyPlacement: a path is none of the model's projections.
+        EmptyPlacement: a path is not one of the model's projections.
     """
     if unknown := set(paths) - {s.path for s in anatomy.projections}:
         raise EmptyPlacement(f"No projection of this model's layers: {', '.join(sorted(unknown))}.")

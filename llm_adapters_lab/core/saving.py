@@ -1,14 +1,13 @@
-"""Save a trained adapter and load it again, into the base it was trained on and no other.
+"""Save a trained adapter, and load it into the base that it was trained on.
 
-<folder>/adapter.safetensors  the tensors of `Injection.state_dict`
-         adapter.json         what they belong to: base, config, version of the lab
-         base.json            a fingerprint of that base: samples of its every tensor
+<folder>/adapter.safetensors  the tensors of `Injection.saved_tensors`
+         adapter.json         base, config, and version of the lab
+         base.json            fingerprint of the base
 """
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -18,58 +17,61 @@ from torch import nn
 
 from llm_adapters_lab._version import __version__
 from llm_adapters_lab.config import parse
-from llm_adapters_lab.core.fingerprint import _compare, fingerprint
+from llm_adapters_lab.core.fingerprint import check_fingerprint, fingerprint
 from llm_adapters_lab.core.injection import Injection, inject, injections
 from llm_adapters_lab.core.merging import merge
-from llm_adapters_lab.core.packed import scheme
 from llm_adapters_lab.core.peft_format import from_peft
+from llm_adapters_lab.core.quantized import scheme
 from llm_adapters_lab.core.registry import get_adapter
 from llm_adapters_lab.core.tensor_files import read_tensors, write_tensors
-from llm_adapters_lab.errors import (
-    BadSpec,
-    CannotMerge,
-    WrongBase,
-)
-from llm_adapters_lab.files import read_json, share, write_json
+from llm_adapters_lab.errors import BadSpec, CannotMerge, WrongBase
+from llm_adapters_lab.files import check_shard_size, read_json, share, write_json
 
 
 def save_adapter(
     injection: Injection, folder: str | Path, base: str = "", base_print: dict[str, Any] | None = None
 ) -> None:
-    """Write the three files; the adapter stays in the model.
+    """Save an adapter; it stays in the model.
 
     Args:
-        injection: what is saved.
-        folder: made if need be.
+        injection: the adapter.
+        folder: created if necessary.
         base: name of the base, as in `RunSpec.base`.
-        base_print: `fingerprint` of the base, where its weights are no longer at hand; default: it is taken now.
+        base_print: fingerprint of the base; computed by default.
+
+    Raises:
+        BadSpec: the adapter has been ejected or merged.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "adapter.safetensors", injection.saved_tensors())
     write_json(folder / "base.json", base_print or fingerprint(injection.model))
-    meta: dict[str, Any] = {"base": base, "quantization": scheme(injection.model), "lab": __version__}
-    meta["config"] = injection.config.model_dump(mode="json")
+    meta = {
+        "base": base,
+        "quantization": scheme(injection.model),
+        "lab": __version__,
+        "config": injection.config.model_dump(mode="json"),
+    }
     write_json(folder / "adapter.json", meta)
 
 
 def load_adapter(
     model: nn.Module, folder: str | Path, *, name: str = "default", tokenizer: Any = None, check_base: bool = True
 ) -> Injection:
-    """Put a saved adapter into a model; after an error the model is as it was.
+    """Put a saved adapter into a model; after an error the model is unchanged.
 
     Args:
-        model: the base it was trained on.
-        folder: of `save_adapter`, or one of peft.
+        model: the base that it was trained on.
+        folder: written by `save_adapter` or by peft.
         name: as in `inject`.
         tokenizer: as in `inject`.
-        check_base: False loads an adapter into another base of the same shape, at your own risk.
+        check_base: False allows any base of the same shape.
 
     Raises:
-        BadSpec: the folder holds no adapter, or files that cannot be read.
-        WrongBase: the model is not the base it was trained on; the message lists what differs.
-        StateMismatch: the tensors do not fit; the message lists how.
-        CannotImport: the folder is one of peft and has a feature that has no counterpart here.
+        BadSpec: the folder has no adapter, or files that cannot be read.
+        WrongBase: the model is another base; the message lists the differences.
+        StateMismatch: the tensors do not fit; the message lists the differences.
+        CannotConvert: the adapter is one of peft, with a feature that the lab does not have.
     """
     folder = Path(folder)
     if not os.path.isfile(folder / "adapter.json"):
@@ -83,14 +85,10 @@ def load_adapter(
     if check_base and (before := meta.get("quantization", "none")) != (now := scheme(model)):
         raise WrongBase(
             f"The adapter in {folder} was trained on a base with quantization: {before}, and this one has {now}. Load "
-            "it that way, or with check_base=False: an adapter makes up for the rounding that it was trained with."
+            "such a base, or use check_base=False; an adapter compensates for the quantisation error of its base."
         )
     if check_base and (folder / "base.json").is_file():
-        saved = read_json(folder / "base.json")
-        try:
-            _compare(saved, fingerprint(model), folder)
-        except (AttributeError, IndexError, KeyError, TypeError) as error:
-            raise BadSpec(f"{folder / 'base.json'} is no fingerprint of a base ({error!r}). Save it again.") from None
+        check_fingerprint(read_json(folder / "base.json"), model, folder)
     injection = inject(model, config, name=name, tokenizer=tokenizer)
     try:
         injection.load_saved(state)
@@ -108,24 +106,23 @@ def save_merged(
     *,
     dequantize: bool = False,
 ) -> None:
-    """Merge an adapter into its base and save that as a folder `AutoModelForCausalLM` loads, without the lab.
+    """Merge an adapter into its base, and save the result for `AutoModelForCausalLM.from_pretrained`.
 
     Args:
-        injection: what is merged; its model is the merged one afterwards.
+        injection: the adapter; its model is merged afterwards.
         folder: new or empty.
-        tokenizer: saved beside the model.
-        max_shard_size: largest safetensors file, e.g. "5GB".
-        dequantize: as in `Injection.merge`.
+        tokenizer: saved with the model.
+        max_shard_size: maximum size of a safetensors file, e.g. "5GB".
+        dequantize: as in `merge`.
 
     Raises:
-        CannotMerge: see `Injection.merge`; or other adapters are in the model, which would be saved along.
-        BadSpec: the folder exists and is not empty, or the size is not understood.
+        CannotMerge: see `merge`; or the model has other adapters, which would be saved too.
+        BadSpec: the folder is not empty, or the size is invalid.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadSpec(f"{folder} exists already. Name a new folder.")
-    if not re.fullmatch(r"\d+(\.\d+)?[KMGT]i?B", max_shard_size):
-        raise BadSpec(f"The shard size {max_shard_size!r} is not of the form 5GB or 200MB.")
+    check_shard_size(max_shard_size)
     if others := [name for name in injections(injection.model) if name != injection.name]:
         raise CannotMerge(f"The model also carries {', '.join(others)}, which a plain folder cannot hold. Eject first.")
     model: Any = merge(injection, dequantize=dequantize)

@@ -1,4 +1,4 @@
-"""One place in a model where an adapter can sit."""
+"""A site: one place in a model where an adapter can sit."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ Side = Literal["out", "in", "parameters"]
 
 @dataclass(frozen=True)
 class Site:
-    """One place an adapter can sit.
+    """One place where an adapter can sit.
 
     Attributes:
-        path: the module whose output (or, with side "in", whose input) the adapter changes.
-        role: what the place is for; "attn" and "mlp" are whole sublayers, "module" any module, the others projections.
-        layer: index of the decoder layer, from 0; -1 where it does not matter.
-        d_in: width of what the adapter reads.
-        d_out: width of what the adapter changes.
-        side: "out" changes the output of `path`, "in" its input, "parameters" what it computes with.
-        reader: the first projection that reads the sublayer's input; equals `path` for a single projection.
+        path: path of the host, the module at which the adapter sits.
+        role: function of the host; "attn" and "mlp" are whole sublayers, "module" is any module, the others are
+            projections.
+        layer: index of the decoder layer, from 0; -1 if irrelevant.
+        d_in: width of the adapter's input x.
+        d_out: width of what the adapter changes, y.
+        side: what the adapter changes: the output of the host, its input, or its parameters.
+        reader: path of the projection whose input is x; equals `path` unless the site is a sublayer.
     """
 
     path: str
@@ -33,6 +34,6 @@ class Site:
 
     @property
     def key(self) -> str:
-        """A name that is unique within a model, used in saved adapters and records."""
+        """Unique name of the site within a model, used in saved adapters and records."""
         suffix = (f":{self.role}" if self.role in ("attn", "mlp") else "") + (":in" if self.side == "in" else "")
         return self.path + suffix

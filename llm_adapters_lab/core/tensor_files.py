@@ -1,4 +1,4 @@
-"""Read and write safetensors files in one piece."""
+"""Read and write safetensors files."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from llm_adapters_lab.privacy import pickles
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file in one piece.
+    """Write a safetensors file atomically.
 
     Raises:
-        OSError: it cannot be written, for instance because the disk is full; there is no file then, or the earlier one.
+        OSError: it cannot be written, e.g. because the disk is full; an earlier file is then unchanged.
     """
     part = path.with_name(path.name + PART)
     try:
@@ -42,9 +42,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         BadSpec: it is missing or damaged.
     """
     if not path.is_file() and (others := pickles(path.parent)) != "none":
-        raise BadSpec(
-            f"There is no {path}, and pickled weights are never opened; here they are {others}. Save it again."
-        )
+        raise BadSpec(f"There is no {path}, only {others}, and pickled weights are never opened. Save it again.")
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

@@ -1,4 +1,4 @@
-"""Ask a model questions and score its answers."""
+"""Evaluate a model: generate answers, score them, quantify the uncertainty."""
 
 from llm_adapters_lab._lazy import attach
 
@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = attach(
     {
         "predictions": "evaluate",
         "scoring": "score",
-        "decoding": "context",
+        "decoding": "context_length",
         ".": "statistics",
     },
 )

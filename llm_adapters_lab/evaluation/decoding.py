@@ -1,20 +1,21 @@
-"""Answers and likelihoods in batches: what prompts begin with alike is computed once, and finished rows leave.
+"""Batched decoding with a key/value cache: a common prefix is computed once, and finished rows leave the batch.
 
-Prompts stand padded on the left, so that every row ends in the last column:
+Prompts are padded on the left, so every row ends in the last column:
 
-    . . . T T T q q        T: the beginning that all prompts share (template, examples)
+    . . . T T T q q        T: the prefix that all prompts share (template, examples)
     . T T T q q q q        q: the rest of the question
     T T T q q q q q        .: padding, masked
 
-The leftmost columns hold padding and T alone. T runs through the model once; its keys and values are copied into those
-columns of every row, and only the columns after them run for the whole batch. Nothing moves, so that rotary, learned
-and linear-bias positions and sliding windows see what they would see without the short cut.
+The leftmost columns hold only padding and T. T runs through the model once, its keys and values are copied into those
+columns of every row, and only the remaining columns run for the whole batch. No token changes its column, so rotary,
+learned and linear-bias positions and sliding windows behave as without this shortcut.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,20 +23,23 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from llm_adapters_lab.core.call_context import looks_back
+from llm_adapters_lab.core.call_context import context_of, looks_back, reads_inputs
 from llm_adapters_lab.core.weights import device as device_of
+from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.tasks import prompts
 from llm_adapters_lab.tasks.tokens import pad
 
 PLAIN = (DynamicLayer, DynamicSlidingWindowLayer)
+Sampler = Callable[[torch.Tensor], int]
+"""Chooses a token from logits (vocabulary,)."""
 
 
 @dataclass
-class Prompts:
-    """A batch of prompts that a model has read.
+class PromptBatch:
+    """A batch of prompts, with the answers so far, that a model has read.
 
     Attributes:
-        cache: keys and values, one batch row for each prompt.
+        cache: keys and values, and what adapters remember, one batch row for each prompt.
         mask: 1 for tokens, 0 for padding, (rows, columns).
         logits: of the last column, (rows, vocabulary).
     """
@@ -44,15 +48,15 @@ class Prompts:
     mask: torch.Tensor
     logits: torch.Tensor
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Keep these rows, in this order; a row may come several times."""
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep these rows, in this order; a row may be repeated."""
         index = torch.tensor(rows, device=self.mask.device)
         self.mask = self.mask[index]
         self.cache.batch_select_indices(index)
 
 
-class Ended:
-    """Say of an answer whether it is complete: an end token, or a header of the prompt that the model repeats."""
+class StopRule:
+    """Tells whether an answer is complete: it ends with an end token, or repeats a header of the prompt."""
 
     def __init__(self, model: Any, tokenizer: Any, template: str | None) -> None:
         """Collect the end tokens of model and tokenizer and the stop strings of a template; None has none."""
@@ -60,49 +64,54 @@ class Ended:
         given = {tokenizer.eos_token_id} | set(stated if isinstance(stated, list) else [stated])
         self.tokens = sorted(token for token in given if token is not None)
         self.tokenizer, self.stops = tokenizer, prompts.get_template(template).stop if template else ()
-        # A header is at most so many tokens, whatever the vocabulary: every token is at least one character.
+        # Every token is at least one character, so a header lies within this number of tokens.
         self.window = max(map(len, self.stops), default=0) + 1
 
     def __call__(self, answer: list[int]) -> bool:
-        """Return whether this answer has ended with its last token."""
+        """Return whether this answer is complete with its last token."""
         if answer[-1] in self.tokens:
             return True
         tail = self.tokenizer.decode(answer[-self.window :], skip_special_tokens=True)
         return any(stop in tail for stop in self.stops)
 
 
-def context(model: Any) -> int | None:
-    """Return how many real tokens fit the model; None where it states no limit.
+def inputs_of(model: Any, rows: Sequence[int]) -> AbstractContextManager[None]:
+    """Narrow the further inputs that are given to a model by name, if any, to these rows; a row may be repeated."""
+    if not reads_inputs(model):
+        return nullcontext()
+    context_length = context_of(model)
+    return context_length.given(**{name: value[list(rows)] for name, value in context_length.inputs.items()})
 
-    What an adapter puts in front of every prompt takes its place.
-    """
+
+def context_length(model: Any) -> int | None:
+    """Return the number of real tokens that fit the model, without virtual tokens; None where it states no limit."""
     limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if limit is None or not can_batch(model):
         return limit
-    front = read(model, [[0]], 0).cache.get_seq_length() - 1
-    return int(limit) - front
+    with inputs_of(model, [0]):
+        virtual = prefill(model, [[0]], 0).cache.get_seq_length() - 1
+    return int(limit) - virtual
 
 
 def can_batch(model: Any) -> bool:
-    """Say whether this loop knows the model's cache: nothing but keys and values, full or in a sliding window.
+    """Return whether this module supports the model's cache: only keys and values, full or in a sliding window.
 
     Others (state-space and hybrid models, quantised caches) are left to `generate` of transformers.
     """
     supported = getattr(model, "_supports_default_dynamic_cache", None)
     if supported is None or not supported() or model.config.is_encoder_decoder:
         return False
-    return all(type(layer) in PLAIN for layer in _empty(model).layers)
+    return all(type(layer) in PLAIN for layer in _new_cache(model).layers)
 
 
-def common(rows: Sequence[Sequence[int]]) -> int:
-    """Return how many first tokens all rows share, leaving every row at least one token of its own."""
+def common_prefix(rows: Sequence[Sequence[int]]) -> int:
+    """Return the number of first tokens that all rows share, leaving at least one token of each row."""
     limit = max(0, min(map(len, rows)) - 1)
-    first = rows[0]
-    return next((i for i in range(limit) if any(row[i] != first[i] for row in rows)), limit)
+    return next((i for i in range(limit) if any(row[i] != rows[0][i] for row in rows)), limit)
 
 
 @torch.no_grad()
-def read(model: Any, rows: Sequence[Sequence[int]], pad_id: int) -> Prompts:
+def prefill(model: Any, rows: Sequence[Sequence[int]], pad_id: int) -> PromptBatch:
     """Run prompts through a model.
 
     Args:
@@ -112,27 +121,27 @@ def read(model: Any, rows: Sequence[Sequence[int]], pad_id: int) -> Prompts:
     """
     ids = pad(rows, pad_id, "left").to(device_of(model))
     mask = pad([[1] * len(row) for row in rows], 0, "left").to(device_of(model))
-    # What an adapter remembers of the shared beginning stands elsewhere in every row.
-    shares = len(rows) > 1 and not looks_back(model)
-    cache, shared = _empty(model), common(rows) if shares else 0
+    # What adapters remember of a prefix, or make of an input of the row, differs from row to row.
+    shareable = len(rows) > 1 and not looks_back(model) and not reads_inputs(model)
+    cache, shared = _new_cache(model), common_prefix(rows) if shareable else 0
     if shared:
         first = torch.tensor([rows[0][:shared]], device=device_of(model))
         _forward(model, first, torch.ones_like(first), cache)
-        if not _spread(cache, ids.shape[1] - mask.sum(-1), shared):
-            cache, shared = _empty(model), 0
-    return Prompts(cache, mask, _forward(model, ids[:, shared:], mask, cache)[:, -1])
+        if not _broadcast_prefix(cache, ids.shape[1] - mask.sum(-1), shared):
+            cache, shared = _new_cache(model), 0
+    return PromptBatch(cache, mask, _forward(model, ids[:, shared:], mask, cache)[:, -1])
 
 
 @torch.no_grad()
-def advance(model: Any, state: Prompts, tokens: torch.Tensor) -> None:
-    """Let every row of a batch read one more token; `tokens` is (rows,)."""
-    state.mask = torch.cat([state.mask, state.mask.new_ones(len(tokens), 1)], dim=1)
-    state.logits = _forward(model, tokens[:, None], state.mask, state.cache)[:, -1]
+def decode_step(model: Any, batch: PromptBatch, tokens: torch.Tensor) -> None:
+    """Append one token to every row of a batch; `tokens` is (rows,)."""
+    batch.mask = torch.cat([batch.mask, batch.mask.new_ones(len(tokens), 1)], dim=1)
+    batch.logits = _forward(model, tokens[:, None], batch.mask, batch.cache)[:, -1]
 
 
 @torch.no_grad()
 def greedy(
-    model: Any, rows: Sequence[Sequence[int]], pad_id: int, limit: int, ended: Callable[[list[int]], bool]
+    model: Any, rows: Sequence[Sequence[int]], pad_id: int, limit: int, is_complete: Callable[[list[int]], bool]
 ) -> list[list[int]]:
     """Answer prompts with the likeliest token at every step.
 
@@ -140,25 +149,25 @@ def greedy(
         model: one that `can_batch`, in evaluation mode.
         rows: token ids of each prompt.
         pad_id: fills the columns on the left.
-        limit: most tokens of an answer, 1 or more.
-        ended: says of an answer so far whether it is complete.
+        limit: maximum number of tokens of an answer, 1 or more.
+        is_complete: tells of an answer so far whether it is complete.
 
     Returns:
-        The tokens of each answer, the one it ended with included.
+        The tokens of each answer, including the one that completed it.
     """
     answers: list[list[int]] = [[] for _ in rows]
-    running, state = list(range(len(rows))), read(model, rows, pad_id)
+    running, batch = list(range(len(rows))), prefill(model, rows, pad_id)
     while True:
-        chosen = state.logits.argmax(-1)
+        chosen = batch.logits.argmax(-1)
         for row, token in zip(running, chosen.tolist(), strict=True):
             answers[row].append(token)
-        going = [at for at, row in enumerate(running) if len(answers[row]) < limit and not ended(answers[row])]
-        if not going:
+        left = [i for i, row in enumerate(running) if len(answers[row]) < limit and not is_complete(answers[row])]
+        if not left:
             return answers
-        if len(going) < len(running):
-            state.keep(going)
-            running, chosen = [running[at] for at in going], chosen[going]
-        advance(model, state, chosen)
+        if len(left) < len(running):
+            batch.select(left)
+            running, chosen = [running[i] for i in left], chosen[left]
+        decode_step(model, batch, chosen)
 
 
 @torch.no_grad()
@@ -170,20 +179,20 @@ def likelihoods(
     Args:
         model: one that `can_batch`, in evaluation mode.
         rows: token ids of each prompt.
-        answers: for each prompt the token ids of its possible answers, none of them empty.
+        answers: token ids of the possible answers to each prompt, none of them empty.
         pad_id: fills the columns on the left of prompts and on the right of answers.
     """
-    state = read(model, rows, pad_id)
+    batch = prefill(model, rows, pad_id)
     owner = [row for row, group in enumerate(answers) for _ in group]
     flat = [answer for group in answers for answer in group]
     targets = pad(flat, pad_id, "right").to(device_of(model))
     counted = pad([[1] * len(answer) for answer in flat], 0, "right").to(device_of(model))
-    logits = state.logits[torch.tensor(owner, device=device_of(model))][:, None]
+    logits = batch.logits[torch.tensor(owner, device=device_of(model))][:, None]
     if targets.shape[1] > 1:
-        state.keep(owner)
+        batch.select(owner)
         # The last token of an answer is predicted, not read.
-        mask = torch.cat([state.mask, counted[:, 1:]], dim=1)
-        after = _forward(model, targets[:, :-1], mask, state.cache, keep=targets.shape[1] - 1)
+        mask = torch.cat([batch.mask, counted[:, 1:]], dim=1)
+        after = _forward(model, targets[:, :-1], mask, batch.cache, keep=targets.shape[1] - 1)
         logits = torch.cat([logits, after], dim=1)
     logits = logits.float()
     each = logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)
@@ -191,35 +200,104 @@ def likelihoods(
     return [[next(sums) for _ in group] for group in answers]
 
 
-def _empty(model: Any) -> DynamicCache:
+def make_sampler(temperature: float = 0.0, seed: int = 0) -> Sampler:
+    """Return a sampler.
+
+    Args:
+        temperature: T of softmax(logits / T), from which a token is drawn; 0 for the likeliest one.
+        seed: of the draws.
+    """
+    if temperature <= 0:
+        return lambda logits: int(logits.argmax())
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(logits: torch.Tensor) -> int:
+        probabilities = (logits.float().cpu() / temperature).softmax(-1)
+        return int(torch.multinomial(probabilities, 1, generator=generator))
+
+    return draw
+
+
+def check_fits(model: Any, ids: list[int], limit: int) -> None:
+    """Refuse a prompt that is empty, or does not fit the model together with its answer.
+
+    Raises:
+        BadSpec: it is refused.
+    """
+    if not ids:
+        raise BadSpec("The prompt is empty. Write something, or take an example.")
+    if (fits := context_length(model)) is not None and len(ids) + limit > fits:
+        raise BadSpec(
+            f"The prompt has {len(ids)} tokens; with up to {limit} for the answer that is more than the {fits} that "
+            "fit the model. Shorten it, or ask for fewer new tokens."
+        )
+
+
+@torch.no_grad()
+def stream(
+    model: Any, ids: list[int], limit: int, is_complete: Callable[[list[int]], bool], sample: Sampler
+) -> Iterator[int]:
+    """Yield the tokens of the answer to one prompt, including the one that completes it.
+
+    With `make_sampler()` they are those of `greedy`. The model runs only inside `next`, so answers with and without an
+    adapter can be generated alternately on one model, each `next` of the latter inside `injection.disabled()`.
+
+    Args:
+        model: in evaluation mode, with the adapters that are on at each step.
+        ids: token ids of the prompt.
+        limit: maximum number of tokens of the answer, 1 or more.
+        is_complete: tells of the answer so far whether it is complete.
+        sample: chooses each token.
+    """
+    answer: list[int] = []
+    batch = prefill(model, [ids], 0) if can_batch(model) else None
+    while True:
+        if batch is None:  # all of it again
+            rows = torch.tensor([ids + answer], device=device_of(model))
+            logits = model(input_ids=rows, use_cache=False).logits[0, -1]
+        answer.append(sample(logits if batch is None else batch.logits[0]))
+        yield answer[-1]
+        if len(answer) >= limit or is_complete(answer):
+            return
+        if batch is not None:
+            decode_step(model, batch, torch.tensor(answer[-1:], device=device_of(model)))
+
+
+def answer_text(tokenizer: Any, answer: list[int], template: str | None) -> str:
+    """Return the text of an answer as it is scored: up to a repeated header; all of it without a template."""
+    text: str = tokenizer.decode(answer, skip_special_tokens=True)
+    return prompts.cut_at_stop(text, template).strip() if template else text
+
+
+def _new_cache(model: Any) -> DynamicCache:
     return DynamicCache(config=model.config.get_text_config(decoder=True))
 
 
 def _forward(model: Any, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache, keep: int = 1) -> torch.Tensor:
     """Return the logits of the last `keep` columns, (rows, keep, vocabulary); the cache grows by all of `ids`."""
     positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-    extra = {"position_ids": positions, "logits_to_keep": keep}
     accepted = inspect.signature(model.forward).parameters
+    extra = {"position_ids": positions, "logits_to_keep": keep}
     options = {name: value for name, value in extra.items() if name in accepted}
     out = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options)
     logits: torch.Tensor = out.logits[:, -keep:]
     return logits
 
 
-def _spread(cache: DynamicCache, padding: torch.Tensor, shared: int) -> bool:
-    """Copy one row of `shared` columns into the first columns of every row, behind its padding; False where in vain.
+def _broadcast_prefix(cache: DynamicCache, padding: torch.Tensor, shared: int) -> bool:
+    """Copy one row of `shared` columns into the first columns of every row, after its padding.
 
-    What an adapter has put in front of the real tokens stays in front.
+    Virtual tokens stay in front. Returns False, with nothing done, where a sliding window has dropped some of them.
     """
     every: list[Any] = cache.layers
     layers = [layer for layer in every if layer.is_initialized]
     if any(type(layer) not in PLAIN or layer.keys.shape[-2] != layer.get_seq_length() for layer in layers):
-        return False  # a sliding window has dropped the first of them
+        return False
     columns = torch.arange(shared, device=padding.device)[None]
     source = (columns - padding[:, None]).clamp(min=0)  # masked where there is padding
     for layer in layers:
-        front = layer.keys.shape[-2] - shared
-        kept = torch.arange(front, device=padding.device).expand(len(padding), -1)
-        index = torch.cat([kept, source + front], dim=1).to(layer.keys.device)
+        virtual = layer.keys.shape[-2] - shared
+        kept = torch.arange(virtual, device=padding.device).expand(len(padding), -1)
+        index = torch.cat([kept, source + virtual], dim=1).to(layer.keys.device)
         layer.keys, layer.values = (t[0][:, index].transpose(0, 1).contiguous() for t in (layer.keys, layer.values))
     return True

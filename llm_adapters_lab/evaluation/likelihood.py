@@ -1,9 +1,9 @@
-"""How likely a model finds each of the answers that a question offers, without generating anything.
+"""The likelihood of each answer that a question offers, without generating anything.
 
-Two readings of one question, because they can differ widely. *label*: the prompt that the model is asked to answer,
-followed by each label as a trained answer has it ("the correct answer is answer2"). *text*: the bare question, followed
-by the words of each option. A model that has never seen the form of the answers can be at chance by label and know the
-answers by text; an adapter that lifts the first and not the second has taught the form.
+A question is read in two ways, which can differ widely. *label*: the prompt that the model is asked to answer, followed
+by each label as in a trained answer ("the correct answer is answer2"). *text*: the bare question, followed by the words
+of each option. A model that has never seen the form of the answers can be at chance by label and know the answers by
+text; an adapter that raises the first and not the second has taught the form.
 """
 
 from __future__ import annotations
@@ -15,89 +15,101 @@ from typing import Any
 import torch
 
 from llm_adapters_lab.core.weights import device as device_of
-from llm_adapters_lab.evaluation.decoding import can_batch, common, likelihoods
+from llm_adapters_lab.evaluation.decoding import can_batch, common_prefix, inputs_of, likelihoods
 from llm_adapters_lab.evaluation.statistics import options
 from llm_adapters_lab.tasks import prompts
 from llm_adapters_lab.tasks.base import Example, Task
 from llm_adapters_lab.tasks.tokens import pad, prompt_ids
 
 AT_ONCE = 16
-"""Most prompts whose options run together: their logits are options x tokens x vocabulary numbers."""
+"""Maximum number of prompts whose options run together: the logits are options x tokens x vocabulary numbers."""
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A question to choose an answer to: the row, and the tokens of its prompt."""
+class Question:
+    """A row to be answered.
+
+    Attributes:
+        example: the row.
+        ids: token ids of its prompt.
+        prompt: the text of the prompt.
+        number: of the row among those to be scored.
+    """
 
     example: Example
     ids: list[int]
+    prompt: str = ""
+    number: int = 0
 
 
 def choice_scores(
-    model: Any, tokenizer: Any, task: Task, items: Sequence[Choice], template: str
+    model: Any, tokenizer: Any, task: Task, questions: Sequence[Question], template: str
 ) -> list[dict[str, dict[str, float]]]:
-    """Return for each question the log-likelihoods of its options in nats, summed over tokens.
+    """Return the log-likelihoods of each question's options in nats, summed over tokens.
 
     Args:
         model: in evaluation mode.
         tokenizer: of the model.
-        task: gives the labels where a question does not list its own.
-        items: the questions.
-        template: that of their prompts.
+        task: has the labels of questions that do not list their own.
+        questions: the questions.
+        template: of their prompts.
 
     Returns:
         {"label": {label: value}, "text": {label: value}}; "text" is empty where the options have no words of their own.
-        What all answers of a question begin with is part of the question: it adds the same to each.
+        A common beginning of all answers counts as part of the question: it adds the same to each.
     """
     results: list[dict[str, dict[str, float]]] = []
-    for start in range(0, len(items), AT_ONCE):
-        part = items[start : start + AT_ONCE]
-        labels = [options(item.example, task.labels) for item in part]
+    for start in range(0, len(questions), AT_ONCE):
+        part = dict(enumerate(questions[start : start + AT_ONCE], start))
+        labels = [options(question.example, task.labels) for question in part.values()]
         targets = [
-            [prompts.label_target(label, item.example, template) for label in names]
-            for item, names in zip(part, labels, strict=True)
+            [prompts.label_target(label, question.example, template) for label in names]
+            for question, names in zip(part.values(), labels, strict=True)
         ]
-        by_label = _score(model, tokenizer, [item.ids for item in part], targets)
-        asked = [item.example for item in part if worded(item.example)]
-        questions = [prompt_ids(tokenizer, prompts.cloze(example)) for example in asked]
-        texts = [[f" {text}" for _, text in example.options] for example in asked]
-        by_text = dict(zip((e.id for e in asked), _score(model, tokenizer, questions, texts), strict=True))
-        for item, names, values in zip(part, labels, by_label, strict=True):
-            given = (label for label, _ in item.example.options)
-            found = dict(zip(given, by_text.get(item.example.id, ()), strict=False))
-            results.append({"label": dict(zip(names, values, strict=True)), "text": found})
+        by_label = _score(model, tokenizer, {i: question.ids for i, question in part.items()}, targets)
+        worded = {i: question.example for i, question in part.items() if has_option_texts(question.example)}
+        clozes = {i: prompt_ids(tokenizer, prompts.cloze(example)) for i, example in worded.items()}
+        texts = [[f" {text}" for _, text in example.options] for example in worded.values()]
+        by_text = dict(zip(worded, _score(model, tokenizer, clozes, texts), strict=True))
+        for (i, question), names, values in zip(part.items(), labels, by_label, strict=True):
+            given = [label for label, _ in question.example.options]
+            text = dict(zip(given, by_text[i], strict=True)) if i in by_text else {}
+            results.append({"label": dict(zip(names, values, strict=True)), "text": text})
     return results
 
 
-def worded(example: Example) -> bool:
-    """Say whether the options of a question have words of their own, beside their labels."""
+def has_option_texts(example: Example) -> bool:
+    """Return whether the options of a question have words of their own, besides their labels."""
     pairs = example.options
     return bool(pairs) and all(text.strip() and text != label for label, text in pairs)
 
 
 def _score(
-    model: Any, tokenizer: Any, rows: Sequence[list[int]], targets: Sequence[Sequence[str]]
+    model: Any, tokenizer: Any, rows: dict[int, list[int]], targets: Sequence[Sequence[str]]
 ) -> list[list[float]]:
+    """Return the log-likelihoods of the targets of each row; rows are numbered by the model's further inputs."""
     if not rows:
         return []
     answers = [[tokenizer(t, add_special_tokens=False)["input_ids"] for t in group] for group in targets]
-    shared = [common(group) for group in answers]
-    asked = [row + group[0][:n] for row, group, n in zip(rows, answers, shared, strict=True)]
+    shared = [common_prefix(group) for group in answers]
+    asked = [row + group[0][:n] for row, group, n in zip(rows.values(), answers, shared, strict=True)]
     rest = [[answer[n:] for answer in group] for group, n in zip(answers, shared, strict=True)]
-    by = likelihoods if can_batch(model) else _whole
-    return by(model, asked, rest, tokenizer.pad_token_id)
+    by = likelihoods if can_batch(model) else _uncached_likelihoods
+    with inputs_of(model, list(rows)):
+        return by(model, asked, rest, tokenizer.pad_token_id)
 
 
 @torch.no_grad()
-def _whole(
+def _uncached_likelihoods(
     model: Any, rows: Sequence[list[int]], answers: Sequence[Sequence[list[int]]], pad_id: int
 ) -> list[list[float]]:
-    """Do the work of `likelihoods` for any causal model: every prompt with every answer, without a cache."""
+    """Return what `likelihoods` does for any causal model, without a cache: each prompt runs with each answer."""
     results = []
-    for row, group in zip(rows, answers, strict=True):
+    for number, (row, group) in enumerate(zip(rows, answers, strict=True)):
         ids = pad([row + answer for answer in group], pad_id, "right").to(device_of(model))
         mask = pad([[1] * (len(row) + len(answer)) for answer in group], 0, "right").to(device_of(model))
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, len(row) - 1 : -1].float()
+        with inputs_of(model, [number] * len(group)):
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, len(row) - 1 : -1].float()
         each = logits.gather(-1, ids[:, len(row) :, None])[..., 0] - logits.logsumexp(-1)
         results.append((each * mask[:, len(row) :]).sum(-1).tolist())
     return results

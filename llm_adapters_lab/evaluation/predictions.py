@@ -1,10 +1,10 @@
-"""Score a model on a task: ask, answer, read the answer, judge.
+"""Answer the questions of a task: prompt, generate, extract the answer, compare it with the gold one.
 
 ========  ==============================  ==============  ===========  ======================================
 Protocol  Prompt                          Decoding        Extraction   Ends
 ========  ==============================  ==============  ===========  ======================================
-lab       that of the task or the spec    greedy          lab          end token, limit, or a repeated header
-paper     original, of its white space    4 beams         original     end token or limit
+lab       of the task or the spec         greedy          lab          end token, limit, or a repeated header
+paper     original, with its white space  4 beams         original     end token or limit
 options   as lab                          none            none         nothing is generated: likeliest label
 ========  ==============================  ==============  ===========  ======================================
 """
@@ -12,18 +12,16 @@ options   as lab                          none            none         nothing i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from hashlib import sha256
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from llm_adapters_lab.core.weights import device as device_of
-from llm_adapters_lab.evaluation.decoding import Ended, can_batch, context, greedy
-from llm_adapters_lab.evaluation.likelihood import Choice, choice_scores
+from llm_adapters_lab.evaluation.decoding import StopRule, answer_text, can_batch, context_length, greedy, inputs_of
+from llm_adapters_lab.evaluation.likelihood import Question, choice_scores
 from llm_adapters_lab.evaluation.scoring import RULES, judge, likeliest
 from llm_adapters_lab.tasks import prompts
 from llm_adapters_lab.tasks.base import Example, Rule, Task
@@ -31,32 +29,23 @@ from llm_adapters_lab.tasks.tokens import pad, prompt_ids
 
 BEAMS = 4
 
+Prediction = dict[str, Any]
+Share = Callable[[Callable[[Any], Iterable[Prediction]], Sequence[Any]], Iterable[Prediction]]
+"""Applies a function to every part, in several processes, and yields all results in order."""
 
-Share = Callable[[Callable[[Any], Iterable[dict[str, Any]]], Sequence[Any]], Iterable[dict[str, Any]]]
-"""Does a piece of work for every part, by several processes, and yields all results in order."""
 
+class _StopRows(StoppingCriteria):
+    """A `StopRule` for `generate` of transformers."""
 
-class _EndedRows(StoppingCriteria):
-    """The same for `generate` of transformers."""
-
-    def __init__(self, ended: Ended, start: int) -> None:
-        self.ended, self.start = ended, start
+    def __init__(self, rule: StopRule, start: int) -> None:
+        self.rule, self.start = rule, start
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        return torch.tensor([self.ended(row) for row in input_ids[:, self.start :].tolist()], device=input_ids.device)
+        return torch.tensor([self.rule(row) for row in input_ids[:, self.start :].tolist()], device=input_ids.device)
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """One row on its way: the text of its prompt and its tokens."""
-
-    example: Example
-    text: str
-    ids: list[int]
-
-
-def decoder(model: Any, protocol: str) -> str:
-    """Return what answers are made with, as a score names it."""
+def decoding_method(model: Any, protocol: str) -> str:
+    """Return how answers are decoded, as scores name it."""
     if protocol == "options":
         return "likelihood"
     by = "" if can_batch(model) and protocol == "lab" else " by transformers"
@@ -69,40 +58,46 @@ def answer(
 ) -> tuple[list[str], list[int]]:
     """Answer prompts in one batch, padded on the left and masked.
 
-    Greedy answers come from `generate.greedy`; beams, and models whose cache that does not know, from transformers.
+    Greedy answers come from `decoding.greedy`; beams, and models whose cache it does not support, use transformers.
 
     Args:
         model: a causal language model in evaluation mode.
         tokenizer: of that model.
         rows: token ids of the prompts.
-        max_new_tokens: longest answer in tokens.
-        template: prompt form, for its stop strings.
-        beams: 1 is greedy; with more nothing but the end token and the limit ends an answer, as in the original.
+        max_new_tokens: maximum number of tokens of an answer.
+        template: prompt template, for its stop strings.
+        beams: 1 is greedy; with more, only the end token and the limit end an answer, as in the original code.
 
     Returns:
         The text of each answer, up to a repeated header, and its length in tokens.
     """
-    ended = Ended(model, tokenizer, template)
+    rule = StopRule(model, tokenizer, template)
     if beams == 1 and can_batch(model):
-        new = greedy(model, rows, tokenizer.pad_token_id, max_new_tokens, ended)
+        new = greedy(model, rows, tokenizer.pad_token_id, max_new_tokens, rule)
     else:
-        new = _by_transformers(model, tokenizer.pad_token_id, rows, max_new_tokens, ended, beams)
-    texts = tokenizer.batch_decode(new, skip_special_tokens=True)
-    return [prompts.cut_at_stop(text, template).strip() for text in texts], [len(tokens) for tokens in new]
+        new = _generate(model, tokenizer.pad_token_id, rows, max_new_tokens, rule, beams)
+    return [answer_text(tokenizer, tokens, template) for tokens in new], [len(tokens) for tokens in new]
 
 
-def _by_transformers(
-    model: Any, pad_id: int, rows: Sequence[list[int]], limit: int, ended: Ended, beams: int
+def _generate(
+    model: Any, pad_id: int, rows: Sequence[list[int]], limit: int, rule: StopRule, beams: int
 ) -> list[list[int]]:
     ids = pad(rows, pad_id, "left").to(device_of(model))
     mask = pad([[1] * len(row) for row in rows], 0, "left").to(device_of(model))
-    options = {"max_new_tokens": limit, "num_beams": beams, "eos_token_id": ended.tokens, "pad_token_id": pad_id}
-    config = GenerationConfig(do_sample=False, repetition_penalty=1.0, **options)
-    stop = StoppingCriteriaList([_EndedRows(ended, ids.shape[1])] if beams == 1 else [])
-    out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, stopping_criteria=stop)
+    config = GenerationConfig(
+        do_sample=False,
+        repetition_penalty=1.0,
+        max_new_tokens=limit,
+        num_beams=beams,
+        eos_token_id=rule.tokens,
+        pad_token_id=pad_id,
+    )
+    stop = StoppingCriteriaList([_StopRows(rule, ids.shape[1])] if beams == 1 else [])
+    with inputs_of(model, [row for row in range(len(rows)) for _ in range(beams)]):
+        out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, stopping_criteria=stop)
     new: list[list[int]] = out[:, ids.shape[1] :].tolist()
     # What follows the token that ended a row is padding.
-    lengths = [next((i + 1 for i, token in enumerate(row) if token in ended.tokens), len(row)) for row in new]
+    lengths = [next((i + 1 for i, token in enumerate(row) if token in rule.tokens), len(row)) for row in new]
     return [row[:length] for row, length in zip(new, lengths, strict=True)]
 
 
@@ -119,118 +114,92 @@ def evaluate(
     rule: Rule | None = None,
     likelihood: bool = True,
     exemplars: Sequence[Example] = (),
-    done: Mapping[str, dict[str, Any]] | None = None,
+    done: Mapping[str, Prediction] | None = None,
     share: Share | None = None,
-) -> Iterator[dict[str, Any]]:
-    """Yield one prediction per row; prompts of like length are answered together, the shortest first.
+) -> Iterator[Prediction]:
+    """Yield one prediction per row; prompts of similar length are answered together, the shortest first.
 
     Args:
-        model: base or adapted model, in evaluation mode.
+        model: base or adapted model, in evaluation mode. Inputs given to it by name have a row per example.
         tokenizer: of the model.
-        task: gives template, extraction and judgement.
+        task: has template, extraction and comparison.
         examples: rows of its test split.
         protocol: lab, paper or options; see the table above.
         template: default: that of the task; the protocol paper has its own.
-        batch: prompts at a time.
+        batch: number of prompts at a time.
         max_new_tokens: default: that of the task.
         rule: extraction; default: that of the protocol.
         likelihood: on choice sets also score every option.
         exemplars: solved rows in front of every prompt.
-        done: predictions by id that an interrupted scoring has left; those to the same prompt are yielded as they are.
-        share: lets several processes each do some of the batches and gives all of them every prediction; see
-            `training.distributed.ProcessGroup.shared`. Default: this process does all.
+        done: predictions of an interrupted evaluation by id; those for the same prompt are yielded unchanged.
+        share: lets several processes work on the batches and gives all of them every prediction; see
+            `training.distributed.ProcessGroup.share_work`. Default: this process does all.
 
     Yields:
         task, id, prompt, prompt_hash (SHA-256), text and tokens (None where nothing is generated), extracted, gold,
         correct; options where they are scored: log-likelihoods in nats by label, of "label" and "text"; too_long
-        where the row with its answer does not fit the model's context: it is not asked, and wrong.
+        where the row with its answer does not fit the model's context: it is not asked and counts as wrong.
     """
     template = prompts.ORIGINAL if protocol == "paper" else template or task.template
     limit, rule = max_new_tokens or task.max_new_tokens, rule or RULES[protocol]
     choose = bool(task.labels) and (likelihood or protocol == "options")
     front = prompts.demonstrations(exemplars, template)
-    asked = [_asked(tokenizer, front, example, template) for example in examples]
-    asked.sort(key=lambda row: (len(row.ids), row.example.id))
-    room = _room(model, tokenizer, limit, _targets(task, asked, template) if protocol == "options" else ())
+    texts = [front + prompts.prompt(example, template) for example in examples]
+    questions = [
+        Question(example, prompt_ids(tokenizer, text), text, number)
+        for number, (example, text) in enumerate(zip(examples, texts, strict=True))
+    ]
+    questions.sort(key=lambda question: (len(question.ids), question.example.id))
+    if protocol == "options" and questions:
+        targets = [prompts.label_target(label, questions[0].example, template) for label in task.labels]
+        limit = max((len(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in targets), default=limit)
+    fits = context_length(model)
+
+    def answer_batch(part: Sequence[Question]) -> list[Prediction]:
+        made = [_unanswered(task, question) for question in part]
+        kept = [_matching(prediction, done or {}) for prediction in made]
+        if not all(kept):
+            with inputs_of(model, [question.number for question in part]):
+                if choose:
+                    scored = choice_scores(model, tokenizer, task, part, template)
+                    made = [p | {"options": options} for p, options in zip(made, scored, strict=True)]
+                if protocol == "options":
+                    chosen = [likeliest(p["options"]["label"]) for p in made]
+                    made = [
+                        p | {"extracted": label, "correct": task.same(label, p["gold"])}
+                        for p, label in zip(made, chosen, strict=True)
+                    ]
+                else:
+                    rows, beams = [question.ids for question in part], BEAMS if protocol == "paper" else 1
+                    said, lengths = answer(model, tokenizer, rows, limit, template, beams)
+                    made = [p | {"text": t, "tokens": n} for p, t, n in zip(made, said, lengths, strict=True)]
+                    made = [judge(task, prediction, rule) for prediction in made]
+        # A batch is answered as a whole, so that each row has the same company as without the interruption.
+        return [old or new for old, new in zip(kept, made, strict=True)]
+
+    fitting = [question for question in questions if fits is None or len(question.ids) + limit <= fits]
     no_answer = {"too_long": True, "text": None if protocol == "options" else ""}
-    yield from (_prediction(task, row) | no_answer for row in asked if len(row.ids) > room)
-    parts = list(_parts([row for row in asked if len(row.ids) <= room], batch))
-    work = partial(_answered, model, tokenizer, task, _How(protocol, template, limit, rule, choose), done or {})
-    yield from share(work, parts) if share else chain.from_iterable(map(work, parts))
+    yield from (_unanswered(task, question) | no_answer for question in questions[len(fitting) :])
+    parts = [fitting[start : start + batch] for start in range(0, len(fitting), batch)]
+    yield from share(answer_batch, parts) if share else chain.from_iterable(map(answer_batch, parts))
 
 
-class _How(NamedTuple):
-    """What a batch is answered by, see `evaluate`."""
-
-    protocol: str
-    template: str
-    limit: int
-    rule: Rule
-    choose: bool
-
-
-def _answered(
-    model: Any, tokenizer: Any, task: Task, how: _How, done: Mapping[str, dict[str, Any]], part: Sequence[_Asked]
-) -> list[dict[str, Any]]:
-    made = [_prediction(task, row) for row in part]
-    kept = [_kept(p, done) for p in made]
-    if not all(kept):
-        if how.choose:
-            items = [Choice(row.example, row.ids) for row in part]
-            scored = choice_scores(model, tokenizer, task, items, how.template)
-            made = [{**p, "options": options} for p, options in zip(made, scored, strict=True)]
-        if how.protocol == "options":
-            made = [_chosen(task, p) for p in made]
-        else:
-            beams = BEAMS if how.protocol == "paper" else 1
-            said = answer(model, tokenizer, [row.ids for row in part], how.limit, how.template, beams)
-            made = [judge(task, {**p, "text": t, "tokens": n}, how.rule) for p, t, n in zip(made, *said, strict=True)]
-    # A batch is answered whole, so that a row is in the same company as without an interruption.
-    return [old or new for old, new in zip(kept, made, strict=True)]
-
-
-def _targets(task: Task, asked: Sequence[_Asked], template: str) -> list[str]:
-    return [prompts.label_target(label, row.example, template) for row in asked[:1] for label in task.labels]
-
-
-def _room(model: Any, tokenizer: Any, limit: int, targets: Sequence[str]) -> float:
-    """Return how many tokens a prompt may have: answers of `limit` tokens, or else the longest target, must fit too."""
-    if (fits := context(model)) is None:
-        return float("inf")
-    longest = [len(tokenizer(target, add_special_tokens=False)["input_ids"]) for target in targets]
-    return fits - (max(longest) if longest else limit)
-
-
-def _parts(rows: list[_Asked], size: int) -> Iterator[list[_Asked]]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
-
-
-def _kept(prediction: dict[str, Any], done: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
-    old = done.get(prediction["id"])
-    same = old and all(old.get(key) == prediction[key] for key in ("prompt_hash", "gold"))
-    return old if same else None
-
-
-def _asked(tokenizer: Any, front: str, example: Example, template: str) -> _Asked:
-    text = front + prompts.prompt(example, template)
-    return _Asked(example, text, prompt_ids(tokenizer, text))
-
-
-def _prediction(task: Task, row: _Asked) -> dict[str, Any]:
+def _unanswered(task: Task, question: Question) -> Prediction:
     return {
         "task": task.name,
-        "id": row.example.id,
-        "prompt": row.text,
-        "prompt_hash": sha256(row.text.encode()).hexdigest(),
+        "id": question.example.id,
+        "prompt": question.prompt,
+        "prompt_hash": sha256(question.prompt.encode()).hexdigest(),
         "text": None,
         "tokens": 0,
         "extracted": None,
-        "gold": row.example.answer,
+        "gold": question.example.answer,
         "correct": False,
     }
 
 
-def _chosen(task: Task, prediction: dict[str, Any]) -> dict[str, Any]:
-    best = likeliest(prediction["options"]["label"])
-    return {**prediction, "extracted": best, "correct": task.same(best, prediction["gold"])}
+def _matching(prediction: Prediction, done: Mapping[str, Prediction]) -> Prediction | None:
+    """Return an earlier prediction for the same prompt and gold answer."""
+    old = done.get(prediction["id"])
+    same = old and all(old.get(key) == prediction[key] for key in ("prompt_hash", "gold"))
+    return old if same else None

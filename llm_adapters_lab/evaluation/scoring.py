@@ -1,15 +1,12 @@
-"""From predictions to scores; no model is needed, so that stored answers can be read again by another rule."""
+"""Scores of predictions; no model is needed, so stored answers can be scored again by another extraction rule."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llm_adapters_lab.evaluation.statistics import chance, majority, wilson
 from llm_adapters_lab.tasks.base import Example, Rule, Task
-
-if TYPE_CHECKING:
-    pass
 
 RULES: dict[str, Rule] = {"lab": "lab", "paper": "original", "options": "lab"}
 """The extraction rule of each protocol."""
@@ -24,33 +21,33 @@ def score(
     rule: Rule | None = None,
     shots: int = 0,
 ) -> dict[str, Any]:
-    """Count predictions into a score.
+    """Aggregate the predictions of a task into a score.
 
     Args:
-        task: what was asked.
+        task: the task.
         predictions: one for each row, in any order.
         examples: the rows.
         protocol: lab, paper or options.
-        rule: how answers were read; default: that of the protocol.
-        shots: solved examples before every question.
+        rule: extraction of the answers; default: that of the protocol.
+        shots: number of solved examples before every question.
 
     Returns:
-        protocol, extraction and shots as given; what `count` counts; chance: of guessing among the options, or None
-        for numbers.
+        protocol, extraction and shots as given; the keys of `count`; chance: the accuracy of guessing among the
+        options, or None for numbers.
     """
-    named = {"protocol": protocol, "extraction": rule or RULES[protocol], "shots": shots}
-    return named | count(predictions) | {"chance": chance(task, examples)}
+    settings = {"protocol": protocol, "extraction": rule or RULES[protocol], "shots": shots}
+    return settings | count(predictions) | {"chance": chance(task, examples)}
 
 
 def count(predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Count predictions.
+    """Return the accuracy of predictions with what it has to be compared to.
 
     Returns:
-        accuracy, correct, total; low and high of its 95 % Wilson interval; majority (always saying the most common
-        answer); in_format (share of texts from which an answer of the asked form could be read, None where nothing was
-        generated); by_label and by_text (accuracy of choosing the likeliest label, or the likeliest option text after
-        the bare question; None where options were not scored); too_long (rows that do not fit the model's context
-        with their answer: not asked, counted as wrong). Shares are between 0 and 1.
+        accuracy, correct, total; low and high of its 95 % Wilson interval; majority (accuracy of the most common gold
+        answer); in_format (share of texts from which an answer could be extracted, None where nothing was generated);
+        by_label and by_text (accuracy of the likeliest label, and of the likeliest option text after the bare question;
+        None where options were not scored); too_long (number of rows that do not fit the model's context with their
+        answer: not asked, counted as wrong). Shares are between 0 and 1.
     """
     correct, total = sum(p["correct"] for p in predictions), len(predictions)
     low, high = wilson(correct, total)
@@ -63,26 +60,26 @@ def count(predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "high": high,
         "majority": majority([p["gold"] for p in predictions]),
         "in_format": sum(p["extracted"] is not None for p in asked) / len(asked) if asked else None,
-        "by_label": _likeliest(predictions, "label"),
-        "by_text": _likeliest(predictions, "text"),
+        "by_label": _likeliest_accuracy(predictions, "label"),
+        "by_text": _likeliest_accuracy(predictions, "text"),
         "too_long": sum(p.get("too_long", False) for p in predictions),
     }
 
 
 def likeliest(scores: dict[str, float]) -> str:
-    """Return the option with the highest log-likelihood; of equals the first."""
+    """Return the option with the highest log-likelihood, the first of equals."""
     return max(scores, key=scores.__getitem__)
 
 
-def _likeliest(predictions: Sequence[dict[str, Any]], kind: str) -> float | None:
+def _likeliest_accuracy(predictions: Sequence[dict[str, Any]], kind: str) -> float | None:
     scored = [(p["options"][kind], p["gold"]) for p in predictions if p.get("options", {}).get(kind)]
-    # Rows that were not asked for their length would have had options, too: they count as wrong here as well.
-    asked = len(scored) + sum(p.get("too_long", False) for p in predictions)
-    return sum(likeliest(given) == gold for given, gold in scored) / asked if scored else None
+    # Rows that were too long to be asked would have had options, too: they count as wrong here as well.
+    total = len(scored) + sum(p.get("too_long", False) for p in predictions)
+    return sum(likeliest(given) == gold for given, gold in scored) / total if scored else None
 
 
 def judge(task: Task, prediction: dict[str, Any], rule: Rule) -> dict[str, Any]:
-    """Return a prediction with `extracted` and `correct` read from its `text` by a rule."""
+    """Return a prediction with `extracted` and `correct` read from its `text` by an extraction rule."""
     extracted = task.extract(prediction["text"], rule) if prediction["text"] is not None else None
     correct = extracted is not None and task.same(extracted, prediction["gold"])
     return {**prediction, "extracted": extracted, "correct": correct}

@@ -1,4 +1,4 @@
-"""The scoring part of a spec."""
+"""The `eval` part of a spec."""
 
 from __future__ import annotations
 
@@ -17,22 +17,26 @@ Protocol = Literal["lab", "paper", "options"]
 
 
 class EvalSpec(Part):
-    """What it is scored on, after training."""
+    """What a run is evaluated on after training."""
 
     tasks: tuple[str, ...] = Field(default=(), description="tasks whose test split is scored; empty: none")
-    rows: int | None = Field(default=None, ge=1, description="score only the first so many rows of each task")
-    batch: int = Field(default=32, ge=1, le=65536, description="prompts generated at a time")
-    max_new_tokens: int | None = Field(default=None, ge=1, description="longest answer; default: that of the task")
+    rows: int | None = Field(default=None, ge=1, description="maximum number of rows of each task")
+    batch: int = Field(default=32, ge=1, le=65536, description="number of prompts answered together")
+    max_new_tokens: int | None = Field(
+        default=None, ge=1, description="maximum number of tokens of an answer; default: that of the task"
+    )
     protocol: Protocol = Field(
         default="lab",
         description="lab: greedy answers; paper: prompt, 4 beams and extraction of the original code; options: "
         "the likeliest of the offered answers, without generating",
     )
     extraction: Rule | None = Field(
-        default=None, description="how answers are read: lab or original; default: that of the protocol"
+        default=None, description="rule that extracts answers: lab or original; default: that of the protocol"
     )
-    likelihood: bool = Field(default=True, description="on choice sets also score the likelihood of every option")
-    shots: int = Field(default=0, ge=0, le=64, description="solved examples of the train split before every question")
+    likelihood: bool = Field(default=True, description="on choice sets, also score the likelihood of every option")
+    shots: int = Field(
+        default=0, ge=0, le=64, description="number of solved examples of the train split before every question"
+    )
     root: Place | None = Field(default=None, description="folder with the benchmark files; default: data.root")
 
     @field_validator("tasks", mode="before")

@@ -1,4 +1,4 @@
-"""How sure an accuracy is, and what it has to beat."""
+"""Confidence intervals and tests of accuracies, and the baselines to compare them with."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from statistics import NormalDist
 
 from llm_adapters_lab.tasks.base import Example, Task
 
 _FORMAT = re.compile(r"Answer format:\s*(\S+)")
+# `NormalDist` is off by one in the last digit, which would change saved intervals.
+_QUANTILE_95 = 1.959963984540054
 
 
 def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -19,47 +22,48 @@ def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, f
     (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n).
 
     Args:
-        correct: right answers, 0 to `total`.
-        total: questions; with 0 nothing is known, and the interval is (0, 1).
-        confidence: share of such intervals that hold the true accuracy, between 0 and 1.
+        correct: number of correct answers, 0 to `total`.
+        total: number of questions; with 0 the interval is (0, 1).
+        confidence: probability that such an interval contains the true accuracy, between 0 and 1.
 
     Returns:
-        (low, high), both within 0 to 1.
+        (low, high), both between 0 and 1.
 
     Raises:
-        ValueError: a number is out of its range.
+        ValueError: an argument is out of its range.
 
     Source: Wilson (1927), "Probable inference, the law of succession, and statistical inference".
     """
-    from scipy.stats import binomtest  # type: ignore[import-untyped]
-
-    if total == 0 and correct == 0:
+    if not 0 <= correct <= total:
+        raise ValueError(f"correct must be between 0 and total; given: {correct} of {total}.")
+    z = _quantile(confidence)
+    if total == 0:
         return 0.0, 1.0
-    interval = binomtest(correct, total).proportion_ci(confidence_level=confidence, method="wilson")
-    return float(interval.low), float(interval.high)
+    share, scale = correct / total, 2 * (total + z * z)
+    centre = (2 * total * share + z * z) / scale
+    reach = z / scale * math.sqrt(4 * total * share * (1 - share) + z * z)
+    return centre - reach if correct else 0.0, centre + reach if correct < total else 1.0
 
 
 def mean_interval(correct: Sequence[float], totals: Sequence[int], confidence: float = 0.95) -> tuple[float, float]:
     r"""Return an interval of the unweighted mean of the accuracies of several tasks.
 
     With T tasks, z the normal quantile, n = total + z²/T and p = (correct + z²/2T) / n of each task:
-    mean(p) ± z √(Σ p(1-p)/n) / T. For one task these are about the ends that `wilson` gives.
+    mean(p) ± z √(Σ p(1-p)/n) / T. For one task this is close to `wilson`.
 
     Args:
-        correct: right answers of each task; a mean over seeds need not be whole.
-        totals: questions of each task, 1 or more.
-        confidence: share of such intervals that hold the true mean, between 0 and 1.
+        correct: number of correct answers to each task; a mean over seeds may be fractional.
+        totals: number of questions of each task, 1 or more.
+        confidence: probability that such an interval contains the true mean, between 0 and 1.
 
     Returns:
-        (low, high), both within 0 to 1; (0, 1) for no tasks.
+        (low, high), both between 0 and 1; (0, 1) for no tasks.
 
     Source: Agresti and Coull (1998), "Approximate is better than 'exact'", their added answers spread over the tasks.
     """
-    from scipy.stats import norm
-
     if not totals:
         return 0.0, 1.0
-    count, z = len(totals), float(norm.ppf(0.5 + confidence / 2))
+    count, z = len(totals), _quantile(confidence)
     sizes = [total + z * z / count for total in totals]
     shares = [(c + z * z / 2 / count) / n for c, n in zip(correct, sizes, strict=True)]
     middle = math.fsum(shares) / count
@@ -68,13 +72,13 @@ def mean_interval(correct: Sequence[float], totals: Sequence[int], confidence: f
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Return the two-sided p-value that two models are equally often right where only one of them is.
+    """Return the two-sided p-value of McNemar's exact test that two models have the same accuracy.
 
-    Under that hypothesis the items that only the first got right are binomial with probability 1/2 among the items on
-    which the two differ; the test is exact.
+    Under this hypothesis the number of items that only the first got right is binomial with probability 1/2 among the
+    items on which the two differ.
 
     Args:
-        only_first: items right in the first run and wrong in the second.
+        only_first: number of items correct in the first run and wrong in the second.
         only_second: the reverse.
 
     Returns:
@@ -82,42 +86,46 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
     Source: McNemar (1947), "Note on the sampling error of the difference between correlated proportions".
     """
-    from scipy.stats import binomtest
-
     differing = only_first + only_second
-    return float(binomtest(only_first, differing, 0.5).pvalue) if differing else 1.0
+    if only_first == only_second:
+        return 1.0
+    ways = tail = 1  # binomial coefficient, and the sum of all so far
+    for chosen in range(min(only_first, only_second)):
+        ways = ways * (differing - chosen) // (chosen + 1)
+        tail += ways
+    return 2 * tail / (1 << differing)
 
 
 def bootstrap_difference(
     first: Sequence[bool], second: Sequence[bool], *, confidence: float = 0.95, draws: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of accuracy(first) - accuracy(second), items drawn in pairs.
+    """Return the percentile bootstrap interval of accuracy(first) - accuracy(second), resampling items in pairs.
 
     Args:
-        first: whether the first run is right, item by item.
-        second: the same of the second run, on the same items in the same order.
-        confidence: share of the draws inside the interval.
-        draws: resamples.
-        seed: of the resampling; the same seed gives the same interval.
+        first: whether the first run is correct, item by item.
+        second: the same for the second run, on the same items in the same order.
+        confidence: share of the resamples inside the interval.
+        draws: number of resamples.
+        seed: of the resampling.
 
     Returns:
-        (low, high), each from -1 to 1; (-1, 1) for no items.
+        (low, high), both between -1 and 1; (-1, 1) for no items.
 
     Raises:
-        ValueError: the runs do not have the same number of items.
+        ValueError: the runs differ in their number of items.
 
     Source: Efron (1979), "Bootstrap methods: another look at the jackknife".
     """
     import numpy as np
 
     if len(first) != len(second):
-        raise ValueError(f"Paired items are needed; given were {len(first)} and {len(second)}.")
+        raise ValueError(f"The runs must have the same items; given: {len(first)} and {len(second)} items.")
     if not first:
         return -1.0, 1.0
     total = len(first)
     won = sum(a and not b for a, b in zip(first, second, strict=True))
     lost = sum(b and not a for a, b in zip(first, second, strict=True))
-    # An item counts +1, 0 or -1, so that a resample is one multinomial draw.
+    # An item counts +1, 0 or -1, so a resample is one multinomial draw.
     counts = np.random.default_rng(seed).multinomial(
         total, [won / total, lost / total, 1 - (won + lost) / total], draws
     )
@@ -127,15 +135,11 @@ def bootstrap_difference(
 
 
 def options(example: Example, labels: Sequence[str]) -> tuple[str, ...]:
-    """Return the answers one question offers.
+    """Return the answers that a question offers, as the task spells them.
 
     Args:
-        example: the question: the options that its loader has found, else what its "Answer format: a/b/c" offers, as
-            far as that names labels of the task.
-        labels: of the task; all of them where the question says nothing that can be understood.
-
-    Returns:
-        The answers as the task spells them.
+        example: the question, with options found by its loader, or with "Answer format: a/b/c" in its text.
+        labels: of the task, returned where the question names none of them.
     """
     if example.options:
         return tuple(label for label, _ in example.options)
@@ -146,14 +150,10 @@ def options(example: Example, labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def chance(task: Task, examples: Sequence[Example]) -> float | None:
-    """Return the accuracy of guessing evenly: the mean over rows of 1 / number of options.
-
-    Args:
-        task: says whether answers are chosen or computed.
-        examples: the rows that are scored.
+    """Return the accuracy of uniform guessing, the mean over rows of 1 / number of options.
 
     Returns:
-        A share from 0 to 1, or None for numbers and for no rows.
+        A share from 0 to 1; None for tasks without options and for no rows.
     """
     if not task.labels or not examples:
         return None
@@ -161,12 +161,12 @@ def chance(task: Task, examples: Sequence[Example]) -> float | None:
 
 
 def majority(golds: Sequence[str]) -> float:
-    """Return the accuracy of always giving the most common gold answer.
-
-    Args:
-        golds: gold answers of the scored rows.
-
-    Returns:
-        The share of that answer, from 0 to 1; 0 for no rows.
-    """
+    """Return the accuracy of always giving the most common of the gold answers, from 0 to 1; 0 for no rows."""
     return Counter(golds).most_common(1)[0][1] / len(golds) if golds else 0.0
+
+
+def _quantile(confidence: float) -> float:
+    """Return the two-sided quantile of the normal distribution."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1; given: {confidence}.")
+    return _QUANTILE_95 if confidence == 0.95 else NormalDist().inv_cdf(0.5 + confidence / 2)

@@ -8,7 +8,8 @@ __getattr__, __dir__, __all__ = attach(
         ".": "ablations activation_metrics interventions probes weight_metrics",
         "recorder": "Recorder",
         "interventions": "zero replace add scale_adapter",
-        "weight_metrics": "weight_change norms spectra spectrum stable_rank effective_rank overlap layer_of by_layer changes",
+        "weight_metrics": "changes weight_change norms spectra spectrum "
+        "stable_rank effective_rank overlap layer_of by_layer",
         "activation_metrics": "contribution activity cosine cka virtual_attention",
         "probes": "both streams layer_similarity logit_lens token_loss mean_loss bottleneck_units",
         "ablations": "ablation interpolation without",

@@ -1,4 +1,4 @@
-"""Views of recorded activations: what an adapter does to the stream of the model. Tensors in, tensors out."""
+"""Metrics of recorded activations: what an adapter does to the residual stream. Tensors in, tensors out."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ NEAR_ZERO, SATURATED = 0.01, 0.99
 
 @dataclass(frozen=True)
 class Contribution:
-    """What an adapter writes, measured against the residual stream; both (layers, tokens).
+    """What an adapter writes relative to the residual stream; both (layers, tokens).
 
     Attributes:
-        ratio: ||c|| / ||h||, its size beside the stream it is added to.
-        along: <c, h_L> / ||h_L||², the share of the last stream that it makes up: 0 where it points elsewhere, below 0
-            where it works against it. Shares of everything that writes to the stream sum to 1.
+        ratio: ||c|| / ||h||.
+        along: <c, h_L> / ||h_L||², its share of the last stream: 0 where it is orthogonal to it, negative where it
+            works against it. The shares of everything that writes to the stream sum to 1.
     """
 
     ratio: torch.Tensor
@@ -32,7 +32,7 @@ class Activity:
     Attributes:
         norm: root mean square of the activation.
         near_zero: share of tokens with |f| < 0.01.
-        saturated: share of tokens with |f| > 0.99; None for a non-linearity without an upper bound.
+        saturated: share of tokens with |f| > 0.99; None for an unbounded non-linearity.
     """
 
     norm: torch.Tensor
@@ -65,8 +65,8 @@ def activity(hidden: torch.Tensor, nonlinearity: str = "tanh") -> Activity:
     """Measure the units of a bottleneck.
 
     Args:
-        hidden: f(x W_down) for each token, (..., units).
-        nonlinearity: f. A tanh saturates at ±1; the others have no such bound.
+        hidden: f(x W_down) of each token, (..., units).
+        nonlinearity: f. tanh saturates at ±1; the others are taken as unbounded.
     """
     flat = hidden.float().flatten(0, -2).abs()
     saturated = (flat > SATURATED).float().mean(0) if nonlinearity == "tanh" else None
@@ -79,10 +79,10 @@ def cosine(base: torch.Tensor, adapted: torch.Tensor) -> torch.Tensor:
 
 
 def cka(x: torch.Tensor, y: torch.Tensor) -> float:
-    """Return linear CKA, how alike two representations of the same n tokens are whatever their rotation and scale.
+    """Return linear CKA, the similarity of two representations of the same n tokens up to rotation and scale.
 
-    ||Yᵀ X||_F² / (||Xᵀ X||_F ||Yᵀ Y||_F) with the columns of X and Y centred; 1 is alike. With few tokens beside the
-    width it is biased towards 1. Not a number where one of them does not vary.
+    ||Yᵀ X||_F² / (||Xᵀ X||_F ||Yᵀ Y||_F) with the columns of X and Y centred; 1 for equal ones. Biased towards 1 where
+    n is small relative to the widths; NaN where a representation is constant.
 
     Args:
         x: (n, d).
@@ -90,24 +90,21 @@ def cka(x: torch.Tensor, y: torch.Tensor) -> float:
 
     Source: Kornblith et al. 2019, arXiv:1905.00414, equations 3 and 4.
     """
-    # With Gram matrices (n, n) of centred rows the two forms are equal, and n is small here.
+    # The same with Gram matrices (n, n), as n is small here.
     x, y = (z.double() - z.double().mean(0) for z in (x, y))
     first, second = x @ x.T, y @ y.T
     return float((first * second).sum() / (first.norm() * second.norm()))
 
 
 def virtual_attention(pattern: torch.Tensor, t: int) -> torch.Tensor:
-    """Return the share of attention that goes to t virtual tokens in front.
+    """Return the share of attention that goes to t prepended virtual tokens, (..., heads, queries).
 
     Args:
         pattern: attention weights, (..., heads, queries, keys); each row sums to 1.
         t: number of virtual tokens, the first keys.
 
-    Returns:
-        (..., heads, queries).
-
     Raises:
-        NoView: there are not so many keys.
+        NoView: there are not more than t keys.
     """
     if not 0 < t < pattern.shape[-1]:
         raise NoView(f"{t} virtual tokens among {pattern.shape[-1]} keys: this pattern has no virtual tokens in front.")

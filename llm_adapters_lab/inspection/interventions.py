@@ -1,55 +1,46 @@
-"""Edits: what a `Recorder` may change at a site while the model runs.
+"""Interventions: functions that a `Recorder` applies to what a site computes while the model runs.
 
-An edit is any function of y, the chosen tokens of a site's output, to what is to stand there instead. y is (rows, n, d)
-or, for a boolean mask of tokens, (n, d).
+Any function will do that takes the selected tokens y of a site's output, (rows, n, d), or (n, d) for a boolean mask of
+tokens, and returns their replacement.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 Edit = Callable[[torch.Tensor], torch.Tensor]
 
 
-@dataclass(frozen=True)
-class AdapterScale:
-    """Scale what one adapter changes: before + factor * (adapter(x, before) - before).
-
-    Attributes:
-        name: of the adapter, as given to `inject`.
-        factor: 0 is as if it were off, 1 changes nothing, above 1 exaggerates, below 0 turns it around.
-    """
+class AdapterScale(NamedTuple):
+    """An intervention on one adapter instead of the whole output; see `scale_adapter`."""
 
     name: str
     factor: float
 
 
 def zero(y: torch.Tensor) -> torch.Tensor:
-    """Put zeros in place of y."""
+    """Replace y by zeros."""
     return torch.zeros_like(y)
 
 
 def replace(value: torch.Tensor) -> Edit:
-    """Put a value in place of y, such as what another run recorded there.
-
-    Args:
-        value: broadcasts to y, so (d,) or the shape of y.
-    """
+    """Replace y by a value that broadcasts to it, such as an activation recorded in another run (patching)."""
     return lambda y: value.to(y).expand_as(y)
 
 
 def add(value: torch.Tensor) -> Edit:
-    """Add a value to y, such as a steering direction.
-
-    Args:
-        value: broadcasts to y, so (d,) or the shape of y.
-    """
+    """Add a value that broadcasts to y, such as a steering vector (d,)."""
     return lambda y: y + value.to(y)
 
 
 def scale_adapter(name: str, factor: float) -> AdapterScale:
-    """Scale what one adapter changes at a site; see `AdapterScale`."""
+    """Scale the change that one adapter makes: before + factor * (adapter(x, before) - before).
+
+    Args:
+        name: of the adapter, as given to `inject`.
+        factor: 0 switches it off and 1 changes nothing, both exactly; negative factors reverse it.
+    """
     return AdapterScale(name, factor)

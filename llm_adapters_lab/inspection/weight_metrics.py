@@ -1,8 +1,4 @@
-"""Views: what an adapter is and does, as numbers. Tensors in, tensors out; no model runs here and nothing is drawn.
-
-Here are those of weights, of the ΔW that an adapter amounts to; `activations` has those of recorded activations, which
-this module offers too. What needs a model that runs is in `probes`, what draws the numbers in `plots`.
-"""
+"""Metrics of weights: norm, spectrum, rank and overlap of the ΔW that an adapter amounts to. No model runs here."""
 
 from __future__ import annotations
 
@@ -14,28 +10,8 @@ import torch
 
 from llm_adapters_lab.core import weights
 from llm_adapters_lab.core.injection import Injection
-from llm_adapters_lab.core.merging import change
+from llm_adapters_lab.core.merging import changed_tensors
 from llm_adapters_lab.errors import CannotMerge, NoView
-from llm_adapters_lab.inspection.activation_metrics import activity, cka, contribution, cosine, virtual_attention
-
-__all__ = [
-    "Norm",
-    "changes",
-    "weight_change",
-    "norms",
-    "spectra",
-    "spectrum",
-    "stable_rank",
-    "effective_rank",
-    "overlap",
-    "activity",
-    "cka",
-    "contribution",
-    "cosine",
-    "virtual_attention",
-    "layer_of",
-    "by_layer",
-]
 
 
 @dataclass(frozen=True)
@@ -43,7 +19,7 @@ class Norm:
     """How much an adapter changes at one site.
 
     Attributes:
-        change: ||Δθ||_F over all tensors of the module that it changes (for most methods ΔW alone).
+        change: ||Δθ||_F over all tensors of the module that it changes (ΔW alone for most methods).
         relative: the same divided by ||θ||_F of those tensors; infinite where the base holds only zeros.
     """
 
@@ -59,10 +35,10 @@ def changes(injection: Injection, key: str) -> dict[str, torch.Tensor]:
         key: of the site.
 
     Returns:
-        By name ("weight" as (d_out, d_in), "bias"), fp32. DoRA, KronA, IA3 and the like are covered as much as LoRA.
+        By name ("weight" as (d_out, d_in), "bias"), fp32; for DoRA, KronA, IA3 and the like as well as for LoRA.
 
     Raises:
-        NoView: the method is no change of weights.
+        NoView: the method does not change weights.
     """
     if injection.adapters[key].merged is None:
         raise NoView(
@@ -71,9 +47,9 @@ def changes(injection: Injection, key: str) -> dict[str, torch.Tensor]:
         )
     host = injection.host(key)
     try:
-        # In fp64, or the rounding of W' in fp32 would be most of a small ΔW.
-        own = {name: value.double() for name, value in weights.own(host).items()}
-        changed = change(injection, key, own)
+        # In fp64: a small ΔW would drown in the fp32 rounding of W'.
+        own = {name: value.double() for name, value in weights.own_tensors(host).items()}
+        changed = changed_tensors(injection, key, own)
     except CannotMerge as error:
         raise NoView(f"{injection.config.type!r} has no ΔW at {key}. {error}") from None
     return {name: (value.detach().double() - own[name]).float() for name, value in changed.items()}
@@ -83,7 +59,7 @@ def weight_change(injection: Injection, key: str) -> torch.Tensor:
     """Return ΔW (d_out, d_in) of the projection at a site.
 
     Raises:
-        NoView: the method is no change of weights, or changes no matrix there (but a bias, or a norm's scale).
+        NoView: the method does not change weights, or no matrix there (but a bias, or the scale of a norm).
     """
     found = changes(injection, key)
     if "weight" not in found or found["weight"].ndim != 2:
@@ -96,12 +72,12 @@ def norms(injection: Injection) -> dict[str, Norm]:
     """Return ||Δθ||_F and ||Δθ||_F / ||θ||_F at each site.
 
     Raises:
-        NoView: the method is no change of weights.
+        NoView: the method does not change weights.
     """
-    _has_sites(injection, "ΔW")
+    _refuse_whole_model(injection)
     result = {}
     for key in injection.adapters:
-        found, own = changes(injection, key), weights.own(injection.host(key))
+        found, own = changes(injection, key), weights.own_tensors(injection.host(key))
         size = sum(float(value.square().sum()) for value in found.values()) ** 0.5
         base = sum(float(own[name].square().sum()) for name in found) ** 0.5
         result[key] = Norm(size, size / base if base else float("inf") if size else 0.0)
@@ -114,22 +90,21 @@ def spectra(injection: Injection) -> dict[str, torch.Tensor]:
     Raises:
         NoView: no site has a ΔW.
     """
-    _has_sites(injection, "ΔW")
-    found, why = {}, None
+    _refuse_whole_model(injection)
+    found, reason = {}, None
     for key in injection.adapters:
         try:
             found[key] = spectrum(weight_change(injection, key))
         except NoView as error:
-            why = error
+            reason = error
     if not found:
-        raise why or NoView("There is no adapter to look at.")
+        raise reason or NoView("There is no adapter to look at.")
     return found
 
 
 def spectrum(matrix: torch.Tensor) -> torch.Tensor:
     """Return the singular values σ_1 >= σ_2 >= ... of a matrix (d_out, d_in), (min(d_out, d_in),), to 1e-7 σ_1."""
-    # The eigenvalues of the smaller Gram matrix are their squares; in fp64 that is as exact as an SVD in fp32, and
-    # twice as fast.
+    # Square roots of the eigenvalues of the smaller Gram matrix: in fp64 as exact as an SVD in fp32, and twice as fast.
     wide = matrix.detach().double()
     wide = wide if wide.shape[0] <= wide.shape[1] else wide.T
     squares: torch.Tensor = torch.linalg.eigvalsh(wide @ wide.T)
@@ -140,7 +115,7 @@ def stable_rank(values: torch.Tensor) -> float:
     """Return ||ΔW||_F² / ||ΔW||_2² = Σ σ_i² / σ_1²; 0 for a zero matrix.
 
     Args:
-        values: singular values, as `spectrum` gives them.
+        values: singular values, as returned by `spectrum`.
 
     Source: Rudelson and Vershynin 2007, "Sampling from large matrices", section 1 (their numerical rank).
     """
@@ -152,15 +127,12 @@ def effective_rank(values: torch.Tensor) -> float:
     """Return exp(-Σ p_i ln p_i) with p_i = σ_i / Σ σ; 0 for a zero matrix.
 
     Args:
-        values: singular values, as `spectrum` gives them.
+        values: singular values, as returned by `spectrum`.
 
     Source: Roy and Vetterli 2007, "The effective rank: a measure of effective dimensionality", definition 1.
     """
     values = values.double()
-    if not values.any():
-        return 0.0
-    shares = values / values.sum()
-    return float(torch.special.entr(shares).sum().exp())
+    return float(torch.special.entr(values / values.sum()).sum().exp()) if values.any() else 0.0
 
 
 def overlap(
@@ -168,20 +140,20 @@ def overlap(
 ) -> torch.Tensor:
     """Return how far the strongest directions of two changes of one weight span the same subspace.
 
-    φ(i, j) = ||U_a[:i] U_b[:j]ᵀ||_F² / min(i, j) with U the singular vectors as rows: 1 where one subspace lies within
-    the other, 0 where they are at right angles; two random subspaces of width d are near max(i, j) / d.
+    φ(i, j) = ||U_a[:i] U_b[:j]ᵀ||_F² / min(i, j) with U the singular vectors as rows: 1 where one subspace contains the
+    other, 0 where they are orthogonal; about max(i, j) / d for two random subspaces of width d.
 
     Args:
         a: ΔW (d_out, d_in).
         b: another of the same shape.
-        rank: how many directions of each, r; default: as many as both have.
-        side: directions that are read ("in", right singular vectors) or written ("out", left ones).
+        rank: number of directions r of each; default: as many as both have.
+        side: compare directions that are read ("in", right singular vectors) or written ("out", left ones).
 
     Returns:
-        φ(i, j) for i, j = 1..r, (r, r); the last entry compares the subspaces as a whole.
+        φ(i, j) for i, j = 1..r, (r, r); the last entry compares the whole subspaces.
 
     Raises:
-        NoView: one of them is zero, has fewer directions than asked for, or the shapes differ.
+        NoView: one of them is zero, has fewer than `rank` directions, or the shapes differ.
 
     Source: Hu et al. 2021, arXiv:2106.09685, equation 4 (their U_A^i of the r × d matrix A / our directions of ΔW).
     """
@@ -198,7 +170,7 @@ def overlap(
 
 
 def layer_of(injection: Injection, key: str) -> int | None:
-    """Return the decoder layer a site is in, None for one outside all layers."""
+    """Return the decoder layer of a site, None for one outside all layers."""
     path = f"{injection.sites[key].path}." if key in injection.sites else ""
     return next((i for i, layer in enumerate(injection.anatomy.layers) if path.startswith(f"{layer}.")), None)
 
@@ -212,16 +184,16 @@ def by_layer(injection: Injection) -> Iterator[tuple[int, list[str]]]:
     yield from sorted(found.items())
 
 
-def _has_sites(injection: Injection, what: str) -> None:
+def _refuse_whole_model(injection: Injection) -> None:
     if not injection.sites:
-        raise NoView(f"{injection.config.type!r} acts on the whole model: it sits at no site and has no {what}.")
+        raise NoView(f"{injection.config.type!r} acts on the whole model: it sits at no site and has no ΔW.")
 
 
 def _directions(matrix: torch.Tensor, side: Literal["in", "out"]) -> torch.Tensor:
     left: torch.Tensor
     right: torch.Tensor
     left, values, right = torch.linalg.svd(matrix.detach().float(), full_matrices=False)
-    # As numpy.linalg.matrix_rank counts: smaller ones are rounding.
+    # The tolerance of numpy.linalg.matrix_rank: smaller values are rounding.
     least = values.max() * max(matrix.shape) * torch.finfo(values.dtype).eps
     count = int((values > least).sum())
     return right[:count] if side == "in" else left.T[:count]

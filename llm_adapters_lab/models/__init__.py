@@ -5,7 +5,9 @@ from llm_adapters_lab._lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
-        "loading": "load_base Base tokenizer skeleton PACKAGED",
+        "loading": "load_base Base",
+        "blueprint": "Blueprint",
+        "spec": "PACKAGED",
         "random_models": "tiny tiny_config TINY",
     },
 )

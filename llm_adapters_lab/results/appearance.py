@@ -1,9 +1,17 @@
-"""How runs look in figures: colour, dash and label."""
+"""How runs look in figures and lists: colour, line style and name.
+
+Every adapter type keeps the colour of its registration everywhere; the bare base is grey. Most colours are those of
+Okabe and Ito and of Tol, the others were searched so that colour-blind readers can tell all types apart and all read on
+light and dark pages. A type that names none gets one of the former.
+
+Source: Okabe and Ito 2008, "Color Universal Design"; Paul Tol 2021, "Colour schemes", SRON/EPS/TN/09-002.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from llm_adapters_lab.config import flat
 from llm_adapters_lab.core.registry import all_adapters
@@ -11,6 +19,8 @@ from llm_adapters_lab.runs.record import Run
 
 BASE = "#7f868e"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+MOST = 3
+"""Maximum number of differing fields in a name."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +47,58 @@ def colour(kind: str | None) -> str:
 def looks(runs: Sequence[Run]) -> dict[str, Look]:
     """Return the look of each run by id.
 
-    A run is called by its adapter type, or "base"; where that is not unique, by what sets it apart from the others.
+    A run is named after its adapter type, or "base"; if that is not unique, with the fields in which it differs.
     """
     fields = {run.id: flat(run.spec.model_dump(mode="json")) for run in runs}
     kinds = {name: values.get("adapter.type") for name, values in fields.items()}
     result: dict[str, Look] = {}
     for name, kind in kinds.items():
-        same = [fields[other] for other in fields if kinds[other] == kind]
-        keys = [k for k in fields[name] if any(other.get(k) != fields[name][k] for other in same)]
-        apart = ", ".join(f"{k.rpartition('.')[2].replace('_', ' ')} {fields[name][k]}" for k in keys[:3])
+        keys = _differing(fields[name], (fields[other] for other in fields if kinds[other] == kind))
+        apart = ", ".join(f"{k.rpartition('.')[2].replace('_', ' ')} {fields[name][k]}" for k in keys[:MOST])
         title = f"{kind or 'base'} ({apart})" if apart else kind or "base"
         if title in {look.name for look in result.values()}:
             title += f" {name[-10:]}"
         turn = sum(look.colour == colour(kind) for look in result.values())
         result[name] = Look(title, colour(kind), turn)
     return result
+
+
+def short_names(fields: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return a name for each run of a list, such as "lora r8 q,v s0": type, main size, placement and seed.
+
+    The base is named if there are several. Runs that would share a name show the fields in which they differ.
+
+    Args:
+        fields: of the specs by dotted key, by run id; empty for a spec that cannot be read.
+    """
+    several = len({given.get("base") for given in fields.values() if given}) > 1
+    parts = {run: _parts(given, several) for run, given in fields.items()}
+    names = {}
+    for run, given in fields.items():
+        twins = [fields[other] for other in fields if parts[other] == parts[run]]
+        keys = [key for key in _differing(given, twins) if key not in parts[run]]
+        apart = [f"{key.rpartition('.')[2]}={given[key]}" for key in keys[:MOST]]
+        names[run] = " ".join([*parts[run].values(), *apart])
+    return names
+
+
+def _parts(fields: Mapping[str, Any], several: bool) -> dict[str, str]:
+    """Return the words of a short name by the field that each is about."""
+    kind = fields.get("adapter.type")
+    found = {"adapter.type": kind or "base"} if fields else {"": "?"}
+    if several and fields:
+        found = {"base": str(fields["base"]).rstrip("/").rpartition("/")[2], **found}
+    if kind:
+        # An adapter's own fields begin with its size.
+        sizes = (key for key, value in fields.items() if key.startswith("adapter.") and type(value) is int)
+        if size := next((key for key in sizes if key.count(".") == 1), None):
+            found[size] = f"{size.removeprefix('adapter.')[0]}{fields[size]}"
+        found |= {"adapter.at": fields["adapter.at"]} if fields.get("adapter.at") else {}
+        found["seed"] = f"s{fields['seed']}"
+    return found
+
+
+def _differing(fields: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the fields in which any of the others differs."""
+    seen = list(others)
+    return [key for key, value in fields.items() if any(other.get(key) != value for other in seen)]

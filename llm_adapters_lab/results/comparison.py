@@ -1,11 +1,4 @@
-"""Comparison: several runs side by side as plain values, for the command line, figures, reports and panels.
-
-Every adapter type keeps the colour of its registration everywhere; the bare base is grey. Most are those of Okabe and
-Ito and of Tol, the others were searched so that colour-blind readers can tell all types apart and all read on light and
-dark pages; a type that names none gets one of the former.
-
-Source: Okabe and Ito 2008, "Color Universal Design"; Paul Tol 2021, "Colour schemes", SRON/EPS/TN/09-002.
-"""
+"""Compare runs: scores, costs and differing fields of several runs as plain values, for every front end."""
 
 from __future__ import annotations
 
@@ -24,7 +17,12 @@ FURTHER = ("protocol", "shots", "extraction", "by_label", "by_text", "too_long")
 LEAK = 0.01
 """Share of test rows found in the training data from which on a score is marked."""
 FORMAT = 0.5
-"""Share of answers in the asked format below which a score says more about the format than about the answers."""
+"""Share of answers in the requested format below which a score says more about the format than about the answers."""
+FORMAT_NOTE = (
+    "Where few answers of a run are in the requested format ('in format'), a jump in accuracy can be format, not "
+    "knowledge. 'by label' and 'by text' show how often the right option is the likeliest one, as its label and as its "
+    "words, whatever is generated."
+)
 
 
 def mean_accuracy(run: Run, tasks: Sequence[str] | None = None) -> float | None:
@@ -47,10 +45,10 @@ def task_names(runs: Sequence[Run]) -> list[str]:
 
 
 def leak(summary: Mapping[str, Any], task: str | None) -> float | None:
-    """Return the share of a task's test rows that stand in the training data; None where below 1 %, or unknown.
+    """Return the share of a task's test rows that are in the training data; None if below 1%, or unknown.
 
     Args:
-        summary: of a run; its optional key "leaks" holds for each task what `leaks.overlap` counts.
+        summary: of a run; its optional key "leaks" holds what `contamination.overlap` counts for each task.
         task: the task.
     """
     found = (summary.get("leaks") or {}).get(task)
@@ -59,18 +57,30 @@ def leak(summary: Mapping[str, Any], task: str | None) -> float | None:
 
 
 def notes(score: Mapping[str, Any], leaking: float | None) -> list[str]:
-    """Return in words what belongs beside an accuracy, as far as it is known.
+    """Return what belongs beside an accuracy, in words, as far as it is known.
 
     Args:
         score: one of a summary.
-        leaking: what `leak` says of the task.
+        leaking: what `leak` returns for the task.
     """
-    kinds = {"in format": "in_format", "by label": "by_label", "by option text": "by_text"}
+    kinds = {"in format": "in_format", "by label": "by_label", "by text": "by_text"}
     words = [f"{score[key]:.0%} {name}" for name, key in kinds.items() if score.get(key) is not None]
     words += [f"{score['too_long']} too long, not asked"] if score.get("too_long") else []
     shots = f", {score['shots']} shots" if score.get("shots") else ""
     words += [f"protocol {score['protocol']}{shots}"] if score.get("protocol") else []
     return words + ([f"{leaking:.0%} of the rows seen in training"] if leaking else [])
+
+
+def remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what a reader of `compare`'s rows has to know: leaked test rows, and answers that cannot be read."""
+    found = [
+        f"{row['task']}, {row['name']}: {row['leak']:.0%} of the test rows are in the training data."
+        for row in rows
+        if row.get("leak")
+    ]
+    found += sorted({f"{row['name']}: {row['note']}" for row in rows if row.get("contaminated")})
+    unread = any(row.get("in_format") is not None and row["in_format"] < FORMAT for row in rows)
+    return found + [FORMAT_NOTE] * unread
 
 
 def compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -82,7 +92,7 @@ def compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
     Returns:
         Dicts with the keys run, name, adapter, base, status, trainable_parameters, share_of_base, steps, seconds,
         tokens_per_second, task, accuracy, low, high, correct, total, chance, majority, in_format, protocol, shots,
-        extraction, by_label, by_text, too_long, leak (share of test rows in the training data, from 1 % on). Shares,
+        extraction, by_label, by_text, too_long, leak (share of test rows in the training data, from 1% on). Shares,
         accuracies and their 95% interval are 0..1; a value that is not known is None.
     """
     rows: list[dict[str, Any]] = []
@@ -117,8 +127,8 @@ def spec_fields(spec: RunSpec) -> dict[str, Any]:
 def differences(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     """Return the spec fields in which runs differ: for each field its value by run id.
 
-    A run whose adapter has no such field is missing there. So is a bare base in how it would have been trained; that
-    alone is no difference.
+    A run whose adapter has no such field is missing there. A bare base is missing in the fields of the training, which
+    are no difference by themselves.
     """
     found = {run.id: spec_fields(run.spec) for run in runs}
     by_field: dict[str, dict[str, Any]] = {}

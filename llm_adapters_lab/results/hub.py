@@ -1,47 +1,47 @@
-"""Hub: put an exported folder into a repository of the Hugging Face hub."""
+"""Upload an exported adapter to a repository of the Hugging Face hub."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from llm_adapters_lab.errors import BadSpec, CannotPush
+from llm_adapters_lab.errors import BadSpec, CannotWrite
 
 
 def check_push(name: str) -> None:
-    """Find what would keep an adapter from the hub, before it is exported.
+    """Find what would prevent an upload, before the adapter is exported.
 
     Args:
         name: of the repository, as owner/name.
 
     Raises:
         BadSpec: it has another form.
-        CannotPush: no token is known, or the hub is switched off.
+        CannotWrite: no token is known, or the hub is switched off.
     """
     from huggingface_hub import constants, get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+    wrong = {0: "the owner is missing", 1: ""}.get(name.count("/"), "it has more than one slash")
     try:
-        validate_repo_id(name)
-        wrong = "" if name.count("/") == 1 else "the owner is missing"
+        validate_repo_id(name if not wrong else "owner/name")
     except HFValidationError as error:
-        wrong = str(error)
+        wrong = str(error).removesuffix(".")
     if wrong:
-        raise BadSpec(f"--push {name!r:.100} is no name of the form owner/name: {wrong}.")
+        raise BadSpec(f"--push {name!r:.100} is not of the form owner/name: {wrong}.")
     if constants.HF_HUB_OFFLINE:
-        raise CannotPush("The hub is switched off by HF_HUB_OFFLINE. Unset it, or export without --push.")
+        raise CannotWrite("The hub is switched off by HF_HUB_OFFLINE. Unset it, or export without --push.")
     if not get_token():
-        raise CannotPush(
-            "No token of the hub is known, and without one nothing can be written there. Make one with write access at "
-            "https://huggingface.co/settings/tokens, then `hf auth login`, or set HF_TOKEN."
+        raise CannotWrite(
+            "No token for the hub is known. Make one with write access at https://huggingface.co/settings/tokens, "
+            "then `hf auth login`, or set HF_TOKEN."
         )
 
 
 def push(folder: Path, name: str, private: bool) -> str:
-    """Upload a folder into a repository, which is made if need be; returns its address.
+    """Upload a folder to a repository, which is created if necessary; return its address.
 
     Raises:
-        CannotPush: the hub refuses, or does not answer.
+        CannotWrite: the hub refuses or does not answer.
     """
     from huggingface_hub import HfApi, errors
 
@@ -49,9 +49,11 @@ def push(folder: Path, name: str, private: bool) -> str:
     try:
         place = api.create_repo(name, private=private, exist_ok=True)
         if private and not api.model_info(name).private:
-            raise CannotPush(f"{name} exists and is public. Make it private there first, or choose another name.")
+            raise CannotWrite(f"{name} exists and is public. Make it private there first, or choose another name.")
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Adapter from LLM Adapters Lab")
+    except CannotWrite:
+        raise
     except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
         first = str(error).strip().partition("\n")[0]
-        raise CannotPush(f"{name} was not pushed: {first} The export itself is whole, in {folder}.") from None
+        raise CannotWrite(f"{name} was not pushed: {first} The export in {folder} is complete.") from None
     return str(place)

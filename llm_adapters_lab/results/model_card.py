@@ -1,11 +1,13 @@
-"""Card: the README.md of an exported adapter, for people who have only that folder, and for the hub.
+"""The README.md of an exported adapter, for people who have only that folder, and for the hub.
 
-What stands in it: base, method, data, scores with interval and chance, leak warnings, the whole spec, how to load it.
+It names base, method, data, scores with intervals and chance, leaks, the whole spec, and how to load the adapter. The
+scores are also in its metadata, where the hub reads them.
 """
 
 from __future__ import annotations
 
 import re
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +16,9 @@ import yaml
 from llm_adapters_lab.core.adapter_config import AdapterConfig
 from llm_adapters_lab.core.registry import get_adapter
 from llm_adapters_lab.models import smollm2
-from llm_adapters_lab.results.comparison import LEAK, leak
+from llm_adapters_lab.results.comparison import compare
+from llm_adapters_lab.results.formatting import cell, markdown, percent, plain_markdown, score_cells, task_cell
 from llm_adapters_lab.runs.record import Run
-
-_PEFT = """```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-base = AutoModelForCausalLM.from_pretrained({base!r})
-model = PeftModel.from_pretrained(base, {place!r})
-```"""
-_LAB = """```python
-{first}from llm_adapters_lab import load_adapter, load_base
-
-base = load_base({base!r})
-load_adapter(base.model, {folder}, tokenizer=base.tokenizer)
-```"""
-
-_INTRO = "A trained adapter of LLM Adapters Lab. It is loaded into its base, which is not in this folder."
-_LEGEND = (
-    "Interval: Wilson's, over test rows alone. Chance: guessing among the offered answers; majority: always the "
-    "commonest answer; in form: answers that could be read as asked."
-)
 
 
 def write_card(folder: Path, base: str, config: AdapterConfig, format: str, record: Run | None, place: str) -> None:
@@ -46,7 +29,7 @@ def write_card(folder: Path, base: str, config: AdapterConfig, format: str, reco
         base: name of the base, as in a spec.
         config: of the adapter.
         format: "peft" or "lab".
-        record: the run it comes from; None for an adapter folder, of which no scores are known.
+        record: the run it comes from; None for an adapter folder, whose scores are not known.
         place: name on the hub; "" for a folder that stays here.
     """
     (folder / "README.md").write_text(card(base, config, format, record, place or folder.name), encoding="utf-8")
@@ -54,18 +37,32 @@ def write_card(folder: Path, base: str, config: AdapterConfig, format: str, reco
 
 def card(base: str, config: AdapterConfig, format: str, record: Run | None, place: str) -> str:
     """Return the text of the card; see `write_card`."""
-    spec = record.spec if record else None
-    parts = [_head(base, config, format), _about(base, config, record)]
-    if record and record.summary.get("scores"):
-        parts.append(_scores(record.summary))
-    else:
-        parts.append("## Scores\n\nNone are known: this adapter was not scored in a run of the lab.")
-    parts.append(_loading(base, format, place))
-    if spec:
-        text = yaml.safe_dump(spec.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
-        again = "As `spec.yaml`, `python -m llm_adapters_lab run spec.yaml` does the same run again:"
-        parts.append(f"## Spec\n\n{again}\n\n{_fenced(text, 'yaml')}")
-    return "\n\n".join(parts) + "\n"
+    from huggingface_hub import ModelCard
+
+    rows = [row for row in compare([record]) if row["task"]] if record else []
+    spec = record.spec.model_dump(mode="json", exclude_none=True) if record else {}
+    text = ModelCard.from_template(
+        _metadata(hub_name(base), config.type, format, rows, place),
+        template_str=(resources.files(__package__) / "model_card.md.j2").read_text(encoding="utf-8"),
+        base=base,
+        on_hub=hub_name(base),
+        config=config,
+        format=format,
+        place=place,
+        source=get_adapter(config.type).source,
+        run=record,
+        summary=record.summary if record else {},
+        scores=markdown([{"task": task_cell(row)} | score_cells(row) for row in rows]) if rows else "",
+        rows=rows,
+        spec=yaml.safe_dump(spec, sort_keys=False, allow_unicode=True) if spec else "",
+        cell=cell,
+        percent=percent,
+        task_cell=task_cell,
+        plain=plain_markdown,
+        fenced=_fenced,
+        quoted=repr,
+    )
+    return f"{text}\n"
 
 
 def hub_name(base: str) -> str:
@@ -76,74 +73,29 @@ def hub_name(base: str) -> str:
     return base if is_name else ""
 
 
-def _head(base: str, config: AdapterConfig, format: str) -> str:
-    """Return the part that the hub reads."""
-    fields: dict[str, Any] = {"base_model": hub_name(base)} if hub_name(base) else {}
-    fields |= {"library_name": "peft"} if format == "peft" else {}
-    fields |= {"pipeline_tag": "text-generation", "tags": ["llm-adapters-lab", "adapter", config.type]}
-    return f"---\n{yaml.safe_dump(fields, sort_keys=False)}---"
+def _metadata(base: str, kind: str, format: str, rows: list[dict[str, Any]], place: str) -> Any:
+    """Return what the hub reads of a card; `base` is "" if it is not there."""
+    from huggingface_hub import EvalResult, ModelCardData
 
-
-def _about(base: str, config: AdapterConfig, record: Run | None) -> str:
-    entry = get_adapter(config.type)
-    lines = [f"# {config.type} for {_plain(base)}", "", _INTRO, ""]
-    where = "" if hub_name(base) else ", which is not on the hub"
-    packaged = ", the teaching model that comes with LLM Adapters Lab" if base == "nano" else where
-    lines += [f"- base: {_plain(hub_name(base) or base)}{packaged}", f"- method: {config.type}, {entry.source}"]
-    lines += [f"- placement: {_plain(config.at)}"] if config.at else ["- placement: the whole model"]
-    if record:
-        spec, summary = record.spec, record.summary
-        rows = f", {spec.data.rows:,} rows of it" if spec.data.rows else ""
-        lines.append(f"- trained on: {_plain(spec.data.task)}{rows}, seed {spec.seed}")
-        if trained := summary.get("train"):
-            rows = f" on {trained['rows']:,} rows" if "rows" in trained else ""
-            loss = f"{trained['loss_first']:.3f} to {trained['loss_last']:.3f}"
-            lines.append(f"- training: {trained['steps']:,} steps{rows}, {trained['tokens']:,} tokens, loss {loss}")
-        if count := summary.get("trainable_parameters"):
-            lines.append(f"- parameters: {count:,}, {100 * count / summary['base_parameters']:.2f} % of the base")
-        made = summary.get("environment", {})
-        known = [f"{name} {made[name]}" for name in ("llm_adapters_lab", "torch", "transformers") if name in made]
-        known += [f"{made['dtype']} on {_plain(made['device'])}"] if {"dtype", "device"} <= made.keys() else []
-        lines.append(f"- made with: {', '.join(known) or 'LLM Adapters Lab'}; run {record.id}")
-    return "\n".join(lines)
-
-
-def _scores(summary: dict[str, Any]) -> str:
-    rows = ["| task | accuracy | 95 % interval | chance | majority | in form | rows | protocol |", "|---" * 8 + "|"]
-    warnings = []
-    for task, score in summary["scores"].items():
-        seen, name = leak(summary, task), _plain(task)
-        low, high = (_percent(score.get(key)) for key in ("low", "high"))
-        cells = [f"{name}{' (!)' if seen else ''}", _percent(score["accuracy"]), f"{low} to {high}"]
-        cells += [_percent(score.get(key)) for key in ("chance", "majority", "in_format")]
-        cells += [str(score["total"]), _plain(str(score.get("protocol") or ""))]
-        rows.append(f"| {' | '.join(cells)} |")
-        if seen:
-            warnings.append(f"**(!) {name}: {100 * seen:.0f} % of the test rows stand in the training data.**")
-    if not warnings and summary.get("leaks"):
-        warnings.append(f"No task has {100 * LEAK:.0f} % or more of its test rows in the training data.")
-    elif not warnings:
-        warnings.append("Whether test rows stand in the training data was not looked at.")
-    return "\n".join(["## Scores", "", *rows, "", *warnings, "", _LEGEND])
-
-
-def _loading(base: str, format: str, place: str) -> str:
-    """Return how to load it; transformers alone knows no base that is not on the hub."""
-    name, on_hub = hub_name(base), "/" in place
-    peft = f"With peft:\n\n{_PEFT.format(base=name, place=place)}\n\n" if format == "peft" and name else ""
-    folder = f"snapshot_download({place!r})" if on_hub else repr(place)
-    first = "from huggingface_hub import snapshot_download\n" if on_hub else ""
-    lab = _LAB.format(first=first, base=name or base, folder=folder)
-    return f"## Load it\n\n{peft}With LLM Adapters Lab:\n\n{lab}"
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"
-
-
-def _plain(text: str) -> str:
-    """Return text that Markdown shows as it stands."""
-    return re.sub(r"([\\`*_{}\[\]<>|#!~&])", r"\\\1", " ".join(text.split()))
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=re.sub(r"[^\w.-]+", "-", row["task"]).strip("-") or "custom",
+            dataset_name=row["task"],
+            dataset_split="test",
+            metric_type="accuracy",
+            metric_value=row["accuracy"],
+        )
+        for row in rows
+    ]
+    return ModelCardData(
+        base_model=base or None,
+        library_name="peft" if format == "peft" else None,
+        pipeline_tag="text-generation",
+        tags=["llm-adapters-lab", "adapter", kind],
+        model_name=place if results else None,
+        eval_results=results or None,
+    )
 
 
 def _fenced(text: str, language: str) -> str:

@@ -1,4 +1,4 @@
-"""Two runs on the same items: who is better, by how much, how surely, and on which items they differ."""
+"""Paired tests: which of two runs is better on the same items, by how much, how surely, and on which items."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llm_adapters_lab.evaluation.statistics import bootstrap_difference, mcnemar
 from llm_adapters_lab.results.appearance import looks
 from llm_adapters_lab.runs.record import Run
 
-WAY = ("protocol", "shots")
+PROTOCOL = ("protocol", "shots")
 LEVEL = 0.05
 """Largest p-value at which a difference is called one."""
 
@@ -19,13 +19,13 @@ def pairs(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Compare the first run with each of the others on the items both have answered.
 
     Args:
-        runs: two or more; those that are unfinished are left out (the short questions are answered first).
+        runs: two or more; unfinished ones are left out, since the short questions are answered first.
 
     Returns:
         One dict for each other run and task: first and second (names as in every figure), task, items, only_first
-        and only_second (items that one alone got right), difference (accuracy of the first minus that of the
-        second), its 95 % bootstrap interval low to high, p (exact McNemar), and verdict: who is better,
-        "not distinguishable", or "asked differently" where protocol or number of shots are not the same.
+        and only_second (items that only one got right), difference (accuracy of the first minus that of the second),
+        low and high (its 95% bootstrap interval), p (exact McNemar), and verdict: who is better, "not
+        distinguishable", or "asked differently" if protocol or number of shots differ.
     """
     unique = list({run.id: run for run in runs if run.done}.values())
     names = {name: look.name for name, look in looks(unique).items()}
@@ -39,9 +39,9 @@ def pairs(runs: Sequence[Run]) -> list[dict[str, Any]]:
         for task in dict.fromkeys(task for task, _ in shared):
             keys = [key for key in shared if key[0] == task]
             a, b = ([bool(given[key]["correct"]) for key in keys] for given in (mine, other))
-            result.append({"first": names[first.id], "second": names[second.id], "task": task, **_test(a, b)})
-            ways = [{key: run.summary["scores"].get(task, {}).get(key) for key in WAY} for run in (first, second)]
-            result[-1]["verdict"] = _verdict(result[-1]) if ways[0] == ways[1] else "asked differently"
+            row = {"first": names[first.id], "second": names[second.id], "task": task} | _test(a, b)
+            asked = [[run.summary["scores"].get(task, {}).get(key) for key in PROTOCOL] for run in (first, second)]
+            result.append(row | {"verdict": _verdict(row) if asked[0] == asked[1] else "asked differently"})
     return result
 
 
@@ -49,10 +49,8 @@ def _test(a: list[bool], b: list[bool]) -> dict[str, Any]:
     won = sum(x and not y for x, y in zip(a, b, strict=True))
     lost = sum(y and not x for x, y in zip(a, b, strict=True))
     low, high = bootstrap_difference(a, b)
-    return {
-        **{"items": len(a), "only_first": won, "only_second": lost, "difference": (won - lost) / len(a)},
-        **{"low": low, "high": high, "p": mcnemar(won, lost)},
-    }
+    counts = {"items": len(a), "only_first": won, "only_second": lost, "difference": (won - lost) / len(a)}
+    return counts | {"low": low, "high": high, "p": mcnemar(won, lost)}
 
 
 def _verdict(test: dict[str, Any]) -> str:
@@ -71,9 +69,13 @@ def disagreements(first: Run, second: Run) -> list[dict[str, Any]]:
     mine, other, against = _answers(first), _answers(second), looks([first, second])[second.id].name
     found = [
         {
-            **{"against": against, "task": key[0], "id": key[1]},
-            **{"right": "first" if mine[key]["correct"] else "second"},
-            **{"gold": mine[key]["gold"], "first": mine[key]["extracted"], "second": other[key]["extracted"]},
+            "against": against,
+            "task": key[0],
+            "id": key[1],
+            "right": "first" if mine[key]["correct"] else "second",
+            "gold": mine[key]["gold"],
+            "first": mine[key]["extracted"],
+            "second": other[key]["extracted"],
             "prompt": mine[key]["prompt"],
         }
         for key in mine

@@ -1,4 +1,4 @@
-"""The published figures of LLM-Adapters, to set a run beside them."""
+"""The published results of LLM-Adapters, to compare runs with."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def tables() -> tuple[dict[str, Any], ...]:
 
 
 def names() -> list[str]:
-    """Return the rows there are, such as llama-7b and a method joined by a dash."""
+    """Return the names of the rows, each a model and a method joined by a dash."""
     return list(dict.fromkeys(name for table in tables() for name in table["rows"]))
 
 
 def published(name: str, tasks: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Return what the paper has of one row.
+    """Return the published accuracies of one row.
 
     Args:
         name: of a row; see `names`.
@@ -32,8 +32,8 @@ def published(name: str, tasks: Sequence[str] = ()) -> list[dict[str, Any]]:
 
     Returns:
         One dict for each task: name, task, accuracy (0..1), contaminated (whether the paper's training set holds most
-        of the test rows), table, source and note. The corrected arithmetic table goes before the first one, which
-        repeats three of its columns.
+        of the test rows), table, source and note. The corrected arithmetic table takes precedence over the first one,
+        which repeats three of its columns.
 
     Raises:
         BadSpec: there is no such row.

@@ -12,14 +12,14 @@ from llm_adapters_lab.tasks.registry import get_task
 
 
 def rescore(record: Run, rule: Rule) -> dict[str, dict[str, Any]]:
-    """Read the stored answers of a run by another rule and count them; nothing is written.
+    """Read the stored answers of a run by another rule and score them; nothing is written.
 
     Args:
         record: a finished run.
         rule: lab or original.
 
     Returns:
-        The new score of each task, with the keys of `score`.
+        The new score of each task, with the keys of the stored one.
 
     Raises:
         BadSpec: the run is unfinished, or its protocol generates no text.

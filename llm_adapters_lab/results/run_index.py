@@ -1,9 +1,10 @@
-"""Archive: all runs under a root, in whatever state, as plain rows to filter, sort and group; and how to delete one."""
+"""Index of all runs under a root, in any state: read, filter, sort, group and delete."""
 
 from __future__ import annotations
 
 import contextlib
 import math
+import re
 import shlex
 import shutil
 import time
@@ -13,14 +14,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm_adapters_lab.errors import BadSpec, LabError, choices
-from llm_adapters_lab.results.comparison import mean_accuracy, spec_fields
-from llm_adapters_lab.runs.background import SILENT, State, beside, spec_of, state
+from llm_adapters_lab.results.comparison import spec_fields
 from llm_adapters_lab.runs.record import Run, note
 from llm_adapters_lab.runs.recovery.lock import hold
+from llm_adapters_lab.runs.status import SILENT, State, beside, spec_of, state
 
 _RECORD = ("spec.json", "events.jsonl", "summary.json")
 _PROCESS = ("json", "spec.json", "log")
 _UNKNOWN = State("unfinished")
+_OPERATOR = r"(?:>=|<=|!=|=|>|<)"
+_TERM = re.compile(rf"([\w.]+)({_OPERATOR})(.*)", re.DOTALL)
+_COMMA = re.compile(rf",(?=[\w.]+{_OPERATOR})")  # as in adapter=lora,rank=8, but not in at=q,v
 
 
 @dataclass(frozen=True)
@@ -28,13 +32,12 @@ class Entry:
     """One run as a row.
 
     Attributes:
-        run: the record; its folder may not be there yet.
-        state: how it stands.
+        run: the record; its folder may not exist yet.
+        state: of the run.
         begun: when its spec was written, in seconds since 1970.
-        fields: of its spec by dotted key, and "state"; nothing else where the spec cannot be read.
-        trainable: trained parameters; None until it is finished.
-        accuracy: mean over its tasks, 0..1; None where nothing was scored.
-        tasks: it was scored on.
+        fields: of its spec by dotted key, and "state"; empty if the spec cannot be read.
+        trainable: number of trained parameters; None until it is finished.
+        scores: accuracy, 0..1, by task.
         note: what a person has written about it.
         fault: why it cannot be read; "" if it can.
     """
@@ -44,8 +47,7 @@ class Entry:
     begun: float = 0.0
     fields: Mapping[str, Any] = field(default_factory=dict)
     trainable: int | None = None
-    accuracy: float | None = None
-    tasks: tuple[str, ...] = ()
+    scores: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
     fault: str = ""
 
@@ -54,15 +56,31 @@ class Entry:
         """The run id."""
         return self.run.id
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks it was scored on."""
+        return tuple(self.scores)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Mean accuracy over its tasks, 0..1; None if nothing was scored."""
+        return math.fsum(self.scores.values()) / len(self.scores) if self.scores else None
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Everything that can be filtered and sorted by: the fields, and what the run came to."""
+        known = {"id": self.id, "begun": self.begun, "trainable": self.trainable, "accuracy": self.accuracy}
+        return {**self.fields, **{key: value for key, value in known.items() if value is not None}}
+
 
 class Group(NamedTuple):
     """Runs that have the same value in a field.
 
     Attributes:
-        value: in words; "" where the spec has no such field.
+        value: in words; "" if the spec has no such field.
         entries: in the order they were given.
-        accuracy: mean over its runs that were scored; None where there is none.
-        alike: whether all of these were scored on the same tasks, so that the mean says something.
+        accuracy: mean over its scored runs; None if there are none.
+        alike: whether all of these were scored on the same tasks, so that the mean is meaningful.
     """
 
     value: str
@@ -72,52 +90,83 @@ class Group(NamedTuple):
 
 
 def entries(root: str | Path = "runs") -> list[Entry]:
-    """Return all runs under a root, newest first: finished, at work, only launched, and those that cannot be read."""
+    """Return all runs under a root, newest first: finished, running, only launched, and unreadable ones."""
     top = Path(root).resolve()
     folders = {path.parent.name for name in _RECORD for path in top.glob(f"*/{name}")}
     launched = {path.name.removesuffix(".spec.json") for path in top.glob(".processes/*.spec.json")}
-    found = [_entry(Run(top / name)) for name in sorted(folders | launched)]
+    found = [entry(Run(top / name)) for name in sorted(folders | launched)]
     return sorted(found, key=lambda entry: entry.begun, reverse=True)
 
 
 def matching(rows: Sequence[Entry], text: str) -> list[Entry]:
-    """Return the rows that have everything a text asks for.
+    """Return the rows that meet every term of a filter.
 
     Args:
         rows: to choose from.
-        text: words, found in id, state, note and anywhere in the values of the spec, and terms ``field=value``; a
-            field may be named by its last part where that is unique. Case does not matter. Quotes keep blanks together.
+        text: terms separated by blanks, or by commas where a field follows: words, found in id, state, note and the
+            values of the spec, and ``field=value`` with any of = != < <= > >=. The last part of a field's name is
+            enough if it is unambiguous. Case does not matter. Quotes keep blanks together.
 
     Raises:
-        BadSpec: no row has a field, or several fields end in that name.
+        BadSpec: no row has a field, a name is ambiguous, or words are to be compared with < or >.
     """
     try:
-        terms = shlex.split(text)
-    except ValueError:  # a quote that is still open
+        terms = [term for part in shlex.split(text) for term in _COMMA.split(part.rstrip(","))]
+    except ValueError:  # an open quote
         terms = text.split()
-    known = list(dict.fromkeys(key for row in rows for key in row.fields))
-    for term in terms:
-        name, equals, wanted = term.partition("=")
-        if equals and rows:
-            key = _key(name, known)
-            rows = [row for row in rows if key in row.fields and _is(row.fields[key], wanted)]
+    known = list(dict.fromkeys(key for row in rows for key in row.values))
+    for term in filter(None, terms):
+        if (found := _TERM.fullmatch(term)) and rows:
+            key, (_, operator, wanted) = full_name(found[1], known), found.groups()
+            rows = [row for row in rows if key in row.values and _holds(row.values[key], operator, wanted)]
         else:
             rows = [row for row in rows if term.casefold() in _text(row)]
     return list(rows)
 
 
+def full_name(name: str, known: Sequence[str]) -> str:
+    """Return the dotted key that a name, or the last part of one, stands for.
+
+    Raises:
+        BadSpec: there is none, or there are several.
+    """
+    if name in known or f"{name}.type" in known:
+        return name if name in known else f"{name}.type"
+    ends = [key for key in known if key.endswith(f".{name}")]
+    if len(ends) > 1:
+        raise BadSpec(f"{name!r} may be {' or '.join(ends)}. Write one of them in full.")
+    if not ends:
+        raise BadSpec(f"No run has a field {name!r}. {choices(name, {key.rpartition('.')[2] for key in known})}")
+    return ends[0]
+
+
+def by_field(rows: Sequence[Entry], name: str) -> Callable[[Entry], Any]:
+    """Return a key for `ordered`: the value of a field, numbers before words, None if a row has no such field.
+
+    Raises:
+        BadSpec: no row has the field, or its name is ambiguous.
+    """
+    key = full_name(name, list(dict.fromkeys(key for row in rows for key in row.values))) if rows else name
+    return lambda row: _rank(words(row.values[key])) if row.values.get(key) is not None else None
+
+
 def ordered(rows: Sequence[Entry], key: Callable[[Entry], Any], down: bool = False) -> list[Entry]:
-    """Return rows sorted by what `key` gives; those for which it gives None come last either way."""
+    """Return rows sorted by `key`; those for which it gives None come last in either direction."""
     known = [row for row in rows if key(row) is not None]
     return sorted(known, key=key, reverse=down) + [row for row in rows if key(row) is None]
 
 
 def grouped(rows: Sequence[Entry], name: str) -> list[Group]:
     """Return rows by the value of a field, numbers before words and rows without such a field last."""
-    groups: dict[str, list[Entry]] = {}
+    together: dict[str, list[Entry]] = {}
     for row in rows:
-        groups.setdefault(words(row.fields[name]) if name in row.fields else "", []).append(row)
-    return [_group(value, groups[value]) for value in sorted(groups, key=_rank)]
+        together.setdefault(words(row.fields[name]) if name in row.fields else "", []).append(row)
+    groups = []
+    for value in sorted(together, key=_rank):
+        scored = [(row.accuracy, row.tasks) for row in together[value] if row.accuracy is not None]
+        mean = math.fsum(accuracy for accuracy, _ in scored) / len(scored) if scored else None
+        groups.append(Group(value, together[value], mean, len({tasks for _, tasks in scored}) <= 1))
+    return groups
 
 
 def words(value: Any) -> str:
@@ -133,13 +182,13 @@ def delete(run: Run) -> None:
     """Delete a run for good: its record, its adapter, its note and what is known of its process.
 
     Raises:
-        LabError: it is at work, or may be.
+        LabError: there is no such run, or it is or may be running.
     """
     if not any((run.folder / name).exists() for name in _RECORD) and not beside(run, "spec.json").exists():
         raise BadSpec(f"There is no run {run.id} under {run.folder.parent}.")
     beside(run, "lock").parent.mkdir(exist_ok=True)
     with hold(beside(run, "lock")):
-        _refuse_at_work(run)
+        _refuse_running(run)
         if run.folder.is_symlink():
             run.folder.unlink()
         elif run.folder.exists():
@@ -149,43 +198,39 @@ def delete(run: Run) -> None:
             beside(run, kind).unlink(missing_ok=True)
 
 
-def _refuse_at_work(run: Run) -> None:
-    found = _UNKNOWN
+def _refuse_running(run: Run) -> None:
+    found, changed = _UNKNOWN, 0.0
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # of a broken record
         found = state(run)
     if found.works:
         raise LabError(f"The run {run.id} is {found.name}. Stop it before it is deleted.")
-    if found.name == "unfinished" and (quiet := time.time() - _changed(run)) < SILENT:
+    for name in _RECORD:
+        with contextlib.suppress(FileNotFoundError):
+            changed = max(changed, (run.folder / name).stat().st_mtime)
+    if found.name == "unfinished" and (quiet := time.time() - changed) < SILENT:
         raise LabError(
-            f"The run {run.id} may be at work in a program that is not known here: its record changed {quiet:.0f} s "
+            f"The run {run.id} may be running in a program that is not known here: its record changed {quiet:.0f} s "
             f"ago. Stop it there, or wait until nothing has changed for {SILENT / 60:.0f} minutes."
         )
 
 
-def _changed(run: Run) -> float:
-    times = [0.0]
-    for name in _RECORD:
-        with contextlib.suppress(FileNotFoundError):
-            times.append((run.folder / name).stat().st_mtime)
-    return max(times)
-
-
-def _entry(run: Run) -> Entry:
+def entry(run: Run) -> Entry:
+    """Return what is known of a run; if it cannot be read, the reason."""
     known: dict[str, Any] = {}
     try:
         known["begun"] = _begun(run)
         known["note"] = note(run)
         known["state"] = found = state(run)
         spec = run.spec if (run.folder / "spec.json").exists() else spec_of(run.id, run.folder.parent)
-        fields = {**spec_fields(spec), "state": found.name}
-        # Of an unfinished run the summary would be made from its whole log.
+        known["fields"] = {**spec_fields(spec), "state": found.name}
+        # The summary of an unfinished run would be made from its whole log.
         summary = run.summary if run.done else {}
-        known["tasks"] = tuple(summary.get("scores", {}))
-        known["trainable"] = summary.get("trainable_parameters")
-        return Entry(run, **known, fields=fields, accuracy=mean_accuracy(run) if known["tasks"] else None)
+        known["scores"] = {task: score["accuracy"] for task, score in summary.get("scores", {}).items()}
+        return Entry(run, **known, trainable=summary.get("trainable_parameters"))
     except Exception as error:  # one bad folder must not hide the others
-        fault = str(error) if isinstance(error, LabError) else f"{type(error).__name__}: {error}"
-        return Entry(run, **known, fault=fault)
+        return Entry(
+            run, **known, fault=str(error) if isinstance(error, LabError) else f"{type(error).__name__}: {error}"
+        )
 
 
 def _begun(run: Run) -> float:
@@ -195,24 +240,23 @@ def _begun(run: Run) -> float:
     return 0.0
 
 
-def _key(name: str, known: Sequence[str]) -> str:
-    ends = [key for key in known if key.endswith(f".{name}")]
-    if name in known or f"{name}.type" in known:
-        return name if name in known else f"{name}.type"
-    if len(ends) > 1:
-        raise BadSpec(f"{name!r} may be {' or '.join(ends)}. Write one of them in full.")
-    if not ends:
-        raise BadSpec(f"No run has a field {name!r}. {choices(name, {key.rpartition('.')[2] for key in known})}")
-    return ends[0]
-
-
-def _is(value: Any, wanted: str) -> bool:
-    if isinstance(value, list | tuple) and any(_is(item, wanted) for item in value):
+def _holds(value: Any, operator: str, wanted: str) -> bool:
+    """Return whether a value compares so with what was written; an item of a list is enough."""
+    if operator == "!=":
+        return not _holds(value, "=", wanted)
+    if isinstance(value, list | tuple) and any(_holds(item, operator, wanted) for item in value):
         return True
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        with contextlib.suppress(ValueError):
-            return math.isclose(value, float(wanted), rel_tol=1e-9)
-    return wanted.casefold() in (words(value).casefold(), str(value).casefold())
+    try:
+        limit = float(wanted)
+    except ValueError:
+        if operator != "=":
+            raise BadSpec(f"{operator} needs a number; given was {wanted!r}.") from None
+    else:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            if "=" in operator and math.isclose(value, limit, rel_tol=1e-9):
+                return True
+            return (value > limit and ">" in operator) or (value < limit and "<" in operator)
+    return operator == "=" and wanted.casefold() in (words(value).casefold(), str(value).casefold())
 
 
 def _text(row: Entry) -> str:
@@ -226,9 +270,3 @@ def _rank(value: str) -> tuple[int, float, str]:
     with contextlib.suppress(ValueError):
         return 0, float(value), ""
     return 1, 0.0, value
-
-
-def _group(value: str, rows: list[Entry]) -> Group:
-    scored = [row for row in rows if row.accuracy is not None]
-    mean = math.fsum(row.accuracy or 0 for row in scored) / len(scored) if scored else None
-    return Group(value, rows, mean, len({row.tasks for row in scored}) <= 1)

@@ -1,4 +1,4 @@
-"""Groups: runs that differ in nothing but the seed, as one result with its spread."""
+"""Group runs that differ only in the seed: means, intervals and spread."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ from llm_adapters_lab.runs.record import Run
 
 @dataclass(frozen=True)
 class Group:
-    """One result: the same spec with one seed or several.
+    """The runs of one spec with one or several seeds.
 
     Attributes:
         name: unique among the groups; not escaped.
         runs: of the group, by seed.
         seeds: of the runs.
         means: mean accuracy over the tasks, 0..1, for each run.
-        low: lower end of the 95 % interval of the mean over tasks and seeds.
-        high: its upper end. It tells how much other questions could change the mean; how much other seeds change it
-            is to be seen from `means`.
+        low: lower end of the 95% interval of the mean over tasks and seeds.
+        high: its upper end. The interval covers other questions; `means` shows the effect of other seeds.
     """
 
     name: str
@@ -42,58 +41,51 @@ class Group:
 
 
 def groups(runs: Sequence[Run], tasks: Sequence[str] | None = None) -> list[Group]:
-    """Put together runs that differ in nothing but the seed, in order of appearance.
+    """Group runs that differ only in the seed, in order of appearance.
 
     Args:
         runs: those that are unfinished, or not scored on every task, are left out.
         tasks: what the mean is taken over; default: all tasks of the finished runs.
-
-    Returns:
-        The groups.
     """
-    done = [run for run in {run.id: run for run in runs}.values() if run.done]
+    done = [run for run in runs if run.done]
     chosen = list(tasks) if tasks is not None else task_names(done)
-    together: dict[str, list[Run]] = {}
-    for run in done:
-        if mean_accuracy(run, chosen) is not None:
-            together.setdefault(run.spec.model_copy(update={"seed": 0}).canonical(), []).append(run)
-    members = [sorted(found, key=lambda run: run.spec.seed) for found in together.values()]
+    members = _by_spec([run for run in done if mean_accuracy(run, chosen) is not None])
     names = looks([found[0] for found in members])
     return [_group(names[found[0].id].name, found, chosen) for found in members]
 
 
-def _group(name: str, runs: Sequence[Run], tasks: Sequence[str]) -> Group:
-    scores = [[run.summary["scores"][task] for run in runs] for task in tasks]
-    # Seeds answer the same questions: they add no question, their answers are averaged.
-    correct = [math.fsum(score["correct"] for score in found) / len(runs) for found in scores]
-    low, high = mean_interval(correct, [min(score["total"] for score in found) for found in scores])
-    means = tuple(mean_accuracy(run, tasks) or 0.0 for run in runs)
-    return Group(name, tuple(runs), tuple(run.spec.seed for run in runs), means, low, high)
-
-
 def seeds(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Group runs whose specs differ in nothing but the seed.
+    """Return the spread of scores over runs that differ only in the seed.
 
     Returns:
         One dict for each group of two or more runs and each task all of them have: name, task, runs, seeds, mean,
         deviation (sample standard deviation, n - 1), low and high (lowest and highest accuracy). Shares are 0..1.
     """
-    groups: dict[str, list[Run]] = {}
-    for run in {run.id: run for run in runs if run.done}.values():
-        groups.setdefault(run.spec.model_copy(update={"seed": 0}).canonical(), []).append(run)
     result = []
-    for group in groups.values():
+    for group in _by_spec([run for run in runs if run.done]):
         spec, scores = group[0].spec, [run.summary.get("scores", {}) for run in group]
-        for task in scores[0] if len(group) > 1 else ():
-            if not all(task in s for s in scores):
-                continue
-            values = [s[task]["accuracy"] for s in scores]
-            result.append(
-                {
-                    "name": spec.adapter.type if spec.adapter else "base",
-                    **{"task": task, "runs": len(group), "seeds": sorted(run.spec.seed for run in group)},
-                    **{"mean": math.fsum(values) / len(values), "deviation": statistics.stdev(values)},
-                    **{"low": min(values), "high": max(values)},
-                }
-            )
+        shared = [task for task in scores[0] if all(task in found for found in scores)]
+        for task in shared if len(group) > 1 else ():
+            values = [found[task]["accuracy"] for found in scores]
+            row = {"name": spec.adapter.type if spec.adapter else "base", "task": task, "runs": len(group)}
+            row |= {"seeds": [run.spec.seed for run in group], "mean": math.fsum(values) / len(values)}
+            row |= {"deviation": statistics.stdev(values), "low": min(values), "high": max(values)}
+            result.append(row)
     return result
+
+
+def _by_spec(runs: Sequence[Run]) -> list[list[Run]]:
+    """Return the runs grouped by spec without its seed, each group by seed."""
+    found: dict[str, dict[str, Run]] = {}
+    for run in runs:
+        found.setdefault(run.spec.model_copy(update={"seed": 0}).canonical(), {})[run.id] = run
+    return [sorted(group.values(), key=lambda run: run.spec.seed) for group in found.values()]
+
+
+def _group(name: str, runs: Sequence[Run], tasks: Sequence[str]) -> Group:
+    scores = [[run.summary["scores"][task] for run in runs] for task in tasks]
+    # All seeds answer the same questions, so their answers are averaged: they are no further questions.
+    correct = [math.fsum(score["correct"] for score in found) / len(runs) for found in scores]
+    low, high = mean_interval(correct, [min(score["total"] for score in found) for found in scores])
+    means = tuple(mean_accuracy(run, tasks) or 0.0 for run in runs)
+    return Group(name, tuple(runs), tuple(run.spec.seed for run in runs), means, low, high)

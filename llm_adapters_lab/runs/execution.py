@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from llm_adapters_lab.core.fingerprint import base_hash, fingerprint
+from llm_adapters_lab.models.blueprint import Blueprint
 from llm_adapters_lab.runs.phases import run_phases
 from llm_adapters_lab.runs.preflight import check_group, preflight
 from llm_adapters_lab.runs.record import Run, check_writable
@@ -29,31 +30,31 @@ def run(
     stop: threading.Event | None = None,
     on_event: Listener | None = None,
 ) -> Run:
-    """Do a run, or return its record if it is finished.
+    """Execute a run, or return its record if it is finished.
 
-    Everything that can be known to be wrong is found before any weight is loaded and before a folder is made. An
-    interrupted run is resumed: training after its last checkpoint, scoring at the next row, and on a CPU with the same
-    result to the bit. One process works on a run; another one waits for it and returns its result. Processes started
-    together by a launcher share the work, see `training.distributed`.
+    Everything that can be checked is checked before any weight is loaded and any folder created. An interrupted run is
+    resumed: training after its last checkpoint, scoring at the next row; on a CPU, and on a GPU with
+    `train.deterministic`, with the same result to the bit. One process at a time works on a run; others wait and
+    return its result. Processes started together by a launcher share the work, see `training.distributed`.
 
     Args:
-        spec: what to do.
+        spec: what to run.
         root: folder of all runs.
         fresh: start over even if there is a finished record.
-        stop: set it from another thread to stop after the current step or batch of prompts; the training is saved.
+        stop: set it from another thread to stop after the current step or batch of prompts; progress is saved.
         on_event: called with every event, in addition to the log.
 
     Returns:
-        The record. After a stop it is unfinished, and the same call resumes it.
+        The record. After a stop it is unfinished; the same call resumes it.
 
     Raises:
         LabError: the spec, the model, the data, the training or the disk is at fault.
-        BadSpec: the run was interrupted, and its rows or its base are no longer those it began with.
+        BadSpec: the run was interrupted, and its rows or its base have changed since.
     """
     record = Run(Path(root) / spec.id)
     with ProcessGroup() as group:
         check_group(group, spec, fresh)
-        warn(deepspeed_zero.unused_settings() if group.is_main else "", on_event)
+        warn(deepspeed_zero.ignored_settings() if group.is_main else "", on_event)
         if group.broadcast(record.done and not fresh):
             if group.is_main:
                 unlock(record)
@@ -61,15 +62,16 @@ def run(
             return record
         with group.all_or_none():
             check_writable(record.folder)
-            rows = preflight(spec)
-        group.agree_on_folder(record.folder.parent)
+            plan = Blueprint(spec.base, spec.trust_remote_code)
+            rows = preflight(spec, plan)
+        group.require_shared_folder(record.folder.parent)
         locked = partial(exclusive, record, stop, lambda text: warn(text, on_event), group)
-        with suppress(Stopping):  # while another process worked on it
-            if group.broadcast(record.lock.exists()):  # wait before loading: two models of one run would be too many
+        with suppress(Stopping):  # while waiting for another process
+            if group.broadcast(record.lock.exists()):  # wait before loading a second copy of the model
                 with locked():
                     pass
             if group.broadcast(fresh or not record.done):
-                session = _session(spec, rows, record, stop, group, on_event)
+                session = _session(spec, plan, rows, record, stop, group, on_event)
                 with locked():
                     if group.broadcast(fresh or not record.done):
                         for _ in run_phases(session, fresh):
@@ -79,6 +81,7 @@ def run(
 
 def _session(
     spec: RunSpec,
+    plan: Blueprint,
     rows: Rows,
     record: Run,
     stop: threading.Event | None,
@@ -86,9 +89,9 @@ def _session(
     on_event: Listener | None,
 ) -> RunSession:
     with group.all_or_none():
-        base = load_base(spec)
+        base = load_base(spec, plan)
         base_print = fingerprint(base.model)
     hashes = {"base": base_hash(base_print), "data": rows.digests()}
-    group.agree({f"the hash of the base {spec.base}": hashes["base"], "the hashes of the rows": hashes["data"]})
+    group.require_equal({f"the hash of the base {spec.base}": hashes["base"], "the hashes of the rows": hashes["data"]})
     checkpointer = Checkpointer(record, spec, hashes, stop, group)
     return RunSession(spec, base, base_print, rows, record, checkpointer, on_event)

@@ -1,10 +1,10 @@
-"""Parameters of a run notebook: what papermill was given, checked, and the line that gives it the same again.
+"""The parameters of a run notebook: check what papermill passed, and print the command line that repeats it.
 
-A run notebook begins with a cell tagged `parameters` whose values have annotations:
+A run notebook starts with a cell tagged `parameters`, in which each value has a type annotation:
 
-    runs: list[str] = []  # what papermill --help-notebook says of it
+    runs: list[str] = []  # shown by papermill --help-notebook
 
-Papermill adds a cell with what it was given, and only warns of names that the first one does not have.
+Papermill adds a cell with the values it was given; it only warns about names that are not in the first cell.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ FAST: dict[str, Any] = {
     **{"data.rows": 32, "data.validation": 4, "data.max_tokens": 128, "train.batch": 4, "train.max_steps": 2},
     **{"eval.rows": 4, "eval.max_new_tokens": 4, "eval.likelihood": False},
 }
-"""Changes that make of a run a matter of seconds. It shows that everything works, and measures nothing."""
+"""Changes that shorten a run to seconds. Such a run shows that everything works; its scores mean nothing."""
 LIMITS = ("--execution-timeout", "1200", "--start-timeout", "120")
-"""Seconds that a cell, and the start of the kernel, may take: papermill has no limit for a cell of its own."""
+"""Time limits in seconds for a cell and for starting the kernel; by default papermill has none for cells."""
 
 
 def given(cells: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters that are not as the notebook has them; in the notebook: ``given(In, globals())``.
+    """Return the parameters whose values differ from the notebook's own; in a notebook, ``given(In, globals())``.
 
     Args:
-        cells: source of the cells that were run, in their order.
-        values: of all names.
+        cells: sources of the executed cells, in order.
+        values: the notebook's global variables.
 
     Raises:
-        BadSpec: a parameter is not one of the notebook's, or its value is not of the type that is named there.
+        BadSpec: there is no such parameter, or its value has the wrong type.
     """
     declared: dict[str, ast.AnnAssign] = {}
     injected: set[str] = set()
@@ -61,10 +61,10 @@ def given(cells: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def papermill_line(notebook: str, changed: Mapping[str, Any], out: str = "out.ipynb") -> str:
-    """Return the command line that runs a notebook with parameters other than its own.
+    """Return the papermill command line that runs a notebook with changed parameters.
 
     Args:
-        notebook: its path, from the top folder of the repository.
+        notebook: its path relative to the root of the repository.
         changed: what `given` returns.
         out: the notebook it writes.
     """

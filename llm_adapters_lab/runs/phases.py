@@ -9,7 +9,7 @@ from contextlib import nullcontext, suppress
 import torch
 
 from llm_adapters_lab.core.injection import inject
-from llm_adapters_lab.core.merging import written
+from llm_adapters_lab.core.merging import temporarily_merged
 from llm_adapters_lab.events import Finished, Stopped
 from llm_adapters_lab.runs.recovery.failures import explained, note_failure
 from llm_adapters_lab.runs.recovery.lock import Stopping
@@ -23,10 +23,10 @@ from llm_adapters_lab.training.distributed import sharded
 
 
 def run_phases(session: RunSession, fresh: bool = False) -> Generator[Position]:
-    """Do a run on which no other process works, and yield its position between phases and between training steps.
+    """Execute a run, and yield its position between phases and between training steps.
 
     Args:
-        session: of the run; its folder is locked.
+        session: of the run; the caller holds its lock.
         fresh: start over.
     """
     spec, base, rows, record, group = session.spec, session.base, session.rows, session.record, session.group
@@ -46,7 +46,7 @@ def run_phases(session: RunSession, fresh: bool = False) -> Generator[Position]:
         stage = "training"
         trained = yield from train_or_load(session, injection, resumed)
         stage = "scoring"
-        with nullcontext() if sharded() else written(injection):
+        with nullcontext() if sharded() else temporarily_merged(injection):
             scores = {name: score_task(session, name) for name in spec.eval.tasks}
         finished = Finished(spec.id, time.perf_counter() - began)
         session.end_trackers()
@@ -58,7 +58,7 @@ def run_phases(session: RunSession, fresh: bool = False) -> Generator[Position]:
         session.end_trackers()
         session.emit(Stopped(spec.id, stage))
     except (Exception, KeyboardInterrupt) as error:
-        with suppress(Exception):  # the disk may be what has failed
+        with suppress(Exception):  # the disk may be at fault
             session.checkpointer.save()
         cause = explained(group.explain(error), record)
         note_failure(spec, record, stage, cause, group)
@@ -66,9 +66,9 @@ def run_phases(session: RunSession, fresh: bool = False) -> Generator[Position]:
             raise
         raise cause from error
     else:
-        if session.on_event and group.is_main:  # outside: an error of the listener does not undo the run
+        if session.on_event and group.is_main:  # outside: a failing listener does not undo the run
             session.on_event(finished)
     finally:
-        # After a failure the log is complete, so what the trackers say is not in it.
+        # After a failure the log is closed, so these messages are not logged.
         for text in session.trackers.end() if session.trackers else ():
             warn(text, session.on_event)

@@ -1,7 +1,7 @@
-"""Presets: an adapter's fields, or a whole spec, under a name; YAML files that anyone can read, copy and change.
+"""Presets: the fields of an adapter, or a whole spec, under a name, in YAML files to read, copy and change.
 
-`presets/adapters/<name>.yaml` stands for its fields wherever a spec names the type of an adapter, and
-`presets/specs/<name>.yaml` for a spec file wherever one is read. A new file is a new preset and nothing else changes.
+`preset_files/adapters/<name>.yaml` stands for its fields wherever a spec names the type of an adapter, and
+`preset_files/specs/<name>.yaml` for a spec file wherever one is read. To add a preset, add a file.
 The first line of each is a comment: the idea and, after "Source:", where it comes from.
 """
 
@@ -21,14 +21,14 @@ FOLDER = Path(__file__).parent / "preset_files"
 
 @dataclass(frozen=True)
 class Preset:
-    """One file of the folder.
+    """One preset file.
 
     Attributes:
-        name: path below its folder, without the ending.
-        idea: what it is, in a line.
+        name: path relative to its folder, without the suffix.
+        idea: one line on what it is.
         source: where it comes from.
-        fields: what it stands for.
-        text: the file as it stands, with its comments.
+        fields: its content.
+        text: the file with its comments.
     """
 
     name: str
@@ -40,21 +40,21 @@ class Preset:
 
 @cache
 def adapter_presets() -> dict[str, Preset]:
-    """Return the presets of adapters by name."""
+    """Return the adapter presets by name."""
     return _read(FOLDER / "adapters")
 
 
 @cache
 def spec_presets() -> dict[str, Preset]:
-    """Return the presets of whole specs by name."""
+    """Return the spec presets by name."""
     return _read(FOLDER / "specs")
 
 
 def expand(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return an adapter's fields with a preset's name in `type` replaced by what it stands for; given fields win.
+    """Return an adapter's fields with a preset named in `type` expanded; the given fields take precedence.
 
     Raises:
-        BadSpec: there is neither an adapter nor a preset of that name; the message offers the nearest of both.
+        BadSpec: there is no adapter or preset of that name; the message lists the nearest ones.
     """
     name, adapters, presets = str(fields["type"]), all_adapters(), adapter_presets()
     if name in adapters:
@@ -65,10 +65,10 @@ def expand(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def get_spec_preset(name: str) -> Preset:
-    """Return the spec preset of that name.
+    """Return a spec preset by name.
 
     Raises:
-        BadSpec: there is none; the message offers the nearest names.
+        BadSpec: there is none; the message lists the nearest names.
     """
     known = spec_presets()
     if name not in known:
@@ -77,33 +77,35 @@ def get_spec_preset(name: str) -> Preset:
 
 
 def is_spec(name: str) -> bool:
-    """Say whether a name means a spec file or a spec preset, rather than a run."""
+    """Return whether a name refers to a spec file or a spec preset, rather than to a run."""
     return Path(name).suffix in (".yaml", ".yml", ".json") or name in spec_presets()
 
 
 def read_spec(path: str | Path) -> dict[str, Any]:
-    """Return the fields in a spec file or, where there is no such file, in the spec preset of that name.
+    """Return the fields in a spec file or, if there is no such file, in the spec preset of that name.
 
     Raises:
         BadSpec: there is neither, or the file cannot be read or does not hold keys and values.
     """
     try:
         with Path(path).open("rb") as file:
-            return fields_in(file.read(4 * LARGEST + 1), path)
+            content = file.read(4 * LARGEST + 1)
     except (FileNotFoundError, NotADirectoryError):
         name, known = Path(path).as_posix(), spec_presets()
         if name in known:
             return known[name].fields
-        # A path that ends like a file was meant as one.
+        # A path with the suffix of a spec file was meant as one.
         named = not is_spec(str(path))
-        hint = f" It is no preset's name either. {choices(name, known)}" if named else ""
+        hint = f" There is no preset of that name either. {choices(name, known)}" if named else ""
         raise BadSpec(f"There is no spec file {path}.{hint}") from None
     except (OSError, ValueError) as error:
-        raise BadSpec(f"The spec file {str(path)!r:.300} cannot be read: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else "a file cannot have that name"
+        raise BadSpec(f"The spec file {str(path)!r:.300} cannot be read: {reason}.") from None
+    return fields_in(content, path)
 
 
 def fields_in(content: bytes, path: str | Path) -> dict[str, Any]:
-    """Return the fields in what a spec file holds, in YAML or JSON; `path` stands in the messages.
+    """Return the fields in the content of a spec file, YAML or JSON; `path` is named in error messages.
 
     Raises:
         BadSpec: it cannot be read, or does not hold keys and values.
@@ -111,7 +113,8 @@ def fields_in(content: bytes, path: str | Path) -> dict[str, Any]:
     try:
         fields = read_yaml(content.decode())
     except ValueError as error:
-        raise BadSpec(f"The spec file {str(path)!r:.300} cannot be read: {error}") from None
+        reason = "it is not text in UTF-8" if isinstance(error, UnicodeDecodeError) else error
+        raise BadSpec(f"The spec file {str(path)!r:.300} cannot be read: {reason}.") from None
     if not isinstance(fields, dict):
         raise BadSpec(f"The spec file {path} must hold keys and values, such as `base: nano`.")
     return fields

@@ -1,4 +1,4 @@
-"""Processes: start one that outlives this, tell which one a pid means and whether it lives, and lock out others."""
+"""Processes: start one that outlives this one, identify one by more than its pid, and tell whether it is alive."""
 
 from __future__ import annotations
 
@@ -10,22 +10,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 Who = dict[str, Any]
-_children: dict[tuple[int, int | None], subprocess.Popen[bytes]] = {}
+CLOCK = 2.0
+"""Seconds by which the start time of a process may shift, because the clock of the machine is adjusted."""
+_children: dict[tuple[int, float | None], subprocess.Popen[bytes]] = {}
 
 
 def who(pid: int | None = None) -> Who:
-    """Return what tells a process of this machine from any other: pid, host and when it started.
-
-    Args:
-        pid: default: this process.
-    """
+    """Return what identifies a process: pid, host and start time in seconds since the epoch; default: this process."""
     pid = pid or os.getpid()
-    return {"pid": pid, "host": platform.node(), "begun": _stat(pid)[1]}
+    try:
+        begun = psutil.Process(pid).create_time()
+    except psutil.Error:
+        begun = None
+    return {"pid": pid, "host": platform.node(), "begun": begun}
 
 
 def command(*words: str) -> tuple[list[str], dict[str, str]]:
-    """Return a command line of the lab, and an environment in which a child runs this very code, wherever it is."""
+    """Return a command line of the lab, and an environment in which a child process imports this very code."""
     home = Path(__file__).parents[2]
     paths = ["" if home.name == "site-packages" else str(home), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
@@ -33,7 +37,7 @@ def command(*words: str) -> tuple[list[str], dict[str, str]]:
 
 
 def spawn(command: list[str], environment: dict[str, str], log: Path) -> Who:
-    """Start a process that goes on without this one and its terminal; what it prints goes to a file."""
+    """Start a process that outlives this one and its terminal; its output goes to a file."""
     with log.open("wb") as out:
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment, start_new_session=True
@@ -44,7 +48,7 @@ def spawn(command: list[str], environment: dict[str, str], log: Path) -> Who:
 
 
 def exit_code(process: Who) -> int | None:
-    """Return the exit code of a process that this one has started and that has ended, -9 for signal 9; else None."""
+    """Return the exit code of a child of this process that has ended, -9 for signal 9; None for any other process."""
     child = _children.get((process["pid"], process["begun"]))
     with contextlib.suppress(subprocess.TimeoutExpired):
         return child.wait(1) if child else None  # its threads end one by one
@@ -52,29 +56,17 @@ def exit_code(process: Who) -> int | None:
 
 
 def lives(process: Who) -> bool | None:
-    """Say whether a process is still there; None for one on another host, which cannot be asked."""
+    """Return whether a process is alive; None for one on another host, which cannot be asked."""
     if process["host"] != platform.node():
         return None
     child = _children.get((process["pid"], process["begun"]))
     if child is not None and child.poll() is not None:  # unless asked, it stays as a zombie
         return False
-    state, begun = _stat(process["pid"])
-    if state:
-        return state not in "ZX" and begun == process["begun"]
     try:
-        os.kill(process["pid"], 0)
-    except ProcessLookupError:
+        found = psutil.Process(process["pid"])
+        same = process["begun"] is None or abs(found.create_time() - process["begun"]) < CLOCK
+        return same and found.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
         return False
-    except PermissionError:
+    except psutil.AccessDenied:
         return True
-    return not Path("/proc/self/stat").is_file()
-
-
-def _stat(pid: int) -> tuple[str, int | None]:
-    """Return state and start of a process in ticks since boot; ("", None) where there is no /proc, or no such pid."""
-    try:
-        # The name of the program, in brackets, may itself hold brackets and spaces.
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return "", None
-    return fields[0], int(fields[19])

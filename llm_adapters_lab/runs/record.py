@@ -1,19 +1,19 @@
-"""Run: the folder a run leaves behind, and the only thing that curves, tables and reports read.
+"""The record of a run: a folder, from which all curves, tables and reports are made.
 
-<root>/<id>/spec.json           what was asked for
-            hashes.json         of the base and the rows it began with
-            events.jsonl        what happened, one line per event
-            checkpoints/        a training that has not ended, see `checkpoint`
-            trackers/           what trackers of the spec have written
+<root>/<id>/spec.json           the spec
+            hashes.json         hashes of the base and the rows it started with
+            events.jsonl        the event log, one line per event
+            checkpoints/        of an unfinished training, see `training.checkpoints`
+            trackers/           files of the experiment trackers
             adapter/            adapter.safetensors and adapter.json
-            train.json          how training went; its presence means that the adapter is complete
-            predictions.jsonl   every answer that was scored
+            train.json          summary of the training; its presence means that the adapter is complete
+            predictions.jsonl   every scored answer
             summary.json        the result; its presence means that the run is complete
-            note.txt            what a person has written about it; kept when the run is done again
-            lock                the process that works on it
+            note.txt            a note written by a person; kept when the run is repeated
+            lock                identifies the process that works on it
 
-A process may die at any moment: what is in one piece is written beside its place, flushed and renamed; what grows line
-by line may end in a torn line, which no reader minds and the next attempt takes away.
+A process may die at any moment. Whole files are written to a temporary file, flushed and renamed; files that grow line
+by line may end in an incomplete line, which readers ignore and the next attempt removes.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from typing import Any
 from llm_adapters_lab.errors import BadSpec, CannotWrite, choices
 from llm_adapters_lab.events import Event
 from llm_adapters_lab.files import PART, _lines, _rewrite, append_line, write_atomically
+from llm_adapters_lab.privacy import to_write
 from llm_adapters_lab.runs.event_log import last_event
 from llm_adapters_lab.runs.spec import RunSpec
 
@@ -37,10 +38,10 @@ _SCORING = ("Scoring", "Scored", "Finished", "Stopped", "Failed")
 
 @dataclass(frozen=True)
 class Run:
-    """A run on disk; every property reads the folder afresh.
+    """A run on disk; every property reads the folder again.
 
     Attributes:
-        folder: of the run; its name is the run id.
+        folder: of the run, named after its id.
     """
 
     folder: Path
@@ -52,11 +53,11 @@ class Run:
 
     @property
     def spec(self) -> RunSpec:
-        """What was asked for."""
+        """The spec."""
         try:
             return RunSpec.parse(json.loads((self.folder / "spec.json").read_text(encoding="utf-8")))
-        except ValueError as error:  # of JSON, or a BadSpec: written by another version, or by hand
-            raise BadSpec(f"{self.folder / 'spec.json'} is no spec this version understands: {error}") from None
+        except ValueError as error:  # invalid JSON or spec, from another version or edited by hand
+            raise BadSpec(f"{self.folder / 'spec.json'} is not a spec this version understands: {error}") from None
 
     @property
     def done(self) -> bool:
@@ -65,17 +66,17 @@ class Run:
 
     @property
     def lock(self) -> Path:
-        """The file that the process at work on the run holds, see `processes.hold`."""
+        """The lock file of the run, see `recovery.lock`."""
         return self.folder / "lock"
 
     @property
     def log(self) -> Path:
-        """The log of events."""
+        """The event log."""
         return self.folder / "events.jsonl"
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The result, or for an unfinished run only its id and status."""
+        """The result; for an unfinished run only its id and status, and the error if it failed."""
         try:
             return json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
         except FileNotFoundError:
@@ -86,74 +87,74 @@ class Run:
             return {"id": self.id, "status": status} | {key: last[key] for key in known if key in last}
 
     def events(self, *kinds: str) -> Iterator[dict[str, Any]]:
-        """Yield the events so far, all or those of the given class names; a torn last line is left out."""
+        """Yield the logged events, all or those of the given classes; an incomplete last line is left out."""
         yield from (e for e in _lines(self.log, kinds) if not kinds or e["event"] in kinds)
 
     def predictions(self) -> Iterator[dict[str, Any]]:
-        """Yield every scored answer, with the keys that `evaluate` gives it."""
+        """Yield every scored answer, with the keys of `evaluate`."""
         yield from _lines(self.folder / "predictions.jsonl")
 
     def is_of(self, spec: RunSpec) -> bool:
-        """Say whether this is a record of that very spec, up to settings that change no result."""
+        """Return whether this is a record of the spec, up to settings that change no result."""
         try:
             return self.spec.canonical() == spec.canonical()
         except (OSError, BadSpec):
             return False
 
     def is_trained(self, spec: RunSpec) -> bool:
-        """Say whether this is a run of that very spec that has nothing but its scoring left."""
+        """Return whether this is a run of the spec whose training is complete."""
         return self.is_of(spec) and (spec.adapter is None or (self.folder / "train.json").is_file())
 
     def clear(self) -> None:
-        """Make the folder, and take out what an earlier attempt has left: the run starts from the beginning."""
+        """Create the folder, and remove what an earlier attempt has left."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        # The result first: what is left when this is interrupted must not look like more than it is.
+        # The result first, so that an interrupted removal does not look like a finished run.
         for name in ("summary.json", "train.json", "hashes.json", "events.jsonl", "predictions.jsonl"):
             (self.folder / name).unlink(missing_ok=True)
         for name in ("adapter", "checkpoints"):
             if (self.folder / name).is_dir():
                 shutil.rmtree(self.folder / name)
-        shutil.rmtree(self.folder / "trackers", ignore_errors=True)  # one that is late may still write
+        shutil.rmtree(self.folder / "trackers", ignore_errors=True)  # a late one may still be writing
 
     def mend(self) -> None:
-        """Make the logs of a run interrupted in its scoring fit to be continued, as if it had not been.
+        """Repair the logs of a run that was interrupted during scoring, so that scoring can be resumed.
 
-        Whole lines only, the last answer to each row, and of the scoring nothing, which is told again.
+        Kept are complete lines, the last answer to each row, and no scoring events, which are logged again.
         """
         _rewrite(self.log, (e for e in self.events() if e["event"] not in _SCORING))
         self.keep_last_answers()
 
     def keep_last_answers(self) -> None:
-        """Take away every answer that was given again, in place of which the last one then stands."""
+        """Remove answers that were given again; the last one is kept."""
         answers = {(p["task"], p["id"]): p for p in self.predictions()}
         _rewrite(self.folder / "predictions.jsonl", answers.values())
 
     def cut(self, size: int) -> None:
-        """Take away what was said after the first so many bytes of the log."""
+        """Truncate the event log to its first `size` bytes."""
         os.truncate(self.log, size)
 
     def sweep(self) -> None:
-        """Take away files that a process was killed over while it wrote them."""
+        """Remove temporary files of a process that was killed while writing them."""
         for path in list(self.folder.glob(f"**/*{PART}")):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def append(self, event: Event) -> None:
-        """Add an event to the log."""
+        """Append an event to the log."""
         append_line(self.log, event.to_json())
 
     def write(self, name: str, value: Any) -> None:
-        """Write a JSON file of the record in one piece: readers see the old file or the new one."""
+        """Write a JSON file of the record atomically: readers see either the old or the new one."""
         write_atomically(self.folder / name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def list_runs(root: str | Path = "runs") -> list[Run]:
-    """Return all runs under a root, oldest first; links that lead out of it are passed over."""
+    """Return all runs under a root, oldest first; symbolic links are ignored."""
     folders = [p.parent for p in Path(root).glob("*/spec.json") if not p.parent.is_symlink()]
     return [Run(f) for f in sorted(folders, key=lambda f: (f / "spec.json").stat().st_mtime)]
 
 
 def find_run(name: str, root: str | Path = "runs") -> Run:
-    """Return the run whose id is or starts with `name`.
+    """Return a run by its id, or any unambiguous prefix of it.
 
     Raises:
         BadSpec: none or several match.
@@ -165,28 +166,33 @@ def find_run(name: str, root: str | Path = "runs") -> Run:
     if len(matching) == 1:
         return known[matching[0]]
     if matching:
-        raise BadSpec(f"Several runs under {root} begin with {name!r}: {', '.join(matching)}.")
-    hint = choices(name, known) if known else "There are none yet; start one with `run`."
+        raise BadSpec(f"The prefix {name!r} is ambiguous under {root}: {', '.join(matching)}.")
+    hint = choices(name, known) if known else "There are no runs yet; start one with `run`."
     raise BadSpec(f"There is no run {name!r} under {root}. {hint}")
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be written to, or made.
+    """Refuse a folder that cannot be written to or created.
 
     Raises:
-        CannotWrite: it is a link, or it or what it would be in is read-only.
+        BadSpec: its name contains a control character, or is too long.
+        CannotWrite: it is a symbolic link, or it or its parent folder is read-only.
     """
+    to_write(folder)
     if folder.is_symlink():
         raise CannotWrite(
-            f"{folder} is a link, and nothing is written beyond it. Move what it leads to into its place."
+            f"{folder} is a symbolic link, and nothing is written through it. Replace it by the folder it points to."
         )
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
+    if not there.is_dir():
+        inside = "" if there == folder.absolute() else f" for {folder}"
+        raise CannotWrite(f"{there} is a file where a folder is needed{inside}. Choose another place, or move it.")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise CannotWrite(f"{there} cannot be written to. Choose another root (--root), or lift the protection.")
+        raise CannotWrite(f"{there} is not writable. Choose another folder, or change its permissions.")
 
 
 def note(run: Run) -> str:
-    """Return the note about a run; "" for none."""
+    """Return the note on a run; "" if there is none."""
     try:
         return (run.folder / "note.txt").read_text(encoding="utf-8", errors="replace").strip()
     except FileNotFoundError:
@@ -194,11 +200,11 @@ def note(run: Run) -> str:
 
 
 def write_note(run: Run, text: str) -> None:
-    """Keep a note about a run, in place of the one before; "" for none.
+    """Replace the note on a run; "" removes it.
 
     Raises:
         BadSpec: the run has no folder.
     """
     if not run.folder.is_dir():
-        raise BadSpec(f"The run {run.id} has no folder that could hold a note. It has not begun, or is deleted.")
+        raise BadSpec(f"The run {run.id} has no folder for a note: it has not started, or was deleted.")
     write_atomically(run.folder / "note.txt", (text.strip() + "\n").encode())

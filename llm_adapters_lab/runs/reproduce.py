@@ -1,4 +1,4 @@
-"""Do a run again and say what comes out otherwise: results to the bit, and whatever may be the reason."""
+"""Repeat a run and list what differs: results to the bit, and their possible causes."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ TIMES = {"seconds", "seconds_left", "tokens_per_second", "peak_memory_bytes"}
 CIRCUMSTANCES = ("environment", "hashes")
 LOGGED = ("Step", "Validated", "Norms", "Probed")
 UNEXPLAINED = (
-    "nothing on record: versions, threads, base and data are the same. On a GPU some sums come in no fixed order; on a "
-    "CPU look for changed code"
+    "nothing on record: versions, threads, base and data are the same. On a GPU some sums have no fixed order without "
+    "train.deterministic; on a CPU look for changed code"
 )
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What one of two runs of a spec has otherwise.
+    """A difference between two runs of a spec.
 
     Attributes:
-        field: where, e.g. ``environment.torch``, ``Step 3.loss`` or ``answer boolq/test/7.text``.
-        before: in the record; None where it has no such thing.
-        now: in the repetition; likewise.
-        cause: what it may be due to, in words.
+        field: e.g. ``environment.torch``, ``Step 3.loss`` or ``answer boolq/test/7.text``.
+        before: the value in the record; None if it has none.
+        now: the value in the repetition; likewise.
+        cause: a possible cause, in words.
     """
 
     field: str
@@ -41,37 +41,37 @@ class Difference:
 
 
 def rerun(record: Run, on_event: Listener | None = None) -> list[Difference]:
-    """Do a finished run again in a temporary folder and compare everything but times and memory.
+    """Repeat a finished run in a temporary folder and compare everything but durations and memory.
 
     Args:
-        record: stays as it is.
+        record: of the run; it is not changed.
         on_event: as in `run`.
 
     Returns:
-        First the differences of versions, machine, base and data, then those of losses, scores, answers and tensors.
+        Differences in versions, machine, base and data first, then in losses, scores, answers and tensors.
 
     Raises:
         BadSpec: the run is not finished.
-        LabError: it cannot be done again, for instance because its data are gone.
+        LabError: it cannot be repeated, for instance because its data are missing.
     """
     if not record.done:
-        raise BadSpec(f"The run {record.id} is {record.summary['status']}: there is no result to compare with.")
+        raise BadSpec(f"The run {record.id} is {record.summary['status']}: there is nothing to compare with.")
     with tempfile.TemporaryDirectory(prefix="lab-rerun-") as root:
         return compare(record, run(record.spec, root=root, on_event=on_event))
 
 
 def compare(before: Run, now: Run) -> list[Difference]:
-    """Compare two records of one spec, like `rerun`; circumstances that the earlier one does not tell are left out."""
+    """Compare two records of one spec, like `rerun`; circumstances missing from the earlier one are left out."""
     old, new = ({part: run.summary.get(part, {}) for part in CIRCUMSTANCES} for run in (before, now))
-    told = _flat(old)
-    reasons = [Difference(*unlike, _kind(unlike[0])) for unlike in _unlike(told, _flat(new)) if unlike[0] in told]
+    known = _flat(old)
+    reasons = [Difference(*unlike, _kind(unlike[0])) for unlike in _unlike(known, _flat(new)) if unlike[0] in known]
     due = ", ".join(dict.fromkeys(reason.cause for reason in reasons)) or UNEXPLAINED
     unlike = _unlike(_results(before), _results(now)) + _unlike_tensors(before, now)
     return reasons + [Difference(*found, due) for found in unlike]
 
 
 def _kind(name: str) -> str:
-    """Say in words what a difference of circumstances is one of."""
+    """Return in words what kind of circumstance differs."""
     part, _, last = name.partition(".")
     if part == "hashes":
         return "another base" if last == "base" else "other data"
@@ -80,9 +80,9 @@ def _kind(name: str) -> str:
 
 
 def _results(run: Run) -> dict[str, Any]:
-    """Return everything that a run of the same spec must give again, by dotted names."""
+    """Return everything that a repetition must reproduce, by dotted names."""
     found: dict[str, Any] = {}
-    for event in run.events(*LOGGED):  # of a step that was done twice, the last one counts
+    for event in run.events(*LOGGED):  # the last one counts if a step was repeated
         rest = {key: value for key, value in event.items() if key not in ("event", "step")}
         found |= _flat(rest, f"{event['event']} {event['step']}.")
     found |= _flat({key: value for key, value in run.summary.items() if key not in CIRCUMSTANCES})
@@ -92,7 +92,7 @@ def _results(run: Run) -> dict[str, Any]:
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Return the leaves of plain data by dotted names, without times; `name` ends in a dot."""
+    """Return the leaves of plain data by dotted names, without durations; `name` ends in a dot."""
     if not isinstance(value, dict | list):
         return {name.removesuffix("."): value}
     found: dict[str, Any] = {}
@@ -104,7 +104,7 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
 def _unlike(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     names = dict.fromkeys([*before, *now])
     found = [(name, before.get(name), now.get(name)) for name in names]
-    return [row for row in found if repr(row[1]) != repr(row[2])]  # nan, which is no equal of itself, has a name
+    return [row for row in found if repr(row[1]) != repr(row[2])]  # repr, because nan differs from itself
 
 
 def _unlike_tensors(before: Run, now: Run) -> list[tuple[str, Any, Any]]:

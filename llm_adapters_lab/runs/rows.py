@@ -27,9 +27,9 @@ class Rows:
     """The rows of a run.
 
     Attributes:
-        train: to learn from, shuffled; those to validate on come first.
-        test: to score on, by task.
-        shots: solved examples in front of every question, by task.
+        train: training rows, shuffled; the validation rows come first.
+        test: evaluation rows by task.
+        shots: few-shot examples by task.
     """
 
     train: list[Example] = field(default_factory=list)
@@ -38,21 +38,21 @@ class Rows:
     _samples: tuple[list[Sample], int] | None = None
 
     def samples(self, tokenizer: Any, data: DataSpec) -> tuple[list[Sample], int]:
-        """Return the training rows as tokens, and how many were too long; runs that share the rows share these."""
+        """Return the tokenized training rows, and the number of rows that were too long; computed once."""
         if self._samples is None:
             template = data.template or get_task(data.task).template
             self._samples = encode(tokenizer, self.train, template, data.max_tokens, data.loss_on)
         return self._samples
 
     def digests(self) -> dict[str, str]:
-        """Return the SHA-256 of the rows by what they are for: "train", "test/<task>" and "shots/<task>"."""
+        """Return the SHA-256 of each set of rows, by its name: "train", "test/<task>" or "shots/<task>"."""
         found = {"train": digest(self.train)} if self.train else {}
         found |= {f"test/{name}": digest(rows) for name, rows in self.test.items()}
         return found | {f"shots/{name}": digest(rows) for name, rows in self.shots.items()}
 
 
 def digest(rows: Iterable[Example]) -> str:
-    """Return the SHA-256 of rows in their order; every field counts."""
+    """Return the SHA-256 of rows in their order, over all fields."""
     found = hashlib.sha256()
     for row in rows:
         found.update(json.dumps(astuple(row), separators=(",", ":")).encode() + b"\n")
@@ -60,10 +60,10 @@ def digest(rows: Iterable[Example]) -> str:
 
 
 def read_rows(spec: RunSpec) -> Rows:
-    """Read all rows a run needs.
+    """Read all rows that a run needs.
 
     Raises:
-        BadSpec: a file is empty, or too short for what the spec asks of it.
+        BadSpec: a file is empty, or has fewer rows than the spec needs.
         LabError: a file is missing or malformed.
     """
     rows = Rows()
@@ -85,10 +85,10 @@ def read_rows(spec: RunSpec) -> Rows:
 
 
 def changed_files(spec: RunSpec, known: dict[str, str]) -> str:
-    """Return the names of the own files that no longer hold the rows of an earlier run; "" for none.
+    """Return the names of custom files whose rows have changed since an earlier run; "" for none.
 
     Args:
-        spec: of the run; where it names no own files, nothing is read.
+        spec: of the run; if it names no custom files, nothing is read.
         known: `Rows.digests` of that run.
     """
     tasks = {key: spec.data.task if key == "train" else key.partition("/")[2] for key in known}
@@ -96,18 +96,18 @@ def changed_files(spec: RunSpec, known: dict[str, str]) -> str:
         return ""
     try:
         now = read_rows(spec).digests()
-    except LabError:  # gone or damaged, but the result is there, and is what was asked for
+    except LabError:  # missing or damaged, but the result is still valid
         return ""
     changed = {task for key, task in tasks.items() if task.startswith(PREFIX) and now.get(key) != known[key]}
     return " and ".join(sorted(changed))
 
 
 def outdated(record: Run) -> str:
-    """Say so, if own files, which a spec knows by name alone, have changed since a run was done; else nothing."""
+    """Return a warning if custom files, which a spec knows by name only, have changed since a run; else ""."""
     changed = changed_files(record.spec, record.summary.get("hashes", {}).get("data", {}))
     return changed and (
-        f"Since the run {record.id} was done, {changed} has changed. Its result is that of the earlier rows: "
-        "do it again with fresh (--fresh), or save the new rows under a new name."
+        f"{changed} has changed since the run {record.id}, whose result belongs to the earlier rows. "
+        "Run it again with --fresh (fresh=True), or save the new rows under a new name."
     )
 
 
@@ -121,14 +121,14 @@ def _shuffled(rows: list[Example], seed: int) -> list[Example]:
 
 
 def _shots(spec: RunSpec, name: str, test: list[Example]) -> list[Example]:
-    """Choose solved examples by the seed of the run; none that is asked."""
+    """Choose few-shot examples by the seed of the run, none of them among the questions."""
     root, asked = _folder(spec.eval.root or spec.data.root), {(row.instruction, row.input) for row in test}
-    # Shuffled before what is asked is left out, so that the examples depend on the seed alone wherever they can.
+    # Shuffled before questions are left out, so that the examples depend on the seed alone wherever possible.
     rows = _shuffled(get_task(name).load("train", root), spec.seed)
     found = list({(r.instruction, r.input): r for r in rows if (r.instruction, r.input) not in asked}.values())
     if len(found) < spec.eval.shots:
         raise BadSpec(
-            f"eval.shots = {spec.eval.shots}, but {name!r} has only {len(found)} rows to take examples from that "
-            "are not asked themselves. Set eval.rows, so that some are left, or eval.shots to less."
+            f"eval.shots = {spec.eval.shots}, but {name!r} has only {len(found)} rows that are not questions "
+            "themselves. Lower eval.rows or eval.shots."
         )
     return found[: spec.eval.shots]

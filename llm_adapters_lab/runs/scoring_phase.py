@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm_adapters_lab.evaluation.predictions import decoder, evaluate
+from llm_adapters_lab.evaluation.predictions import decoding_method, evaluate
 from llm_adapters_lab.evaluation.scoring import score
 from llm_adapters_lab.events import Scored, Scoring
 from llm_adapters_lab.files import append_line
@@ -13,7 +13,7 @@ from llm_adapters_lab.tasks.registry import get_task
 
 
 def score_task(session: RunSession, name: str) -> dict[str, Any]:
-    """Return the score of a task; every answer goes to the record, and those that are there already are reused.
+    """Return the score of a task. Answers are recorded one by one, and recorded ones are reused.
 
     Args:
         session: of the run.
@@ -25,7 +25,7 @@ def score_task(session: RunSession, name: str) -> dict[str, Any]:
     predictions: list[dict[str, Any]] = []
     options: dict[str, Any] = {"protocol": plan.protocol, "rule": plan.extraction, "likelihood": plan.likelihood}
     options |= {"template": spec.data.template, "batch": plan.batch, "max_new_tokens": plan.max_new_tokens}
-    options |= {"exemplars": session.rows.shots.get(name, ()), "done": done, "share": session.group.shared}
+    options |= {"exemplars": session.rows.shots.get(name, ()), "done": done, "share": session.group.share_work}
     for prediction in evaluate(base.model, base.tokenizer, task, test, **options):
         predictions.append(prediction)
         if session.group.is_main and prediction != done.get(prediction["id"]):
@@ -34,7 +34,7 @@ def score_task(session: RunSession, name: str) -> dict[str, Any]:
             session.emit(Scoring(name, len(predictions), len(test)))
             session.checkpointer.check()
     result = score(task, predictions, test, protocol=plan.protocol, rule=plan.extraction, shots=plan.shots)
-    result["decoding"] = decoder(base.model, plan.protocol)
+    result["decoding"] = decoding_method(base.model, plan.protocol)
     session.emit(Scored(name, result))
     session.checkpointer.check()
     return result

@@ -1,4 +1,4 @@
-"""A run session: everything that the phases of one run share."""
+"""A run session: the state shared by the phases of one run."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from llm_adapters_lab.runs.rows import Rows
 from llm_adapters_lab.runs.spec import RunSpec
 from llm_adapters_lab.runs.trackers import Trackers
 from llm_adapters_lab.training.distributed import ProcessGroup
-from llm_adapters_lab.training.step import Gradients
+from llm_adapters_lab.training.step import GradientComputer
 
 Listener = Callable[[Event], None]
 
 
 class Phase(IntEnum):
-    """How far a run has come, in order; a study keeps its runs in step by it."""
+    """The phases of a run, in order; a study synchronises its runs by them."""
 
     LOADED = auto()
     INJECTED = auto()
@@ -33,7 +33,7 @@ class Phase(IntEnum):
 
 
 class Position(NamedTuple):
-    """Where a run is: its phase and, while it trains, the number of steps taken."""
+    """The progress of a run: its phase and, in training, the number of steps taken."""
 
     phase: Phase
     step: int = 0
@@ -41,19 +41,19 @@ class Position(NamedTuple):
 
 @dataclass
 class RunSession:
-    """What the phases of a run share.
+    """The state shared by the phases of a run.
 
     Attributes:
-        spec: what to do.
+        spec: of the run.
         base: the model.
         base_print: its fingerprint, see `core.fingerprint`.
         rows: to train and to score on.
         record: the folder of the run.
-        checkpointer: saves the training and ends it on request.
+        checkpointer: saves the training and stops it on request.
         on_event: called with every event, in addition to the log.
         name: of the adapter in the model.
         gradients: makes the object that computes the gradients.
-        trackers: experiment trackers that follow the log; None until training begins.
+        trackers: experiment trackers that follow the log; None before training.
     """
 
     spec: RunSpec
@@ -64,7 +64,7 @@ class RunSession:
     checkpointer: Checkpointer
     on_event: Listener | None
     name: str = "default"
-    gradients: Callable[..., Gradients] = Gradients
+    gradients: Callable[..., GradientComputer] = GradientComputer
     trackers: Trackers | None = None
 
     @property
@@ -73,7 +73,7 @@ class RunSession:
         return self.checkpointer.group
 
     def emit(self, event: Event) -> None:
-        """Write an event to the log and call the listener; among several processes, the main one does."""
+        """Log an event and call the listener, in the main process."""
         if self.group.is_main:
             warned = self.trackers.warnings() if self.trackers else []
             for each in (*map(Noticed, warned), event):
@@ -82,12 +82,12 @@ class RunSession:
                     self.on_event(each)
 
     def end_trackers(self) -> None:
-        """Let the trackers send what they hold; their warnings go to the log."""
+        """Let the trackers finish sending; their messages go to the log."""
         for text in self.trackers.end() if self.trackers else ():
             self.emit(Noticed(text))
 
 
 def warn(text: str, on_event: Listener | None) -> None:
-    """Tell the listener, or by a Python warning if there is none, what is not part of the log; "" does nothing."""
+    """Pass a message that is not logged to the listener, or issue a Python warning; "" does nothing."""
     if text:
         on_event(Noticed(text)) if on_event else warnings.warn(text, stacklevel=4)

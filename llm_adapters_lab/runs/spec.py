@@ -1,7 +1,7 @@
-"""RunSpec: everything that decides a run, in one validated object.
+"""RunSpec: everything that determines a run, in one validated object.
 
-Its canonical JSON is hashed into the run id, so one spec is one run wherever it is started. Descriptions and bounds
-of the fields serve the command line's help, the JSON schema and the panels.
+The run id is a hash of its canonical JSON, so a spec identifies a run wherever it is started. The descriptions and
+bounds of the fields also appear in the command line's help, the JSON schema and the panels.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
-from llm_adapters_lab.config import Part, change, parse
+from llm_adapters_lab.config import Part, change, parse, shown
 from llm_adapters_lab.core.adapter_config import AdapterConfig
 from llm_adapters_lab.core.registry import get_adapter
 from llm_adapters_lab.errors import BadSpec
@@ -22,11 +22,11 @@ from llm_adapters_lab.evaluation.spec import EvalSpec
 from llm_adapters_lab.models.spec import DeviceMap, Dtype, Quantization
 from llm_adapters_lab.runs.presets import expand, read_spec
 from llm_adapters_lab.tasks.spec import DataSpec, Place
-from llm_adapters_lab.training.spec import UNTOLD, TrainSpec
+from llm_adapters_lab.training.spec import NOT_IN_ID, TrainSpec
 
 
 class RunSpec(Part):
-    """One run: a base model, perhaps an adapter, data, training and scoring."""
+    """One run: a base model, an optional adapter, data, training and evaluation."""
 
     base: Place = Field(
         default="nano", min_length=1, description="nano, smollm2-135m, a hub id, folder, GGUF or tiny:family"
@@ -55,35 +55,37 @@ class RunSpec(Part):
         if isinstance(value, str):
             value = {"type": value}
         if not isinstance(value, dict) or "type" not in value:
-            raise BadSpec(f"adapter needs a type, e.g. {{type: lora, rank: 8}}; given was {value!r}.")
+            raise BadSpec(f"adapter needs a type, e.g. {{type: lora, rank: 8}}; given was {shown(value)}.")
+        if not isinstance(value["type"], str):
+            raise BadSpec(f"adapter.type must be the name of an adapter or preset; given was {shown(value['type'])}.")
         value = expand(value)
-        return parse(get_adapter(str(value["type"])).config, value, "adapter.")
+        return parse(get_adapter(value["type"]).config, value, "adapter.")
 
     @model_validator(mode="after")
     def _placed(self) -> RunSpec:
-        # The usual placement is written out, so that naming it or not is the same run.
-        # Asked in any case: the type becomes a part of the run's id, and so of a path.
+        # The default placement is filled in, so that the spec is the same with and without it. The type is looked up
+        # in any case, because it becomes part of the run id and so of a path.
         if self.adapter is not None and (at := get_adapter(self.adapter.type).at) and not self.adapter.at:
             object.__setattr__(self, "adapter", self.adapter.model_copy(update={"at": at}))
         return self
 
     def canonical(self) -> str:
-        """Return the JSON that the id is made of.
+        """Return the JSON that is hashed into the id.
 
-        What cannot change a result is left out: `UNTOLD`, and for a bare base, how it would be trained.
+        Fields that cannot change a result are left out: `NOT_IN_ID` and, for a bare base, those on training.
         """
-        # What equals its default is left out too: a field that is added later, with a default that does what was done
-        # before, then changes the id of no earlier run. In return a default, once released, may never change: the old
-        # and the new meaning would share an id. The adapter's type is the default of its config, and stays.
-        fields = self.model_dump(mode="json", exclude_defaults=True, exclude={"train": UNTOLD})
+        # Fields equal to their default are left out too: a field added later, whose default is the former behaviour,
+        # then leaves the ids of earlier runs unchanged. In return, a released default may never change: the old and
+        # the new meaning would share an id. The adapter's type is the default of its config, and is kept.
+        fields = self.model_dump(mode="json", exclude_defaults=True, exclude={"train": NOT_IN_ID})
         if not fields.get("train", True):
             del fields["train"]
         if self.adapter is None:
-            # The seed of a bare base chooses the solved examples in its prompts, and nothing else.
+            # For a bare base, the seed only chooses the few-shot examples in its prompts.
             kept = {"base", "eval", "dtype", "quantization", "device_map", "trust_remote_code"}
             fields = {key: fields[key] for key in fields if key in kept or (key == "seed" and self.eval.shots)}
             fields |= {"template": self.data.template} if self.data.template else {}
-            # Where the questions come from, if eval.root does not say.
+            # The questions come from there, unless eval.root is given.
             fields |= {"root": self.data.root} if self.data.root and not self.eval.root else {}
         else:
             fields["adapter"]["type"] = self.adapter.type
@@ -101,19 +103,19 @@ class RunSpec(Part):
         """Make a spec from plain data.
 
         Raises:
-            BadSpec: a key is unknown or a value not allowed; the message names key, value and nearest choices.
+            BadSpec: a key is unknown or a value invalid; the message names the key, the value and the nearest choices.
         """
         return parse(cls, fields)
 
     @classmethod
     def load(cls, path: str | Path, changes: dict[str, Any] | None = None) -> RunSpec:
-        """Read a spec from a YAML or JSON file, or the one that comes with the lab under a name.
+        """Read a spec from a YAML or JSON file, or a spec preset by name.
 
         Args:
-            path: of the file, or a name such as ``paper/llama-7b-lora`` where there is no such file.
+            path: of the file, or the name of a preset, such as ``paper/llama-7b-lora``, if there is no such file.
             changes: dotted keys with new values, e.g. ``{"adapter.rank": 16}``.
 
         Raises:
-            BadSpec: the file is missing, cannot be read, or holds no valid spec.
+            BadSpec: the file is missing, unreadable, or not a valid spec.
         """
         return cls.parse(change(read_spec(path), changes or {}))

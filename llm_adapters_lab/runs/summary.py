@@ -1,4 +1,4 @@
-"""Outcome: what a run tells of itself when it begins, when it is complete and when it could not go on."""
+"""The start event and the summary of a run."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from typing import Any
 
 from llm_adapters_lab.core import weights
 from llm_adapters_lab.core.injection import Injection
-from llm_adapters_lab.core.packed import scheme
-from llm_adapters_lab.core.quantized_formats import LIBRARIES
+from llm_adapters_lab.core.quantized import LIBRARIES, scheme
 from llm_adapters_lab.events import Started
 from llm_adapters_lab.models.loading import Base
 from llm_adapters_lab.runs.environment import environment, peak_memory
@@ -16,9 +15,9 @@ from llm_adapters_lab.runs.spec import RunSpec
 
 
 def started(spec: RunSpec, base: Base, injection: Injection | None, steps: int) -> Started:
-    """Return the event a run begins with."""
+    """Return the event that starts a run."""
     trainable = injection.count() if injection else 0
-    total = weights.total(base.model)
+    total = weights.num_parameters(base.model)
     return Started(spec.id, steps, trainable, total - trainable, str(weights.device(base.model)))
 
 
@@ -30,7 +29,7 @@ def summary(
     trained: dict[str, Any] | None,
     hashes: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return the result of a run."""
+    """Return the content of `summary.json`."""
     begun = started(spec, base, injection, 0)
     packages = LIBRARIES.get(scheme(base.model), ())
     return {
@@ -51,7 +50,7 @@ def summary(
 
 
 def training_summary(record: Run) -> dict[str, Any]:
-    """Return how a training went that is complete; its log tells, also of what an earlier process has done."""
+    """Return the content of `train.json` for a complete training, including the part before a resume."""
     first = last = next(record.events("Step"))
     for event in record.events("Step"):
         last = event

@@ -1,9 +1,9 @@
-"""Tracking: the process that reads the log of one run and hands its numbers to one tracker, through Accelerate.
+"""The process that reads the log of one run and sends its metrics to one tracker, through Accelerate.
 
     python -m llm_adapters_lab.runs.tracker_process NAME FOLDER    # FOLDER is <run>/trackers
 
-It follows the log until its standard input is closed, which the death of the run does too. Lines on its standard
-output are for the reader of the run; whatever the tracker prints goes to its standard error.
+It follows the log until its standard input is closed, which also happens when the run dies. Lines on its standard
+output are messages for the reader of the run; the tracker's own output goes to standard error.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from llm_adapters_lab.files import read_json
 from llm_adapters_lab.privacy import without_home
-from llm_adapters_lab.runs.event_log import Place, news
+from llm_adapters_lab.runs.event_log import Cursor, read_new
 from llm_adapters_lab.runs.record import Run
 
 PROJECT = "llm-adapters-lab"
 SECONDS = 0.3
-_OF_STEP = ("loss", "learning_rate", "gradient_norm", "tokens", "tokens_per_second")
-_OF_LAUNCHERS = ("LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "WORLD_SIZE")
+_STEP_METRICS = ("loss", "learning_rate", "gradient_norm", "tokens", "tokens_per_second")
+_LAUNCHER_VARIABLES = ("LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "WORLD_SIZE")
 
 
-def numbers(event: dict[str, Any]) -> dict[str, float]:
-    """Return the numbers of an event that a tracker gets, by name."""
+def metrics(event: dict[str, Any]) -> dict[str, float]:
+    """Return the metrics of an event by name."""
     if event["event"] == "Step":
-        return {f"train/{key}": event[key] for key in _OF_STEP}
+        return {f"train/{key}": event[key] for key in _STEP_METRICS}
     if event["event"] == "Validated":
         return {"validation/loss": event["loss"]}
-    if event["event"] == "Scored":  # MLflow takes few signs in names, and own tasks have addresses
+    if event["event"] == "Scored":  # MLflow allows few characters, and custom tasks have paths
         task = re.sub(r"[^\w.-]+", "_", event["task"])[:200]
         return {f"accuracy/{task}": event["score"]["accuracy"]}
     return {}
 
 
 def parameters(part: dict[str, Any], before: str = "") -> dict[str, Any]:
-    """Return what a spec says by dotted names, without what it leaves open."""
+    """Return the fields of a spec by dotted names, without those that are None."""
     found: dict[str, Any] = {}
     for key, value in part.items():
         if isinstance(value, dict):
@@ -55,8 +55,8 @@ def parameters(part: dict[str, Any], before: str = "") -> dict[str, Any]:
     return found
 
 
-def begin(name: str, folder: Path, say: Callable[[str], None]) -> GeneralTracker:
-    """Begin a tracker; W&B, where it does not let us in or cannot be reached, begins offline."""
+def start(name: str, folder: Path, say: Callable[[str], None]) -> GeneralTracker:
+    """Start a tracker. W&B starts offline if there is no login or no network."""
     run, here = Run(folder.parent), str(folder / name)
     own: dict[str, dict[str, Any]] = {
         "tensorboard": {"run_name": name, "logging_dir": str(folder)},
@@ -74,46 +74,46 @@ def begin(name: str, folder: Path, say: Callable[[str], None]) -> GeneralTracker
             raise
         tracker = LOGGER_TYPE_TO_CLASS[name](**own[name], mode="offline")
         tracker.start()
-        say(f"It stays offline; `wandb sync {Path(tracker.tracker.dir).parent}` sends the numbers. {_first(error)}")
+        say(f"It stays offline; `wandb sync {Path(tracker.tracker.dir).parent}` sends the metrics. {_first(error)}")
     tracker.store_init_configuration({"id": run.id} | parameters(read_json(run.folder / "spec.json")))
     return tracker
 
 
 def follow(run: Run, tracker: GeneralTracker) -> None:
-    """Hand on the log of a run until standard input is closed; scores come with the last step."""
-    place, step, over, more = Place(), 0, False, True
+    """Send the log of a run until standard input is closed; scores are logged at the last step."""
+    cursor, step, over, more = Cursor(), 0, False, True
     while more or not over:
         over = over or bool(select.select([sys.stdin], [], [], 0 if more else SECONDS)[0])
-        found = news(run.log, place)
-        if found.anew:  # by another attempt, which has a process of its own
+        found = read_new(run.log, cursor)
+        if found.restarted:  # by another attempt, which has its own process
             break
         for event in found.events:
             step = event["step"] if event["event"] == "Step" else step
-            if values := numbers(event):
+            if values := metrics(event):
                 tracker.log(values, step=step)
-        place, more = found.place, found.more
+        cursor, more = found.cursor, found.more
 
 
 def main(name: str, folder: Path) -> int:
-    """Follow a run with a tracker; returns the exit code."""
+    """Follow a run with a tracker, and return the exit code."""
     reader = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 
     def say(text: str) -> None:
         print(text, file=sys.stderr)
-        with suppress(OSError):  # nobody may listen any more
+        with suppress(OSError):  # the run may be gone
             print(without_home(" ".join(text.split())), file=reader)
 
-    for variable in _OF_LAUNCHERS:  # this process is alone
+    for variable in _LAUNCHER_VARIABLES:  # this process is alone
         os.environ.pop(variable, None)
     PartialState(cpu=True)
     try:
-        tracker = begin(name, folder, say)
+        tracker = start(name, folder, say)
         follow(Run(folder.parent), tracker)
         tracker.finish()
     except Exception as error:
         traceback.print_exc()
-        say(f"It has failed, and the run goes on without it. {type(error).__name__}: {_first(error)}")
+        say(f"It failed; the run continues without it. {type(error).__name__}: {_first(error)}")
         return 1
     return 0
 

@@ -1,8 +1,8 @@
-"""Trackers: the numbers of a run also go to TensorBoard, Weights & Biases, Trackio or MLflow.
+"""Experiment trackers: copy the metrics of a run to TensorBoard, Weights & Biases, Trackio or MLflow.
 
-The record stays what counts: a tracker changes no result, is no part of the run id, and may fail without harm. Each is
-a process of its own (`tracking`) that reads the log of the run, so that what it does with the network, its settings
-and the one run that it knows of per process concerns nobody else.
+The record remains authoritative: a tracker changes no result, is not part of the run id, and may fail without harm.
+Each runs in a process of its own (`tracker_process`) that reads the log of the run, so that its network access, its
+settings and its limit of one run per process do not affect the run.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from llm_adapters_lab.runs.processes import command
 from llm_adapters_lab.runs.record import Run
 
 PATIENCE = 60.0
-"""Seconds that the end of a run waits for all of its trackers to send what they hold."""
-_late: list[subprocess.Popen[bytes]] = []  # forgotten, they would be warned about
+"""Seconds that the end of a run waits for its trackers to finish sending."""
+_late: list[subprocess.Popen[bytes]] = []  # kept, because Python warns about forgotten ones
 
 
 def require(names: Sequence[str]) -> None:
@@ -37,32 +37,32 @@ def require(names: Sequence[str]) -> None:
     here = {str(tracker) for tracker in get_available_trackers()}
     if missing := [name for name in names if name not in here]:
         raise BadSpec(
-            f"train.trackers names {', '.join(missing)}, which is not installed here: `pip install "
-            f"{' '.join(missing)}`, or leave it out; the record of the run has the same numbers."
+            f"train.trackers names {', '.join(missing)}, which is not installed: `pip install "
+            f"{' '.join(missing)}`, or leave it out: the record of the run has the same metrics."
         )
 
 
 class Trackers:
-    """The trackers of one run, from where it begins or goes on to its end; each is told the log from its beginning."""
+    """The trackers of one run; each reads the log from its beginning, also when the run is resumed."""
 
     def __init__(self, names: Sequence[str], record: Run) -> None:
-        """Begin them.
+        """Start them.
 
         Args:
             names: as in `TrainSpec.trackers`.
-            record: of the run; they write into its folder `trackers`, unless their own settings say otherwise.
+            record: of the run; they write to its folder `trackers` unless configured otherwise.
         """
         self.folder, self._processes = record.folder / "trackers", dict[str, subprocess.Popen[bytes]]()
-        self._told: list[str] = []
-        shutil.rmtree(self.folder, ignore_errors=True)  # of an earlier attempt, whose steps come again
+        self._messages: list[str] = []
+        shutil.rmtree(self.folder, ignore_errors=True)  # of an earlier attempt, whose steps are logged again
         for name in dict.fromkeys(names):
             try:
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
-                self._processes[name] = self._begin(name)
+                self._processes[name] = self._start(name)
             except OSError as error:
-                self._told.append(without_home(f"{name} could not begin, and the run goes on without it. {error}"))
+                self._messages.append(without_home(f"{name} could not start; the run continues without it. {error}"))
 
-    def _begin(self, name: str) -> subprocess.Popen[bytes]:
+    def _start(self, name: str) -> subprocess.Popen[bytes]:
         python, environment = command()
         words = [*python[:-1], "llm_adapters_lab.runs.tracker_process", name, str(self.folder)]
         with (self.folder / f"{name}.log").open("wb") as log:
@@ -72,55 +72,55 @@ class Trackers:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env=settings(self.folder / name) | environment,
-                start_new_session=True,  # an interrupt is for the run, which ends its trackers
+                start_new_session=True,  # an interrupt goes to the run, which ends its trackers
             )
         assert process.stdout
         os.set_blocking(process.stdout.fileno(), False)
         return process
 
     def warnings(self) -> list[str]:
-        """Return what the trackers have to say that a reader of the run should know."""
-        told, self._told = self._told, []
-        return told + [text for name in [*self._processes] for text in self._news(name)]
+        """Return messages of the trackers for the reader of the run."""
+        messages, self._messages = self._messages, []
+        return messages + [text for name in [*self._processes] for text in self._output(name)]
 
     def end(self) -> list[str]:
-        """Let them take in the rest of the log and send it, in bounded time; returns what `warnings` does."""
-        until, told = time.monotonic() + PATIENCE, self.warnings()
+        """Wait, for at most `PATIENCE` seconds, until they have sent the rest of the log; return their messages."""
+        until, messages = time.monotonic() + PATIENCE, self.warnings()
         for process in self._processes.values():
             assert process.stdin
             process.stdin.close()
         for name, process in list(self._processes.items()):
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, until - time.monotonic()))
-            told += self._news(name)
+            messages += self._output(name)
         for name, process in self._processes.items():
             assert process.stdout
             process.stdout.close()
             _late.append(process)
-            told.append(f"{name} has not sent everything yet; its process {process.pid} goes on with it.")
+            messages.append(f"{name} has not sent everything yet; its process {process.pid} continues.")
         self._processes.clear()
-        return told
+        return messages
 
-    def _news(self, name: str) -> list[str]:
+    def _output(self, name: str) -> list[str]:
         process = self._processes[name]
-        code = process.poll()  # before it is read, so that nothing comes after
+        code = process.poll()  # polled before reading, so that nothing is missed
         assert process.stdin and process.stdout
-        told = []
-        with suppress(BlockingIOError):  # it says nothing
+        messages = []
+        with suppress(BlockingIOError):  # no output
             said = os.read(process.stdout.fileno(), 1 << 16).decode(errors="replace")
-            told = [f"{name}: {line}" for line in said.splitlines()]
+            messages = [f"{name}: {line}" for line in said.splitlines()]
         if code is not None:
             process.stdin.close()
             process.stdout.close()
             del self._processes[name]
-            if code and not told:
+            if code and not messages:
                 last = without_home(" ".join(last_lines(self.folder / f"{name}.log", 1)))
-                told.append(f"{name} has ended with code {code}, and the run goes on without it. {last}".strip())
-        return told
+                messages.append(f"{name} ended with code {code}; the run continues without it. {last}".strip())
+        return messages
 
 
 def settings(folder: Path) -> dict[str, str]:
-    """Return what trackers do if nobody has said otherwise, as variables of the environment: all into one folder."""
+    """Return default settings of the trackers as environment variables: everything goes to one folder."""
     return {
         "TRACKIO_DIR": str(folder),
         "MLFLOW_TRACKING_URI": (folder / "mlruns").absolute().as_uri(),

@@ -1,4 +1,4 @@
-"""The training phase of a run: train the adapter, or load it if an interrupted run has already trained it."""
+"""The training phase of a run: train the adapter, or load it if an interrupted run has trained it already."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from llm_adapters_lab.training.loop import train
 def train_or_load(
     session: RunSession, injection: Injection | None, resumed: ResumePoint
 ) -> Generator[Position, None, dict[str, Any] | None]:
-    """Train the adapter and save it, or load what an interrupted run has saved.
+    """Train and save the adapter, or load the one that an interrupted run has saved.
 
     Returns:
         A summary of the training; None for a bare base, and in every process but the main one.
@@ -75,7 +75,7 @@ def _train(
     if text := cpu_contention():
         session.emit(Noticed(text))
     large = base.model.get_memory_footprint() >= WORTH_IT
-    if large and not saved and (memory := estimate(spec, learnt, base.tokenizer)):
+    if large and not saved and (memory := estimate(spec, learnt, base.blueprint)):
         session.emit(estimated(memory))
     pad_id = base.tokenizer.pad_token_id
     gradients = session.gradients(base.model, injection, learnt, spec.train, pad_id)

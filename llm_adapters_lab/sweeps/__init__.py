@@ -1,4 +1,4 @@
-"""Many runs: a sweep file, its executors, and studies that share one base."""
+"""Many runs: sweep files, their executors, and studies that share one base."""
 
 from llm_adapters_lab._lazy import attach
 
@@ -6,8 +6,8 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "spec": "Sweep",
-        "sweeping": "sweep records teller",
-        "executors": "Local Processes",
+        "sweeping": "sweep records progress_printer",
+        "executors": "Local Processes Studies",
         "studies": "study",
     },
 )

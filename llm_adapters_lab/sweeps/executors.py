@@ -10,142 +10,122 @@ from pathlib import Path
 from typing import Protocol
 
 from llm_adapters_lab.errors import BadSpec, LabError
-from llm_adapters_lab.runs import background
-from llm_adapters_lab.runs.background import State
-from llm_adapters_lab.runs.execution import run
+from llm_adapters_lab.runs.background import launch
 from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.spec import RunSpec
+from llm_adapters_lab.runs.status import State, state
 from llm_adapters_lab.sweeps.ray_executor import Ray
 from llm_adapters_lab.sweeps.slurm_executor import Slurm
-from llm_adapters_lab.sweeps.studies import fits, study
+from llm_adapters_lab.sweeps.studies import compatible, study
 
 
 class Executor(Protocol):
-    """Where runs are done."""
+    """Where runs are done.
+
+    Attributes:
+        jobs: maximum number of runs at a time.
+    """
 
     jobs: int
 
     def opened(self, root: Path, specs: Sequence[RunSpec]) -> AbstractContextManager[None]:
-        """Be ready for work inside `with`, and end there what cannot go on without this process.
+        """Return a context for all work; its end stops what cannot continue without this process.
 
         Args:
             root: folder of all runs.
-            specs: all that is to be done.
+            specs: of all runs to be done.
 
         Raises:
-            LabError: there is nothing to work with; no run was started.
+            LabError: the executor is not available; no run was started.
         """
-
-    def start(self, spec: RunSpec, root: Path, look: Callable[[], None], stop: threading.Event) -> None:
-        """Begin a run, and return before its end or at it.
-
-        Args:
-            spec: what to do.
-            root: folder of all runs.
-            look: called now and then by one that returns at the end only.
-            stop: once it is set, such a one ends the run after the step it is at.
-
-        Raises:
-            Exception: the run has failed; the others are done all the same.
-        """
-
-    def state(self, run: Run) -> State:
-        """Say how a run stands."""
-
-
-class Local:
-    """In this process, one after the other."""
-
-    def __init__(self, jobs: int = 1) -> None:
-        """Do one run at a time; `jobs` can be nothing else."""
-        if jobs != 1:
-            raise BadSpec(f"jobs = {jobs}: local does one run at a time. Use the executor process.")
-        self.jobs, self.at_work = 1, ""
-
-    def opened(self, root: Path, specs: Sequence[RunSpec]) -> AbstractContextManager[None]:
-        """Need nothing."""
         return nullcontext()
 
-    def start(self, spec: RunSpec, root: Path, look: Callable[[], None], stop: threading.Event) -> None:
-        """Do a run to its end."""
-        self.at_work = spec.id
-        try:
-            run(spec, root=root, stop=stop, on_event=lambda _: look())
-        finally:
-            self.at_work = ""
+    def start(self, spec: RunSpec, root: Path, poll: Callable[[], None], stop: threading.Event) -> None:
+        """Start a run. Returns at once, or at the end of the run.
+
+        Args:
+            spec: of the run.
+            root: folder of all runs.
+            poll: called every now and then by an executor that returns at the end.
+            stop: such an executor ends the run after the current step once it is set.
+
+        Raises:
+            Exception: the run has failed; this does not affect the others.
+        """
 
     def state(self, run: Run) -> State:
-        """Say how a run stands."""
-        return State("running") if run.id == self.at_work else background.state(run)
+        """Return the state of a run."""
+        return state(run)
 
 
-class Studies:
-    """In this process, those that can share a base and its passes trained at once; see `study`.
+class Local(Executor):
+    """In this process, one after the other.
 
     Attributes:
-        most: adapters that are trained at once.
+        most: maximum number of runs that are trained at once; see `study`.
     """
 
-    most = 8
+    most = 1
 
     def __init__(self, jobs: int = 1) -> None:
-        """Do one study at a time; `jobs` can be nothing else."""
+        """Allow one job at a time, the only possible value."""
         if jobs != 1:
-            raise BadSpec(f"jobs = {jobs}: a study is one process. Use the executor process for several.")
+            raise BadSpec(
+                f"jobs = {jobs}: local and study work in this process, one after the other. "
+                "Use the executor process for several at a time."
+            )
         self.jobs = 1
-        self.at_work: set[str] = set()
+        self._active: set[str] = set()
         self._todo: dict[str, RunSpec] = {}
 
     def opened(self, root: Path, specs: Sequence[RunSpec]) -> AbstractContextManager[None]:
-        """Take note of all that is to be done, to choose from for a study."""
+        """Remember all runs, to choose from for a study."""
         self._todo = {spec.id: spec for spec in specs}
         return nullcontext()
 
-    def start(self, spec: RunSpec, root: Path, look: Callable[[], None], stop: threading.Event) -> None:
-        """Do a run to its end, and with it others that have not been started yet and can be trained with it."""
+    def start(self, spec: RunSpec, root: Path, poll: Callable[[], None], stop: threading.Event) -> None:
+        """Do a run to its end, together with others that have not been started and can be trained with it."""
         tried = self._todo.pop(spec.id, None) is None
-        if tried and (found := background.state(Run(root / spec.id))).name == "failed":
-            raise LabError(found.reason)  # in a study that another one began
-        alike = [other for other in self._todo.values() if fits(spec, other) and not Run(root / other.id).done]
+        if tried and (found := state(Run(root / spec.id))).name == "failed":
+            raise LabError(found.reason)  # in a study that was started for another run
+        alike = [other for other in self._todo.values() if compatible(spec, other) and not Run(root / other.id).done]
         group = [spec, *alike[: self.most - 1]]
-        self.at_work = {each.id for each in group}
+        self._active = {each.id for each in group}
         for each in group:
             self._todo.pop(each.id, None)
         try:
-            study(group, root=root, stop=stop, on_event=lambda record, event: look())
+            study(group, root=root, stop=stop, on_event=lambda record, event: poll())
         finally:
-            self.at_work = set()
-        if (found := background.state(Run(root / spec.id))).name == "failed":
+            self._active = set()
+        if (found := state(Run(root / spec.id))).name == "failed":
             raise LabError(found.reason)
 
     def state(self, run: Run) -> State:
-        """Say how a run stands."""
-        return State("running") if run.id in self.at_work and not run.done else background.state(run)
+        """Return the state of a run."""
+        return State("running") if run.id in self._active and not run.done else state(run)
 
 
-class Processes:
-    """In processes of their own on this machine; they go on when the sweep is gone, and it finds them again.
+class Studies(Local):
+    """In this process, up to `most` runs trained at once if they can share a base and its passes; see `study`."""
 
-    They share processors and GPU: with several of them set OMP_NUM_THREADS to the share of processors of each.
+    most = 8
+
+
+class Processes(Executor):
+    """In separate processes on this machine, which outlive the sweep; repeating the sweep finds them again.
+
+    They share processors and GPU: with several at a time, set OMP_NUM_THREADS to each one's share of the processors.
     """
 
     def __init__(self, jobs: int = 1) -> None:
-        """Do at most so many runs at a time."""
+        """Allow at most `jobs` runs at a time."""
         if jobs < 1:
             raise BadSpec(f"jobs = {jobs}: at least one run at a time must be allowed.")
         self.jobs = jobs
 
-    def opened(self, root: Path, specs: Sequence[RunSpec]) -> AbstractContextManager[None]:
-        """Need nothing."""
-        return nullcontext()
-
-    def start(self, spec: RunSpec, root: Path, look: Callable[[], None], stop: threading.Event) -> None:
+    def start(self, spec: RunSpec, root: Path, poll: Callable[[], None], stop: threading.Event) -> None:
         """Launch a run and return at once."""
-        background.launch(spec, root)
-
-    def state(self, run: Run) -> State:
-        """Say how a run stands."""
-        return background.state(run)
+        launch(spec, root)
 
 
 EXECUTORS: dict[str, Callable[..., Executor]] = {
@@ -155,20 +135,20 @@ EXECUTORS: dict[str, Callable[..., Executor]] = {
     "ray": Ray,
     "slurm": Slurm,
 }
-"""By the name that the command line gives them."""
+"""The executors by their name on the command line."""
 
 
-def executor(name: str, **asked: float | None) -> Executor:
-    """Return the executor of that name.
+def make_executor(name: str, **options: float | None) -> Executor:
+    """Return an executor.
 
     Args:
-        name: of `EXECUTORS`.
-        asked: what it is made with; what is None is left to it.
+        name: a key of `EXECUTORS`.
+        options: its parameters; None stands for the default.
 
     Raises:
-        BadSpec: it takes no such thing, or not that much of it.
+        BadSpec: it has no such parameter, or does not accept the value.
     """
-    given = {key: value for key, value in asked.items() if value is not None}
-    if odd := given.keys() - inspect.signature(EXECUTORS[name]).parameters:
-        raise BadSpec(f"The executor {name} takes no {', '.join(f'--{key}' for key in sorted(odd))}.")
+    given = {key: value for key, value in options.items() if value is not None}
+    if unknown := given.keys() - inspect.signature(EXECUTORS[name]).parameters:
+        raise BadSpec(f"The executor {name} takes no {', '.join(f'--{key}' for key in sorted(unknown))}.")
     return EXECUTORS[name](**given)

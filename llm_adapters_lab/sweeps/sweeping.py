@@ -1,33 +1,37 @@
-"""Sweep: do all runs of a sweep, somewhere; what is finished is read, and what fails does not stop the others."""
+"""Do all runs of a sweep, on any executor; finished runs are read, and a failing one does not stop the others."""
 
 from __future__ import annotations
 
 import json
+import statistics
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from llm_adapters_lab.errors import LabError
-from llm_adapters_lab.runs.background import State
+from llm_adapters_lab.runs.forecast.duration import matching, times_by_kind
+from llm_adapters_lab.runs.forecast.size import Size, size_of
 from llm_adapters_lab.runs.preflight import check_spec
 from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.rows import read_rows
+from llm_adapters_lab.runs.status import State, state
 from llm_adapters_lab.sweeps.executors import Executor, Local
-from llm_adapters_lab.sweeps.spec import Changes, Point, Sweep, refuse, words
+from llm_adapters_lab.sweeps.spec import Changes, Point, Sweep, describe_changes, reject
 
-WAITS = State("unfinished", "Waits for its turn.")
+WAITS = State("unfinished", "Waiting to be started.")
 
 
-class Standing(NamedTuple):
-    """How one run of a sweep stands.
+class SweepRun(NamedTuple):
+    """One run of a sweep and its state.
 
     Attributes:
-        changes: what sets it apart; see `Point`.
-        run: its record, of which nothing need be there yet.
-        state: as of `launch.state`.
+        changes: what distinguishes it; see `Point`.
+        run: its record, which may not exist yet.
+        state: from `Executor.state`.
     """
 
     changes: Changes
@@ -35,167 +39,201 @@ class Standing(NamedTuple):
     state: State
 
 
+Listener = Callable[[Sequence[SweepRun]], None]
+
+
 def sweep(
     what: Sweep,
     *,
     root: str | Path = "runs",
-    where: Executor | None = None,
+    executor: Executor | None = None,
     stop: threading.Event | None = None,
-    on_look: Callable[[Sequence[Standing]], None] | None = None,
+    on_update: Listener | None = None,
     every: float = 0.5,
-) -> list[Standing]:
-    """Do the runs of a sweep that are not finished; the same call takes up one that was interrupted.
+) -> list[SweepRun]:
+    """Do the runs of a sweep that are not finished; the same call resumes an interrupted sweep.
 
-    Every combination is checked before anything starts, its model, placement and rows included.
+    Every combination is checked before anything starts, including its model, placement and rows.
 
     Args:
         what: the sweep.
         root: folder of all runs.
-        where: they are done; default: in this process.
-        stop: set it from another thread to start nothing more and stop a run of this process.
-        on_look: called with all standings when it begins, about every `every` seconds, and at the end.
-        every: seconds between two looks.
+        executor: where the runs are done; default: in this process.
+        stop: set it from another thread to start no further runs and stop one in this process.
+        on_update: called with all runs at the start, about every `every` seconds, and at the end.
+        every: seconds between two updates.
 
     Returns:
-        How every run stands in the end. One that failed has its reason in its state.
+        All runs with their final states; that of a failed one has the reason.
 
     Raises:
-        BadSpec: combinations cannot be run; nothing was started.
-        LabError: the executor cannot work; nothing was started.
+        BadSpec: some combinations are invalid; nothing was started.
+        LabError: the executor is not available; nothing was started.
     """
     points = what.points()
-    work = _Work(points, where or Local(), Path(root), stop or threading.Event(), on_look, every)
-    check(todo := [point for point in points if point.spec.id in work.waiting])
-    work.look()
-    if work.waiting or work.at_work():
-        with work.where.opened(work.root, [point.spec for point in todo]):
-            work.to_the_end()
-    work.look()
-    return work.standings()
+    work = _Scheduler(points, executor or Local(), Path(root).resolve(), stop or threading.Event(), on_update, every)
+    todo = [point for point in points if point.spec.id in work.waiting]
+    check_points(todo)
+    work.update()
+    if work.waiting or work.active():
+        with work.executor.opened(work.root, [point.spec for point in todo]):
+            work.finish()
+    work.update()
+    return work.runs()
 
 
-def check(points: Sequence[Point]) -> None:
-    """Find what cannot be run: model, placement, rows.
+def check_points(points: Sequence[Point]) -> None:
+    """Check model, placement and rows of every run.
 
     Raises:
-        BadSpec: there is something; the message names the combinations.
+        BadSpec: some cannot be run; the message names the combinations.
     """
-    wrong: dict[str, str] = {}
-    read: dict[str, str] = {}
+    faults: dict[str, str] = {}
+    read: set[str] = set()
     for changes, spec in points:
         rows = json.dumps([spec.data.model_dump(), spec.eval.model_dump(), spec.adapter is None])
         try:
             if rows not in read:
-                read[rows] = ""
+                read.add(rows)
                 read_rows(spec)
             check_spec(spec)
         except LabError as error:
-            wrong[words(changes)] = str(error)
-    refuse(wrong)
+            faults[describe_changes(changes)] = str(error)
+    reject(faults)
 
 
-def teller(say: Callable[[str], None] = print) -> Callable[[Sequence[Standing]], None]:
-    """Return a listener for `sweep` that says a line for every run whose state has changed."""
+class Cost(NamedTuple):
+    """What one run of a sweep would cost; see `SweepRun` for the first attributes.
+
+    Attributes:
+        size: parameters, and bytes of weights and optimiser; activations are not included.
+        seconds: from loading to the last score; None if no finished run is similar.
+        alike: number of similar runs, of which `seconds` is the median.
+    """
+
+    changes: Changes
+    run: Run
+    state: State
+    size: Size
+    seconds: float | None
+    alike: int
+
+
+def costs(points: Sequence[Point], root: str | Path = "runs") -> list[Cost]:
+    """Estimate what every run of a sweep would cost; nothing is started.
+
+    Raises:
+        LabError: a model or an adapter cannot be built.
+    """
+    known, found = times_by_kind(root), []
+    for changes, spec in points:
+        run, times = Run(Path(root).resolve() / spec.id), matching(spec, known)
+        seconds = statistics.median(times) if times else None
+        found.append(Cost(changes, run, state(run), size_of(spec), seconds, len(times)))
+    return found
+
+
+def progress_printer(say: Callable[[str], None] = print) -> Listener:
+    """Return an `on_update` for `sweep` that prints a line whenever the state of a run changes."""
     seen: dict[str, str] = {}
 
-    def tell(standings: Sequence[Standing]) -> None:
+    def update(runs: Sequence[SweepRun]) -> None:
         if not seen:
-            say(f"{len(standings)} runs: {counted(standings)}")
-            seen.update({standing.run.id: standing.state.name for standing in standings})
-        for number, (changes, record, state) in enumerate(standings, 1):
-            if seen[record.id] != state.name:
-                seen[record.id] = state.name
-                reason = f": {state.reason}" if state.name in ("failed", "dead") else ""
-                say(f"{number} of {len(standings)}, {words(changes)}: {state.name}{reason}")
+            say(f"{len(runs)} runs: {count_states(runs)}")
+            seen.update({each.run.id: each.state.name for each in runs})
+        for number, (changes, run, (name, reason)) in enumerate(runs, 1):
+            if seen[run.id] != name:
+                seen[run.id] = name
+                why = f": {reason}" if name in ("failed", "dead") else ""
+                say(f"{number} of {len(runs)}, {describe_changes(changes)}: {name}{why}")
 
-    return tell
-
-
-def counted(standings: Sequence[Standing]) -> str:
-    """Return how many runs are in which state, in words."""
-    numbers = Counter(standing.state.name for standing in standings)
-    return ", ".join(f"{numbers[name]} {name}" for name in sorted(numbers))
+    return update
 
 
-def records(ended: Sequence[Standing]) -> list[Run]:
-    """Return the records of a sweep that is wanted as a whole.
+def count_states(runs: Sequence[SweepRun]) -> str:
+    """Return the number of runs in each state, in words."""
+    return ", ".join(f"{count} {name}" for name, count in sorted(Counter(each.state.name for each in runs).items()))
+
+
+def records(runs: Sequence[SweepRun]) -> list[Run]:
+    """Return the records of a sweep that must be complete.
 
     Raises:
         LabError: some runs are not finished; the message says which and why.
     """
-    open_ = [f"{words(changes)}: {state.name}, {state.reason}" for changes, record, state in ended if not record.done]
-    if open_:
-        raise LabError(f"{len(open_)} of {len(ended)} runs are not finished:\n  " + "\n  ".join(open_))
-    return [standing.run for standing in ended]
+    unfinished = [
+        f"{describe_changes(changes)}: {name}, {reason}" for changes, run, (name, reason) in runs if not run.done
+    ]
+    if unfinished:
+        raise LabError(f"{len(unfinished)} of {len(runs)} runs are not finished:\n  " + "\n  ".join(unfinished))
+    return [each.run for each in runs]
 
 
-class _Work:
-    """What a sweep has to do and how far it is; see `sweep` for the fields."""
+@dataclass
+class _Scheduler:
+    """Starts the runs of a sweep and follows them; see `sweep` for the parameters."""
 
-    def __init__(
-        self,
-        points: Sequence[Point],
-        where: Executor,
-        root: Path,
-        stop: threading.Event,
-        on_look: Callable[[Sequence[Standing]], None] | None,
-        every: float,
-    ) -> None:
-        self.points, self.where, self.stop, self.on_look, self.every = points, where, stop, on_look, every
-        self.root = root.resolve()
-        self.ended: dict[str, State] = {}
-        self.waiting = {p.spec.id for p in points if where.state(self._record(p)).name != "finished"}
-        self._looked = 0.0
+    points: Sequence[Point]
+    executor: Executor
+    root: Path
+    stop: threading.Event
+    on_update: Listener | None
+    every: float
+    ended: dict[str, State] = field(default_factory=dict)
+    updated: float = 0.0
 
-    def to_the_end(self) -> None:
-        """Start all, and follow until nothing is at work or it is asked to stop."""
+    def __post_init__(self) -> None:
+        self.waiting = {p.spec.id for p in self.points if self.executor.state(self._record(p)).name != "finished"}
+
+    def finish(self) -> None:
+        """Start all runs, and follow them until none is active or `stop` is set."""
         while not self.stop.is_set():
-            self.begin()
-            if not self.waiting and not self.at_work():
+            self.start()
+            if not self.waiting and not self.active():
                 return
-            if not self.waiting or self.at_work() >= self.where.jobs:
+            if not self.waiting or self.active() >= self.executor.jobs:
                 time.sleep(self.every)
-            self.look()
+            self.update()
 
-    def begin(self) -> None:
-        """Start what may be started; what somebody else has started is followed."""
+    def start(self) -> None:
+        """Start as many runs as the executor takes; those already started elsewhere are only followed."""
         for point in [p for p in self.points if p.spec.id in self.waiting]:
-            if self.stop.is_set() or self.at_work() >= self.where.jobs:
+            if self.stop.is_set() or self.active() >= self.executor.jobs:
                 return
             self.waiting.discard(point.spec.id)
-            found = self.where.state(self._record(point))
+            found = self.executor.state(self._record(point))
             if found.works or found.name == "finished":
                 continue
             try:
-                self.where.start(point.spec, self.root, self.glance, self.stop)
+                self.executor.start(point.spec, self.root, self.poll, self.stop)
             except Exception as error:
                 self.ended[point.spec.id] = State("failed", f"{type(error).__name__}: {error}")
 
-    def at_work(self) -> int:
-        """Return how many runs are at work."""
-        return sum(standing.state.works for standing in self.standings())
+    def active(self) -> int:
+        """Return the number of active runs."""
+        return sum(each.state.works for each in self.runs())
 
-    def standings(self) -> list[Standing]:
-        """Return how every run stands."""
-        return [Standing(p.changes, record := self._record(p), self._state(record)) for p in self.points]
+    def runs(self) -> list[SweepRun]:
+        """Return all runs with their states."""
+        return [SweepRun(p.changes, record := self._record(p), self._state(record)) for p in self.points]
 
-    def look(self) -> None:
-        """Tell how every run stands."""
-        self._looked = time.monotonic()
-        if self.on_look:
-            self.on_look(self.standings())
+    def update(self) -> None:
+        """Tell the listener about all runs."""
+        self.updated = time.monotonic()
+        if self.on_update:
+            self.on_update(self.runs())
 
-    def glance(self) -> None:
-        """Look, if the last look is long ago."""
-        if time.monotonic() - self._looked >= self.every:
-            self.look()
+    def poll(self) -> None:
+        """Update if the last update was long ago."""
+        if time.monotonic() - self.updated >= self.every:
+            self.update()
 
     def _record(self, point: Point) -> Run:
         return Run(self.root / point.spec.id)
 
     def _state(self, record: Run) -> State:
         if record.id not in self.ended:
-            found = self.where.state(record)
+            found = self.executor.state(record)
             if found.works:
                 return found
             if record.id in self.waiting and found.name != "finished":

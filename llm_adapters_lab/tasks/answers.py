@@ -1,22 +1,21 @@
-"""The forms an answer can take: how it is read from generated text, and when it is right.
+"""The forms an answer can take, how it is read from generated text and judged, and the options of a question.
 
-=======  ===========================  ==================================  ==============
-Form     Gold answer                  Right if                            Tokens at most
-=======  ===========================  ==================================  ==============
-number   ``"12"``, ``"-0.5"``         the two differ by 0.001 at most     256
-letter   ``"A"`` to ``"E"``           it is the same letter               256
-label    one of a given list          it is the same label                32
-text     any text                     the first line is the same, but     64
-                                      for capitals and white space
-=======  ===========================  ==================================  ==============
+=======  ===========================  ===============================================  ==========
+Form     Gold answer                  Correct if                                       Max tokens
+=======  ===========================  ===============================================  ==========
+number   ``"12"``, ``"-0.5"``         the two differ by at most 0.001                  256
+letter   ``"A"`` to ``"E"``           same letter                                      256
+label    one of a given list          same label                                       32
+text     any text                     same first line, ignoring case and white space   64
+=======  ===========================  ===============================================  ==========
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, TypedDict
 
 from llm_adapters_lab.tasks.base import Rule
 from llm_adapters_lab.tasks.extraction import label, letter, number, same_number, same_text
@@ -27,45 +26,81 @@ ANSWERS = tuple(f"answer{i}" for i in range(1, 6))
 TRUTH = ("true", "false")
 
 
-@dataclass(frozen=True)
-class Form:
-    """How answers of one form are read and judged; the fields are those of `llm_adapters_lab.tasks.base.Task`."""
+class AnswerForm(TypedDict):
+    """The fields of a `llm_adapters_lab.tasks.base.Task` that follow from the form of its answers."""
 
     extract: Callable[[str, Rule], str | None]
     same: Callable[[str, str], bool]
+    labels: tuple[str, ...]
     max_new_tokens: int
+    answers: str
 
 
-def form(kind: Kind, labels: tuple[str, ...] = ()) -> Form:
-    """Return a form of the table above.
+def answer_form(kind: Kind, labels: tuple[str, ...] = (), read: tuple[str, ...] = ()) -> AnswerForm:
+    """Return a form of the table above, as keyword arguments of `llm_adapters_lab.tasks.base.Task`.
 
     Args:
-        kind: its name.
-        labels: the answers to look for; used by labels alone.
+        kind: name of the form.
+        labels: the allowed answers; for "label" only.
+        read: the labels to look for in generated text; default: `labels`.
     """
     if kind == "number":
-        return Form(number, same_number, 256)
+        return AnswerForm(extract=number, same=same_number, labels=(), max_new_tokens=256, answers="number")
+    if kind == "text":
+        return AnswerForm(extract=first_line, same=same_line, labels=(), max_new_tokens=64, answers="any text")
+    extract: Callable[[str, Rule], str | None] = letter
     if kind == "letter":
-        return Form(letter, same_text, 256)
-    if kind == "label":
-        return Form(partial(_read_label, labels), same_text, 32)
-    return Form(first_line, same_line, 64)
-
-
-def _read_label(labels: tuple[str, ...], text: str, rule: Rule) -> str | None:
-    return label(text, labels, rule)
+        labels, limit = LETTERS, 256
+    else:
+        extract, limit = partial(label, labels=read or labels), 32
+    return AnswerForm(extract=extract, same=same_text, labels=labels, max_new_tokens=limit, answers=" | ".join(labels))
 
 
 def first_line(text: str, rule: Rule = "lab") -> str | None:
-    """Return the first line of `text` that is not blank, or None; both rules read alike.
-
-    Args:
-        text: generated text.
-        rule: unused.
-    """
+    """Return the first line of `text` that is not blank, or None, under either rule."""
     return next((line.strip() for line in text.splitlines() if line.strip()), None)
 
 
 def same_line(a: str, b: str) -> bool:
-    """Say whether two texts are the same but for capitals and white space."""
+    """Return whether two texts are equal, ignoring case and white space."""
     return a.casefold().split() == b.casefold().split()
+
+
+def parse_options(instruction: str, labels: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """Return the options that a question lists.
+
+    - letters: ``(A) 23.65 (B) 1000`` after the last ``Answer Choices:``; ``A ) 38 , B ) 27`` after ``The options:``.
+    - answer1, solution1, ...: ``Answer1: dry palms Answer2: wet palms``, up to the last ``Answer format:``.
+    - true, false: not listed; the labels are the options.
+
+    Args:
+        instruction: the question.
+        labels: the answers the task allows, in order; empty for numbers.
+
+    Returns:
+        (label, text) pairs in the order of the question; empty if the question lists fewer than two.
+    """
+    if not labels:
+        return ()
+    if set(labels) == set(TRUTH):
+        return tuple((name, name) for name in labels)
+    if len(labels[0]) == 1:
+        start = max(instruction.rfind(lead) for lead in ("Answer Choices:", "The options:")) + 1
+        found = _split(instruction, start, len(instruction), labels, r"\(?(?<!\w){}\s?\)")
+        return tuple((name, text.removesuffix(" ,")) for name, text in found)
+    end = instruction.rfind("Answer format:")
+    return _split(instruction, 0, end if end >= 0 else len(instruction), labels, r"(?<!\w)(?i:{}):")
+
+
+def _split(text: str, start: int, end: int, labels: tuple[str, ...], mark: str) -> tuple[tuple[str, str], ...]:
+    """Split ``text[start:end]`` at the marks of the labels, up to the first label that has none."""
+    marks: list[re.Match[str]] = []
+    for name in labels:
+        found = re.compile(mark.format(re.escape(name))).search(text, marks[-1].end() if marks else start, end)
+        if found is None:
+            break
+        marks.append(found)
+    if len(marks) < 2:
+        return ()
+    ends = [*(m.start() for m in marks[1:]), end]
+    return tuple((n, text[m.end() : e].strip()) for n, m, e in zip(labels, marks, ends, strict=False))

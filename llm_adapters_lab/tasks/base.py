@@ -1,11 +1,23 @@
-"""Rows and tasks, and the registry to which every task file adds its own."""
+"""What a task is, and how to add one.
+
+A complete task, in a module of this package or in a notebook cell::
+
+    def read(split, root):  # "train" or "test"; the data folder or None
+        return [Example(f"capitals/{split}/0", instruction="Capital of Peru?", input="", output="Lima", answer="Lima")]
+
+    register_task(Task(name="capitals", summary="capitals of the world", read=read, **answer_form("text")))
+
+From then on ``data.task: capitals`` trains on it and ``eval.tasks: [capitals]`` scores on it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from llm_adapters_lab.errors import BadSpec, choices
 
 Rule = Literal["lab", "original"]
 
@@ -16,12 +28,12 @@ class Example:
 
     Attributes:
         id: unique within the task and split, e.g. ``boolq/test/17``.
-        instruction: what is asked.
-        input: further text for the question, mostly empty.
-        output: what the model learns to say after the prompt.
+        instruction: the question.
+        input: additional context for the question, usually empty.
+        output: what the model learns to generate after the prompt.
         answer: the short gold answer, e.g. ``"12"``, ``"true"``, ``"answer2"``.
-        options: on choice sets what is offered, as (label, text) pairs in the order of the question, e.g.
-            ``(("answer1", "dry palms"), ("answer2", "wet palms"))``; empty for numbers, and where the question names
+        options: for multiple choice, the offered (label, text) pairs in the order of the question, e.g.
+            ``(("answer1", "dry palms"), ("answer2", "wet palms"))``; empty for numbers, and where the question lists
             none.
     """
 
@@ -35,32 +47,50 @@ class Example:
 
 @dataclass(frozen=True)
 class Task:
-    """One benchmark or training set.
+    """A benchmark or training set.
 
     Attributes:
         name: as written in a spec.
         summary: one line: what is asked, and where the rows come from.
-        load: ``load(split, root)`` gives the rows of ``"train"`` or ``"test"``; `root` is the data folder or None.
-        extract: ``extract(text, rule)`` gives the answer read from generated text, or None where there is none.
-        same: ``same(extracted, gold)`` says whether they agree.
-        labels: the answers a choice task allows; empty for numbers.
-        template: the prompt form of `llm_adapters_lab.tasks.prompts`.
+        read: ``read(split, root)`` returns the rows of one of the `splits`; `root` is the data folder or None. It
+            raises DataUnavailable if the data cannot be found, BadRow if they are malformed.
+        extract: ``extract(text, rule)`` returns the answer found in generated text, or None if there is none.
+        same: ``same(extracted, gold)`` returns whether the two agree.
+        labels: the answers a choice task allows; empty for numbers and free text.
         max_new_tokens: generation limit in tokens.
-        splits: the splits this task can serve.
+        answers: the possible answers in words, for listings.
+        template: a prompt template of `llm_adapters_lab.tasks.prompts`.
+        splits: the splits the task has.
         source: origin and licence of the rows.
     """
 
     name: str
     summary: str
-    load: Callable[[str, Path | None], list[Example]]
+    read: Callable[[str, Path | None], list[Example]]
     extract: Callable[[str, Rule], str | None]
     same: Callable[[str, str], bool]
-    labels: tuple[str, ...] = ()
+    labels: tuple[str, ...]
+    max_new_tokens: int
+    answers: str
     template: str = "alpaca"
-    max_new_tokens: int = 32
     splits: tuple[str, ...] = ("train", "test")
     source: str = ""
-    extra: dict[str, str] = field(default_factory=dict)
+
+    def load(self, split: str, root: Path | None = None) -> list[Example]:
+        """Return the rows of a split.
+
+        Args:
+            split: ``"train"`` or ``"test"``.
+            root: the data folder; None: the environment variable LAB_DATA, else a download.
+
+        Raises:
+            BadSpec: the task has no such split.
+            DataUnavailable: the data were not found; the message says where they were looked for.
+            BadRow: a file cannot be read, or a row lacks a field or holds a value that is not allowed.
+        """
+        if split not in self.splits:
+            raise BadSpec(f"{self.name} has no {split!r} split. {choices(split, self.splits)}")
+        return self.read(split, root)
 
 
 TASKS: dict[str, Task] = {}

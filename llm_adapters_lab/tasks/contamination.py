@@ -1,12 +1,12 @@
-"""Whether test questions have been seen in training: the same question, or most of its wording.
+"""Test-set contamination: which test questions occur in the training rows, exactly or by most of their n-grams.
 
-The wording of a row is its instruction and input in lower case, as a list of words (letters and digits; a decimal
-number is one word), without what every row of a set shares: the lead-in ("Please choose ...:"), the marks of the
-options ("Answer1:", "(A)") and the answer format. The texts of the options belong to it.
+A row is compared by its words: instruction, options and input in lower case, split into words (letters and digits; a
+decimal number is one word), without what all rows of a set share: the lead-in ("Please choose ...:"), the marks of the
+options ("Answer1:", "(A)") and the answer format.
 
 - exact: a training row has the same words in the same order.
-- ngram: at least 70 % of the runs of 8 successive words occur in some training row, not necessarily all in one. A row
-  of fewer than 8 words has no such runs and can only be exact, and so can text written without spaces.
+- ngram: at least 70 % of the row's 8-grams occur in training, possibly in different rows. Rows of fewer than 8 words,
+  and text written without spaces, have no 8-grams and can only match exactly.
 
 Source of the second measure: PaLM (arXiv:2204.02311), section 8.
 """
@@ -22,16 +22,16 @@ from llm_adapters_lab.tasks.base import Example
 N = 8
 SHARE = 0.7
 SHOWN = 5
-"""So many ids of each kind are named."""
+"""Number of ids listed for each measure."""
 
 _LEAD_IN = re.compile(r"\Aplease [^:?!.]*:")
 _HEADS = ("answer choices:", "the options:")
-# Marks of options match as well, but outside the group.
+# Marks of options match too, but outside the group.
 _WORD = re.compile(r"(?:answer|solution|ending|option)[1-9]:|\([a-e]\)|\b[a-e] \)|(\d+(?:[.,]\d+)+|\w+)")
 
 
 def words(example: Example) -> list[str]:
-    """Return the wording of a row, as defined above."""
+    """Return the words by which a row is compared."""
     asked = _LEAD_IN.sub("", example.instruction.lower())
     body, is_listed, _ = asked.rpartition("answer format:")
     text = f"{body if is_listed else asked} {example.input.lower()}"
@@ -46,14 +46,14 @@ def overlap(train: Sequence[Example], test: Sequence[Example]) -> dict[str, Any]
     Takes a few seconds for 170,000 training and 10,000 test rows.
 
     Args:
-        train: the rows that are learnt.
-        test: the rows that are scored.
+        train: the training rows.
+        test: the rows to be scored.
 
     Returns:
-        exact: test rows with the same wording as a training row; exact_share: of all test rows, 0 to 1.
-        ngram: test rows with most of their runs of words in training; ngram_share likewise.
-        total: test rows; n: words in a run; threshold: share of the runs from which on a row counts.
-        examples: {"exact": ids, "ngram": ids of rows that are not exact}, the first five of each.
+        exact: number of test rows that match a training row exactly; exact_share: as a fraction of the test rows.
+        ngram: number of test rows of which most n-grams occur in training; ngram_share likewise.
+        total: number of test rows; n: words in an n-gram; threshold: smallest fraction of known n-grams that counts.
+        examples: {"exact": ids, "ngram": ids of rows that do not match exactly}, the first five of each.
     """
     asked = [words(row) for row in test]
     wanted = {gram for text in asked for gram in _grams(text)}
@@ -65,27 +65,24 @@ def overlap(train: Sequence[Example], test: Sequence[Example]) -> dict[str, Any]
         seen_grams |= wanted.intersection(_grams(text))
         if (whole := tuple(text)) in texts:
             seen_texts.add(whole)
-    exact = [tuple(text) in seen_texts for text in asked]
-    ngram = [_covered(text, seen_grams) for text in asked]
-    only_ngram = (row.id for row, e, n in zip(test, exact, ngram, strict=True) if n and not e)
+    exact = {index: row.id for index, row in enumerate(test) if tuple(asked[index]) in seen_texts}
+    ngram = {index: row.id for index, row in enumerate(test) if _covered(asked[index], seen_grams)}
+    only_ngram = [name for index, name in ngram.items() if index not in exact]
     total = len(asked)
     return {
-        "exact": sum(exact),
-        "exact_share": sum(exact) / total if total else 0.0,
-        "ngram": sum(ngram),
-        "ngram_share": sum(ngram) / total if total else 0.0,
+        "exact": len(exact),
+        "exact_share": len(exact) / total if total else 0.0,
+        "ngram": len(ngram),
+        "ngram_share": len(ngram) / total if total else 0.0,
         "total": total,
         "n": N,
         "threshold": SHARE,
-        "examples": {
-            "exact": [row.id for row, e in zip(test, exact, strict=True) if e][:SHOWN],
-            "ngram": list(only_ngram)[:SHOWN],
-        },
+        "examples": {"exact": [*exact.values()][:SHOWN], "ngram": only_ngram[:SHOWN]},
     }
 
 
 def _grams(text: Sequence[str]) -> Iterable[tuple[str, ...]]:
-    """Return the runs of `N` successive words."""
+    """Return all sequences of `N` consecutive words."""
     return zip(*(text[i:] for i in range(N)), strict=False)
 
 

@@ -1,22 +1,22 @@
-r"""Reading a short answer out of generated text.
+r"""Extract a short answer from generated text.
 
-Every reader takes a rule. ``"original"`` repeats the rule of the LLM-Adapters evaluation scripts, with its faults, so
-that published numbers can be set beside ours. ``"lab"`` mends those faults:
+Every function takes a rule. ``"original"`` is the rule of the LLM-Adapters evaluation scripts, faults included, for
+comparison with published numbers. ``"lab"`` fixes those faults:
 
 ========  ================================================  =====================================================
 Answer    original                                          lab
 ========  ================================================  =====================================================
-number    commas dropped, last match of ``-?\d+\.?\d*``     the number right after "the answer is", "answer:",
-                                                            "####" or "\boxed{" (the last of them), else the last
-                                                            number; knows 1,200, $1 200, 40%, 3/4, 2 1/2, and
-                                                            that the 3 of 5-3 is not negative
+number    commas removed, last match of ``-?\d+\.?\d*``     the number right after the last "the answer is",
+                                                            "answer:", "####" or "\boxed{", else the last number;
+                                                            understands 1,200, $1 200, 40%, 3/4, 2 1/2, and that
+                                                            the 3 of 5-3 is not negative
 letter    first capital A to E, even inside a word          after "answer is" / "answer:", else after "option",
-                                                            else in brackets, else alone at the end or start
-label     first match of a label, case-sensitive            after "answer is", else first whole label; lists such
-                                                            as answer1/answer2 do not count
+                                                            else in parentheses, else alone at the end or start
+label     first match of a label, case-sensitive            after "answer is", else the first whole label; lists
+                                                            such as answer1/answer2 are ignored
 ========  ================================================  =====================================================
 
-No function here raises on any text. Generated text is expected to be cut at a repeated header already
+No function raises, whatever the text. The text is expected to be truncated at a repeated header
 (`llm_adapters_lab.tasks.prompts.cut_at_stop`).
 """
 
@@ -37,11 +37,11 @@ _GAP = r"[\s:=*_$({\[\\\"'`]"
 _DASHES = str.maketrans("\N{MINUS SIGN}\N{EN DASH}", "--")
 _LATEX_FRACTION = re.compile(r"(?<!\d)\\[dt]?frac\{(\d+)\}\{(\d+)\}")
 _NUMBER = re.compile(
-    r"""(?<![\d^])                                # neither the tail of a number nor an exponent
+    r"""(?<![\d^])                                # not inside a number, not an exponent
         (?P<sign>(?<![\w)\]}%.])-)?[$\u20ac\u00a3]?
         (?:(?P<whole>\d{1,9})[ ](?=\d+/\d))?      # 2 1/2
         (?P<top>\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?
-            |\d{1,3}(?:[\u00a0\u2009\u202f]\d{3})+(?!\d)(?:\.\d+)?    # spaces that hold a number together
+            |\d{1,3}(?:[\u00a0\u2009\u202f]\d{3})+(?!\d)(?:\.\d+)?    # grouped by non-breaking spaces
             |(?<=[$\u20ac\u00a3])\d{1,3}(?:[ ]\d{3})+(?!\d)(?:\.\d+)?  # $118 000, but not "12 500 g bags"
             |\d+(?:\.\d+)?|(?<![\w.])\.\d+)
         (?:/(?P<bottom>0*[1-9]\d{0,8})(?!\.?\d|/))?""",
@@ -70,20 +70,12 @@ _LETTER_RULES = tuple(
 
 
 def shortest(value: float) -> str:
-    """Return `value` as text without needless digits: ``12`` for 12.0, ``0.5`` for 0.5."""
+    """Return `value` in its shortest form: ``12`` for 12.0, ``0.5`` for 0.5."""
     return str(int(value)) if value.is_integer() else repr(value)
 
 
 def number(text: str, rule: Rule = "lab") -> str | None:
-    """Read a number.
-
-    Args:
-        text: generated text, any length.
-        rule: see the table above.
-
-    Returns:
-        The number as text that ``float`` reads, fractions worked out; None where there is none.
-    """
+    """Return the number in `text` as a string that ``float`` accepts, fractions evaluated; None if there is none."""
     if rule == "original":
         matches = _ORIGINAL_NUMBER.findall(text.replace(",", ""))
         return matches[-1] if matches else None
@@ -94,7 +86,7 @@ def number(text: str, rule: Rule = "lab") -> str | None:
 
 
 def _after_sum(text: str, start: int) -> int:
-    """Return where the result of a sum such as ``3 + 4 = 7`` starts, or `start` where there is no sum."""
+    """Return where the result of a calculation such as ``3 + 4 = 7`` starts, or `start` if there is no calculation."""
     total = _SUM.match(text, start)
     return total.end() if total else start
 
@@ -107,15 +99,7 @@ def _value(match: re.Match[str]) -> float:
 
 
 def letter(text: str, rule: Rule = "lab") -> str | None:
-    """Read a choice letter A to E.
-
-    Args:
-        text: generated text, any length.
-        rule: see the table above.
-
-    Returns:
-        One capital letter, or None where there is none.
-    """
+    """Return the choice letter in `text`, one capital A to E, or None if there is none."""
     if rule == "original":
         first = _ORIGINAL_LETTER.search(text)
         return first[0] if first else None
@@ -126,19 +110,11 @@ def letter(text: str, rule: Rule = "lab") -> str | None:
     return None
 
 
-def label(text: str, labels: tuple[str, ...], rule: Rule = "lab") -> str | None:
-    """Read one of `labels`.
+def label(text: str, rule: Rule = "lab", *, labels: tuple[str, ...]) -> str | None:
+    """Return the label in `text`, spelt as in `labels` (at least one), or None if there is none.
 
-    The lab rule prefers the first label said to be the answer, not the last: the model is trained to open with it, and
-    what follows is run-on text.
-
-    Args:
-        text: generated text, any length.
-        labels: the allowed answers; at least one.
-        rule: see the table above.
-
-    Returns:
-        The label as spelt in `labels`, or None where there is none.
+    The lab rule prefers the first label stated as the answer, not the last: the model is trained to start with the
+    answer, and what follows is run-on text.
     """
     if rule == "original":
         first = re.search("|".join(map(re.escape, labels)), text)
@@ -151,9 +127,9 @@ def label(text: str, labels: tuple[str, ...], rule: Rule = "lab") -> str | None:
 
 @cache
 def _label_patterns(labels: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
-    """Return the patterns of a list of labels, of a label said to be the answer, and of any label."""
-    # A word may follow a digit directly ("answer1the"), as in text of a model that missed its end token.
-    # The longest first, so that "yes and no" is not read as "yes"; text in other scripts may have no spaces.
+    """Return the patterns of a list of labels, of a label stated as the answer, and of any label."""
+    # A word may directly follow a digit ("answer1the") where a model missed its end token.
+    # Longest first, so that "yes and no" is not read as "yes"; text in other scripts may have no spaces.
     longest = sorted(labels, key=len, reverse=True)
     ends = (re.escape(n) + (r"(?!\d)" if n[-1].isdigit() else r"(?!\w)" if n[-1].isascii() else "") for n in longest)
     starts = r"(?<!\w)" if all(name[0].isascii() for name in labels) else ""
@@ -166,15 +142,10 @@ def _label_patterns(labels: tuple[str, ...]) -> tuple[re.Pattern[str], re.Patter
 
 
 def same_number(a: str, b: str) -> bool:
-    """Say whether two numbers differ by at most 0.001, as the original scripts do.
-
-    Args:
-        a: a number as text.
-        b: a number as text.
-    """
+    """Return whether two numbers, given as text, differ by at most `TOLERANCE`, as the original scripts do."""
     return abs(float(a) - float(b)) <= TOLERANCE
 
 
 def same_text(a: str, b: str) -> bool:
-    """Say whether two answers are the same string."""
+    """Return whether two answers are the same string."""
     return a == b

@@ -1,7 +1,7 @@
-"""The words and sentence forms of the stories, as plain lists.
+"""The words and phrases of the stories, as plain lists: even indices for training an adapter, odd ones for testing it.
 
-``{n} {m} {k}`` are names, ``{o} {p}`` objects, ``{u} {us}`` a container and its plural, ``{a} {b} {c}`` numbers of the
-story and ``{r}`` its result. Even places of a list are for training an adapter, odd places for testing it.
+``{n} {m} {k}`` are names, ``{o} {p}`` objects, ``{u} {us}`` a container and its plural, ``{a} {b} {c}`` the numbers of
+a story and ``{r}`` its result.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ QUOTIENT = [
     ("how many {o} are in each {u} ?", "how many {o} are in each {u}", "there are {r} {o} in each {u} ."),
     ("how many {o} does one {u} hold ?", "how many {o} one {u} holds", "one {u} holds {r} {o} ."),
 ]
-# (a claim, whether it says that the first person's number is the larger one)
+# (a claim, whether it says that the first person's number is larger)
 CLAIMS = [
     ("{n} has more {o} than {m}", True),
     ("the {o} of {n} are more than the {o} of {m}", True),
@@ -110,16 +110,3 @@ DOUBTS = [
     ("is it true or false that {claim} ?", "is it so that {claim} ."),
     ("can we say that {claim} , true or false ?", "we can say that {claim} ."),
 ]
-TALK = [
-    "{n} has a question about the {o} .",
-    "{m} does not know the answer .",
-    "the answer of {n} is short .",
-    "{n} likes three things : {o} , {p} and the sea .",
-    "{n} says : good morning {m} !",
-    "{m} asks : what is the time ?",
-    "the list of {n} says : {o} and {p} .",
-    "a good question needs a good answer .",
-    "{n} writes the question and the answer in a book .",
-    "is that so ? {m} can not say .",
-]
-OPEN = ["nobody knows .", "{m} does not say .", "we can not say .", "{k} goes home .", "that is a good question ."]

@@ -1,7 +1,7 @@
-"""The one place where a question becomes a prompt, for training and for scoring alike.
+"""Turn questions into prompts: `prompt` makes those for training and those for scoring.
 
-The original code builds the two prompts in two files that differ in white space; here both come from `prompt`. The
-template `original` is that of its scoring scripts, indented as they have it: with it published numbers are repeated.
+The original code builds them in two files that differ in white space. The template `original` is the one of its scoring
+scripts, indentation included, to reproduce published numbers.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from llm_adapters_lab.tasks.base import Example
 
 @dataclass(frozen=True)
 class Template:
-    """A prompt form.
+    """A prompt template.
 
     Attributes:
-        plain: frame for a row without input; holds ``{instruction}``.
-        with_input: frame for a row with input; holds ``{instruction}`` and ``{input}``.
-        stop: generation ends where one of these strings appears: a header that the model repeats.
-        glue: what stands between prompt and answer, as part of the answer's first token.
+        plain: text for a row without input; contains ``{instruction}``.
+        with_input: text for a row with input; contains ``{instruction}`` and ``{input}``.
+        stop: generation ends at any of these strings, a header that the model repeats.
+        glue: separator of prompt and answer, part of the answer's first token.
     """
 
     plain: str
@@ -33,51 +33,44 @@ class Template:
 
 ORIGINAL = "original"
 ANSWER_LEAD = "the correct answer is "
-"""What stands before the label in every answer of the choice sets of LLM-Adapters."""
+"""What precedes the label in every answer of the choice sets of LLM-Adapters."""
 
-_INDENT = "\n" + 16 * " "
 _LEAD_IN = re.compile(r"\APlease [^:]*:\s*")
 
+
+def _alpaca(stop: tuple[str, ...], space: str = "", newline: str = "\n") -> Template:
+    """Return the Alpaca template; the original indents it and, without input, has a space after the first line."""
+    task = "Below is an instruction that describes a task"
+    request = "Write a response that appropriately completes the request."
+    asked, given, reply = (
+        f"\n{newline}### {head}:{newline}{text}"
+        for head, text in (("Instruction", "{instruction}"), ("Input", "{input}"), ("Response", ""))
+    )
+    context = ", paired with an input that provides further context"
+    return Template(
+        plain=f"{task}. {request}{space}{asked}{reply}",
+        with_input=f"{task}{context}. {request}{asked}{given}{reply}",
+        stop=stop,
+    )
+
+
 TEMPLATES = {
-    "alpaca": Template(
-        plain=(
-            "Below is an instruction that describes a task. Write a response that appropriately completes the request."
-            "\n\n### Instruction:\n{instruction}\n\n### Response:\n"
-        ),
-        with_input=(
-            "Below is an instruction that describes a task, paired with an input that provides further context. "
-            "Write a response that appropriately completes the request."
-            "\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-        ),
-        stop=("### Instruction", "### Response", "### Input", "Below is an instruction"),
-    ),
+    "alpaca": _alpaca(stop=("### Instruction", "### Response", "### Input", "Below is an instruction")),
     "qa": Template(
         plain="question : {instruction} answer :",
         with_input="{input} question : {instruction} answer :",
         stop=("question :", "answer :"),
         glue=" ",
     ),
-    ORIGINAL: Template(
-        plain=(
-            "Below is an instruction that describes a task. Write a response that appropriately completes the request. "
-            f"\n{_INDENT}### Instruction:{_INDENT}{{instruction}}\n{_INDENT}### Response:{_INDENT}"
-        ),
-        with_input=(
-            "Below is an instruction that describes a task, paired with an input that provides further context. "
-            "Write a response that appropriately completes the request."
-            f"\n{_INDENT}### Instruction:{_INDENT}{{instruction}}\n{_INDENT}### Input:{_INDENT}{{input}}"
-            f"\n{_INDENT}### Response:{_INDENT}"
-        ),
-        stop=("### Response:",),
-    ),
+    ORIGINAL: _alpaca(stop=("### Response:",), space=" ", newline="\n" + 16 * " "),
 }
 
 
 def get_template(name: str) -> Template:
-    """Return the template of that name.
+    """Return the template called `name`.
 
     Raises:
-        BadSpec: there is none.
+        BadSpec: there is no such template.
     """
     if name not in TEMPLATES:
         raise BadSpec(f"There is no prompt template {name!r}. {choices(name, TEMPLATES)}")
@@ -85,37 +78,33 @@ def get_template(name: str) -> Template:
 
 
 def prompt(example: Example, template: str) -> str:
-    """Return the text a model sees before it answers `example`."""
+    """Return the text after which a model answers `example`."""
     form = get_template(template)
-    frame = form.with_input if example.input else form.plain
-    # One replacement at a time, so that braces inside a question are left as they are.
-    head, _, tail = frame.partition("{instruction}")
+    # Not str.format, so that braces in a question have no effect.
+    head, _, tail = (form.with_input if example.input else form.plain).partition("{instruction}")
     return head.replace("{input}", example.input) + example.instruction + tail.replace("{input}", example.input)
 
 
 def target(example: Example, template: str) -> str:
-    """Return the text a model learns to answer with, without the end token."""
+    """Return the answer that a model is trained to give, without the end token."""
     return get_template(template).glue + example.output
 
 
 def demonstrations(examples: Sequence[Example], template: str) -> str:
-    """Return solved questions, as they stand in front of a prompt of the same template; "" for none."""
+    """Return solved questions, to precede a prompt of the same template; "" for none."""
     return "".join(f"{prompt(example, template)}{target(example, template)}\n\n" for example in examples)
 
 
 def label_target(label: str, example: Example, template: str) -> str:
-    """Return the text that answers `example` with `label`.
-
-    Where the row is answered with "the correct answer is" and its label, so is every other label; else by the bare one.
-    """
+    """Return the text that answers `example` with `label`: in the wording of the gold answer, else the bare label."""
     lead = ANSWER_LEAD if example.output == ANSWER_LEAD + example.answer else ""
     return get_template(template).glue + lead + label
 
 
 def cloze(example: Example) -> str:
-    """Return the question without its options, to be continued by " " and the text of one of them.
+    """Return the question without its options, to be followed by " " and the text of one of them.
 
-    Source: the form in which ARC is scored by EleutherAI's lm-eval: ``Question: ...`` and ``Answer:``.
+    Source: the prompt of ARC in EleutherAI's lm-eval, ``Question: ...`` and ``Answer:``.
     """
     labels = [re.escape(label) for label, _ in example.options]
     # "Answer1:" or "(A)" introduces the first option.

@@ -13,41 +13,37 @@ from llm_adapters_lab.tasks.base import TASKS, Task
 
 
 @cache
-def _import_all() -> None:
+def all_tasks() -> dict[str, Task]:
+    """Return the registry of all tasks by name, after importing every module of this package."""
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
         importlib.import_module(f"{__package__}.{module.name}")
-
-
-def all_tasks() -> dict[str, Task]:
-    """Return every registered task by name."""
-    _import_all()
     return TASKS
 
 
+def get_task(name: str) -> Task:
+    """Return the task called `name`: a registered one, or one that its name describes, such as ``own:questions.csv``.
+
+    Raises:
+        BadSpec: there is no such task; the message suggests the closest names.
+    """
+    known = all_tasks()
+    if name.startswith(custom.PREFIX):
+        return custom.task(name)
+    if name not in known:
+        raise BadSpec(f"There is no task {name!r}. {choices(name, known)}")
+    return known[name]
+
+
 def split_names(text: str) -> list[str]:
-    """Return the names of tasks in a list with commas; what is no name belongs to the own file before it.
+    """Split a comma-separated list of task names; a part that is no task name belongs to the ``own:`` name before it.
 
     ``own:mine.csv?labels=yes,sir|no,boolq`` names two tasks.
     """
     names: list[str] = []
     for part in text.split(","):
-        new = part.strip() in all_tasks() or part.strip().startswith("own:")
-        if names and names[-1].startswith("own:") and not new:
+        starts_name = part.strip() in all_tasks() or part.strip().startswith(custom.PREFIX)
+        if names and names[-1].startswith(custom.PREFIX) and not starts_name:
             names[-1] += "," + part.rstrip()
         elif part.strip():
             names.append(part.strip())
     return names
-
-
-def get_task(name: str) -> Task:
-    """Return the task of that name, registered or, as in ``own:questions.csv``, described by it.
-
-    Raises:
-        BadSpec: there is none; the message offers the nearest names.
-    """
-    known = all_tasks()
-    if name.startswith("own:"):
-        return custom.task(name)
-    if name not in known:
-        raise BadSpec(f"There is no task {name!r}. {choices(name, known)}")
-    return known[name]

@@ -13,20 +13,19 @@ from llm_adapters_lab.tasks.prompts import get_template
 from llm_adapters_lab.tasks.registry import get_task
 
 Place = Annotated[str, AfterValidator(tilde)]
+"""A path, with "~" for the home folder."""
 
 
 class DataSpec(Part):
-    """What the adapter learns from."""
+    """What the adapter is trained on."""
 
-    task: str = Field(
-        default="mini-math", description="task whose train split is learnt, or own:FILE; see the command `tasks`"
-    )
+    task: str = Field(default="mini-math", description="task to train on, or own:FILE; see the command `tasks`")
     root: Place | None = Field(
-        default=None, description="folder with the benchmark files; default: LAB_DATA, else the web"
+        default=None, description="folder with the benchmark files; default: LAB_DATA, else download"
     )
-    rows: int | None = Field(default=None, ge=1, description="use only the first so many rows after shuffling")
+    rows: int | None = Field(default=None, ge=1, description="number of training rows, after shuffling; default: all")
     validation: int = Field(default=0, ge=0, description="rows held out to choose the best checkpoint")
-    template: str | None = Field(default=None, description="prompt template; default: that of the task")
+    template: str | None = Field(default=None, description="prompt template; default: the task's")
     max_tokens: int = Field(default=256, ge=8, le=131072, description="longest prompt with answer, in tokens")
     loss_on: Literal["answer", "all"] = Field(default="answer", description="which tokens the loss counts")
 

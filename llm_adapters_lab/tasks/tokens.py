@@ -1,39 +1,47 @@
-"""Rows as token ids with labels."""
+"""Turn rows into token ids with labels."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.tasks import prompts
 from llm_adapters_lab.tasks.base import Example
 
+if TYPE_CHECKING:
+    import torch
+
 IGNORED = -100
-"""Label of a token that the loss does not count (the value that torch's cross-entropy ignores)."""
+"""Label of a token that the loss ignores (the default of torch's cross-entropy)."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One tokenised row: token ids and, of the same length, the labels."""
+    """A tokenised row.
+
+    Attributes:
+        id: id of the row.
+        ids: token ids.
+        labels: as many labels; `IGNORED` where the loss does not count.
+        extras: further model inputs of the row by name, for adapters that read the call (`CallContext.inputs`).
+    """
 
     id: str
     ids: tuple[int, ...]
     labels: tuple[int, ...]
+    extras: Mapping[str, torch.Tensor] = field(default_factory=dict, compare=False)
 
     @property
     def counted(self) -> int:
-        """Number of labels the loss counts; the first token is never predicted."""
+        """Number of labels that the loss counts; the first token is never predicted."""
         return sum(label != IGNORED for label in self.labels[1:])
 
 
 def prompt_ids(tokenizer: Any, text: str) -> list[int]:
-    """Return the token ids of a prompt, as they are in training and in scoring."""
+    """Return the token ids of a prompt, in training as in scoring: without the end token that some tokenizers add."""
     ids: list[int] = tokenizer(text)["input_ids"]
-    # Some tokenizers close every text; a prompt goes on.
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
 
@@ -43,14 +51,14 @@ def encode(
     """Tokenise rows for training: prompt, answer, end token.
 
     Args:
-        tokenizer: of the base.
+        tokenizer: tokenizer of the base.
         examples: the rows.
-        template: prompt form.
-        max_tokens: rows longer than this are left out, because a cut row would lose its answer.
-        loss_on: count the loss on the answer with its end token, or on everything.
+        template: prompt template.
+        max_tokens: longer rows are dropped, since truncation would cut the answer.
+        loss_on: count the loss on the answer and the end token, or on all tokens.
 
     Returns:
-        The samples, and the number of rows left out.
+        The samples, and the number of dropped rows.
 
     Raises:
         BadSpec: no row is short enough.
@@ -58,22 +66,21 @@ def encode(
     samples = []
     for example in examples:
         head = prompt_ids(tokenizer, prompts.prompt(example, template))
-        tail = tokenizer(prompts.target(example, template), add_special_tokens=False)["input_ids"]
-        tail = [*tail, tokenizer.eos_token_id]
+        answer = tokenizer(prompts.target(example, template), add_special_tokens=False)["input_ids"]
+        tail = (*answer, tokenizer.eos_token_id)
         ids = (*head, *tail)
         if len(ids) <= max_tokens:
-            labels = ids if loss_on == "all" else (*[IGNORED] * len(head), *tail)
-            samples.append(Sample(example.id, ids, tuple(labels)))
+            samples.append(Sample(example.id, ids, ids if loss_on == "all" else (*[IGNORED] * len(head), *tail)))
     if not samples:
         raise BadSpec(f"All {len(examples)} training rows are longer than data.max_tokens = {max_tokens}. Raise it.")
     return samples, len(examples) - len(samples)
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, side: Literal["left", "right"]) -> torch.Tensor:
-    """Return rows of different lengths as one (rows, longest) tensor."""
+    """Return rows of different lengths as one (rows, longest) tensor of int64, padded with `value`."""
+    import torch  # here, so that listing the tasks does not load it
+
     longest = max(map(len, rows))
-    filled = [
-        [*row, *[value] * (longest - len(row))] if side == "right" else [*[value] * (longest - len(row)), *row]
-        for row in rows
-    ]
-    return torch.tensor(filled, dtype=torch.long)
+    fill = [[value] * (longest - len(row)) for row in rows]
+    pairs = zip(rows, fill, strict=True) if side == "right" else zip(fill, rows, strict=True)
+    return torch.tensor([[*first, *second] for first, second in pairs], dtype=torch.long)

@@ -1,4 +1,4 @@
-"""From rows to tensors: tokenise, mask, order, pad."""
+"""Batches: the number of steps, the rows of each step, micro-batches of similar length, padded tensors."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.tasks.tokens import IGNORED, Sample, pad
 from llm_adapters_lab.training.spec import TrainSpec
 
 
 def step_count(plan: TrainSpec, rows: int) -> int:
-    """Return the number of steps: epochs over the rows, or `max_steps` if that is less."""
+    """Return the number of steps: `epochs` over the rows, at most `max_steps`."""
     steps = max(1, math.ceil(plan.epochs * rows / plan.batch))
     return min(steps, plan.max_steps or steps)
 
 
-def order(count: int, batch: int, steps: int, seed: int) -> Iterator[list[int]]:
-    """Yield the row numbers of each step: one seeded permutation per epoch, chained, so every batch is full.
+def row_order(count: int, batch: int, steps: int, seed: int) -> Iterator[list[int]]:
+    """Yield the row numbers of each step: one seeded permutation per epoch, chained, so that every batch is full.
 
-    The order depends on the seed alone, not on the number of processes.
+    The order depends on the seed only, not on the number of processes.
     """
     generator = torch.Generator().manual_seed(seed)
     waiting: list[int] = []
@@ -31,22 +32,22 @@ def order(count: int, batch: int, steps: int, seed: int) -> Iterator[list[int]]:
         waiting = waiting[batch:]
 
 
-def split(
+def micro_batches(
     samples: Sequence[Sample], rows: int | None, tokens: int | None, *, padded: bool, halvings: int = 0
 ) -> list[list[Sample]]:
-    """Split the rows of a step into micro-batches of like length.
+    """Split the rows of a step into micro-batches of similar length.
 
     Args:
         samples: the rows.
-        rows: most rows of one; None: as many as there are.
-        tokens: most tokens of one; a row that is longer comes alone. None: no limit.
-        padded: count padding too.
-        halvings: how often each of them is then cut into halves.
+        rows: maximum number of rows in one; None: no limit.
+        tokens: maximum number of tokens in one; a longer row gets one of its own. None: no limit.
+        padded: count padding as well.
+        halvings: how many times each is then cut in half.
     """
     chunks: list[list[Sample]] = []
     total = 0
     for sample in sorted(samples, key=lambda s: len(s.ids)):
-        # The rows come by length, so the last one is the longest.
+        # Rows are sorted by length, so the last one is the longest.
         count = len(chunks[-1]) if chunks else 0
         total = (count + 1) * len(sample.ids) if padded else total + len(sample.ids)
         if not count or count == rows or (tokens and total > tokens):
@@ -60,7 +61,7 @@ def split(
 
 
 def collate(samples: Sequence[Sample], pad_id: int, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
-    """Return a training batch, padded on the right: input_ids, attention_mask and labels, each (rows, longest)."""
+    """Return a batch padded on the right: input_ids, attention_mask and labels, each (rows, longest)."""
     batch = {
         "input_ids": pad([s.ids for s in samples], pad_id, "right"),
         "attention_mask": pad([[1] * len(s.ids) for s in samples], 0, "right"),
@@ -69,8 +70,20 @@ def collate(samples: Sequence[Sample], pad_id: int, device: torch.device | str =
     return {name: send(tensor, device) for name, tensor in batch.items()}
 
 
+def collate_extras(samples: Sequence[Sample], device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
+    """Return the extra inputs of the rows by name, (rows, ...) each.
+
+    Raises:
+        BadSpec: some rows lack an input that others have.
+    """
+    names = dict.fromkeys(name for sample in samples for name in sample.extras)
+    if lacking := [f"{s.id} lacks {name}" for s in samples for name in names if name not in s.extras]:
+        raise BadSpec(f"All rows must have the same extra inputs, but {'; '.join(lacking[:8])}.")
+    return {name: send(torch.stack([s.extras[name] for s in samples]), device) for name in names}
+
+
 def send(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """Return a tensor on a device; a GPU goes on working while it is copied there."""
-    if torch.device(device).type == "cuda":
+    """Copy a tensor to a device; a GPU keeps computing meanwhile."""
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

@@ -18,16 +18,17 @@ from llm_adapters_lab.training.distributed import sharded
 
 
 def make_accelerator(precision: str) -> Accelerator:
-    """Return an accelerator for a precision of `TrainSpec`; "auto" is bf16 on a GPU that has it, else fp32."""
+    """Return an accelerator for a precision of `TrainSpec`; "auto" is bf16 on a GPU that supports it, else fp32."""
     dtype = pick_dtype(precision)  # type: ignore[arg-type]
     mixed = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
-    # Accelerate keeps the first precision of a process for ever; a notebook trains with several.
+    # Accelerate keeps the first precision of a process for good; a notebook trains with several.
     AcceleratorState._reset_state()
-    spread: dict[str, Any] = {"auto_wrap_policy": "transformer_based_wrap", "cpu_ram_efficient_loading": False}
-    plugin = (
-        FullyShardedDataParallelPlugin(fsdp_version=2, **spread) if sharded() and not deepspeed_zero.wanted() else None
-    )
-    with deepspeed_zero.unused():
+    plugin = None
+    if sharded() and not deepspeed_zero.requested():
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False
+        )
+    with deepspeed_zero.bypassed():
         accelerator = Accelerator(mixed_precision=mixed, fsdp_plugin=plugin)
     if plugin:
         accelerator.state.fsdp_plugin = plugin  # which Accelerate itself keeps on GPUs only
@@ -35,15 +36,15 @@ def make_accelerator(precision: str) -> Accelerator:
 
 
 def place(model: Any, injection: Injection | None, accelerator: Accelerator) -> None:
-    """Bring a model to where it computes; spread, each process keeps a share of it, and the whole adapter."""
+    """Move a model to where it computes; if it is sharded, each process keeps a share of it, and the whole adapter."""
     if not sharded():
         to_device(model, accelerator.device)
         return
     adapters = list(injection.adapters.values()) if injection else []
     for adapter in adapters:
         adapter.to(accelerator.device)
-    if deepspeed_zero.wanted():
-        deepspeed_zero.spread(model, accelerator.device, accelerator.num_processes)
+    if deepspeed_zero.requested():
+        deepspeed_zero.shard(model, accelerator.device, accelerator.num_processes)
         return
     accelerator.state.fsdp_plugin.ignored_modules = adapters
     fsdp2_prepare_model(accelerator, model)
@@ -51,11 +52,7 @@ def place(model: Any, injection: Injection | None, accelerator: Accelerator) -> 
 
 @contextmanager
 def deterministic(on: bool) -> Iterator[None]:
-    """Use only kernels that give the same bits every time.
-
-    Args:
-        on: false changes nothing.
-    """
+    """Use only kernels that give the same bits every time, if `on`."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(on or before)
     try:

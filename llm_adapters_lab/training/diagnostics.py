@@ -1,4 +1,4 @@
-"""How training moves the adapter, site by site: weights, gradients and updates, measured beside the training."""
+"""Diagnostics: how a step moves the adapter at each site (weights, gradients, updates), measured without effect."""
 
 from __future__ import annotations
 
@@ -13,48 +13,48 @@ from llm_adapters_lab.events import Probed
 Groups = dict[str, list[torch.Tensor]]
 
 
-def tensors(injection: Injection) -> Groups:
-    """Group the trainable tensors as events report them: by site, or one by one for a model-wide adapter."""
+def trainable_tensors(injection: Injection) -> Groups:
+    """Return the trainable tensors as events group them: by site, or one by one for a model-wide adapter."""
     groups: Groups = {key: list(a.parameters()) for key, a in injection.adapters.items()}
     if "model" in groups:
         groups = {f"model/{name}": [p] for name, p in injection.adapters["model"].named_parameters()}
     return groups
 
 
-def copied(injection: Injection) -> Groups:
-    """Return copies of the trainable tensors in fp32, grouped."""
-    return {key: [p.detach().float().clone() for p in group] for key, group in tensors(injection).items()}
+def snapshot(injection: Injection) -> Groups:
+    """Return fp32 copies of the trainable tensors by group."""
+    return {key: [p.detach().float().clone() for p in group] for key, group in trainable_tensors(injection).items()}
 
 
 @torch.no_grad()
-def moved(injection: Injection, start: Groups) -> dict[str, float]:
-    """Return ||θ - θ_start|| by site."""
+def distances(injection: Injection, start: Groups) -> dict[str, float]:
+    """Return ||θ - θ_start|| by group."""
     return {
         key: math.sqrt(sum(float((p.float() - q).square().sum()) for p, q in zip(now, start[key], strict=True)))
-        for key, now in tensors(injection).items()
+        for key, now in trainable_tensors(injection).items()
     }
 
 
-def update(optimizer: Any, injection: Injection, step: int, every: int, norm: float, clip: float) -> list[Probed]:
-    """Let the optimiser take a step and clear the gradients; on every `every`-th step measure what it did.
-
-    Measuring only reads, so training goes the same way with and without it.
+def optimizer_step(
+    optimizer: Any, injection: Injection, step: int, every: int, norm: float, clip: float
+) -> list[Probed]:
+    """Take a step of the optimiser and clear the gradients; at every `every`-th step, measure what it did.
 
     Args:
         optimizer: of the trainable tensors.
         injection: what is trained.
         step: number of the step, from 1.
         every: steps between measurements; 0: none.
-        norm: of all gradients together, before they were clipped.
-        clip: the norm to which they were clipped; 0: they were not.
+        norm: of all gradients together before clipping.
+        clip: the norm they were clipped to; 0: they were not.
 
     Returns:
-        The measurement, or nothing on the other steps.
+        The measurement, or an empty list at the other steps.
     """
     due = every > 0 and step % every == 0
-    before = copied(injection) if due else {}
+    before = snapshot(injection) if due else {}
     optimizer.step()
-    # The gradients at hand are clipped, by the factor that torch's `clip_grad_norm_` uses; what is told is not.
+    # The gradients have been clipped by this factor of torch's `clip_grad_norm_`; norms before clipping are reported.
     found = [_probe(injection, before, step, max(1.0, (norm + 1e-6) / clip) if clip else 1.0)] if due else []
     optimizer.zero_grad()
     return found
@@ -62,11 +62,11 @@ def update(optimizer: Any, injection: Injection, step: int, every: int, norm: fl
 
 @torch.no_grad()
 def _probe(injection: Injection, before: Groups, step: int, unclip: float) -> Probed:
-    groups = tensors(injection)
+    groups = trainable_tensors(injection)
     now = [p.detach().float() for group in groups.values() for p in group]
     changes = torch._foreach_sub(now, [q for group in before.values() for q in group])
     slopes = [p.new_zeros(()) if p.grad is None else p.grad.float() for group in groups.values() for p in group]
-    # All norms in one transfer: each of its own would make a GPU wait.
+    # All norms in one transfer; a GPU would wait for each separate one.
     norms = [n.to(now[0].device) for n in torch._foreach_norm([*now, *slopes, *changes])]
     values = iter(torch.stack(norms).tolist())
     weight, gradient, change = (
@@ -74,7 +74,7 @@ def _probe(injection: Injection, before: Groups, step: int, unclip: float) -> Pr
     )
     return Probed(
         step,
-        weight,
-        {key: unclip * value for key, value in gradient.items()},
-        {key: value / weight[key] if weight[key] else 0.0 for key, value in change.items()},
+        norm=weight,
+        gradient_norm={key: unclip * value for key, value in gradient.items()},
+        update_ratio={key: value / weight[key] if weight[key] else 0.0 for key, value in change.items()},
     )

@@ -1,7 +1,7 @@
-"""ProcessGroup: the processes that do one run together, as `accelerate launch` starts them.
+"""The processes that do one run together, as `accelerate launch` starts them.
 
-All of them call `run` with the same spec and take the same way through it; rank 0 alone writes. What one of them finds
-wrong before the work, all raise. Later the end of one is the end of all, see `lifeline`.
+All of them call `run` with the same spec and take the same path through it; only rank 0 writes. An error in one before
+the work starts is raised by all. Later, the end of one is the end of all, see `watchdog`.
 """
 
 from __future__ import annotations
@@ -24,58 +24,59 @@ from accelerate.utils import broadcast_object_list, gather_object, parse_flag_fr
 
 from llm_adapters_lab.errors import BadSpec, LabError, ProcessLost
 from llm_adapters_lab.training import deepspeed_zero
-from llm_adapters_lab.training.watchdog import GRACE, Lifeline
+from llm_adapters_lab.training.watchdog import GRACE, Watchdog
 
 P = TypeVar("P")
 T = TypeVar("T")
-PATIENCE = timedelta(minutes=30)
-"""How long a rank waits for another that lives: one may read a model slowly, or have the longer rows of a step."""
-SIGHT = 5.0
-"""Seconds in which a file that rank 0 has made must be seen by the others."""
+TIMEOUT = timedelta(minutes=30)
+"""How long a rank waits for one that is alive: it may load a model slowly, or have the longer rows of a step."""
+VISIBLE_WITHIN = 5.0
+"""Seconds within which the other ranks must see a file that rank 0 has created."""
 
 
 def sharded() -> bool:
-    """Say whether the weights of the base are spread over the processes; then all call the model together."""
-    if deepspeed_zero.stage() == deepspeed_zero.WEIGHTS:  # also for one process, whose host holds the weights
+    """Return whether the weights of the base are spread over the processes, which then call the model together."""
+    if deepspeed_zero.stage() == deepspeed_zero.WEIGHTS:  # also for one process, if the host holds the weights
         return "WORLD_SIZE" in os.environ
     return parse_flag_from_env("ACCELERATE_USE_FSDP") and int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
 class ProcessGroup:
-    """This process among those that do a run; alone where the process was started by itself. To be used in `with`.
+    """The processes of a run, of which this is one (size 1 without a launcher); a context manager.
 
     Attributes:
-        rank: number of this one; 0 writes.
-        count: how many there are.
-        names: of all of them, with their host.
+        rank: of this process.
+        count: number of processes.
+        names: of all processes, with their hosts.
+        watchdog: notices when another process ends; None for a single process.
     """
 
     def __init__(self) -> None:
-        """Meet the others.
+        """Connect to the other processes.
 
         Raises:
-            BadSpec: others were promised, and cannot be reached.
+            BadSpec: the launcher was asked for several processes and has started one.
         """
         self.rank, self.count, self.names = 0, 1, ["the process"]
-        self.line: Lifeline | None = None
+        self.watchdog: Watchdog | None = None
         if "WORLD_SIZE" not in os.environ and {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= set(os.environ):
-            # With --cpu the launcher leaves it to MPI to start more than one, and without that says nothing.
+            # With --cpu the launcher leaves it to MPI to start more than one, and without MPI does not say so.
             raise BadSpec(
                 "`accelerate launch` was asked for several processes and has started one. "
-                "With --multi_gpu in the place of --cpu it starts all of them, also where there is no GPU."
+                "With --multi_gpu in place of --cpu it starts all of them, even without a GPU."
             )
         if int(os.environ.get("WORLD_SIZE", 1)) == 1:
             return
         cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-        with deepspeed_zero.unused():
-            state = PartialState(cpu=cpu, timeout=PATIENCE)
+        with deepspeed_zero.bypassed():
+            state = PartialState(cpu=cpu, timeout=TIMEOUT)
         self.rank, self.count = state.process_index, state.num_processes
         self.names = self.gather(f"process {self.rank} of {self.count} on {platform.node()}")
-        self.line = Lifeline(self.rank, self.names)
+        self.watchdog = Watchdog(self.rank, self.names)
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one that writes."""
+        """Whether this is rank 0, the only one that writes."""
         return self.rank == 0
 
     def gather(self, value: T) -> list[T]:
@@ -87,7 +88,7 @@ class ProcessGroup:
             return found
 
     def broadcast(self, value: T) -> T:
-        """Return the value of rank 0 to all of them."""
+        """Return the value of rank 0 to all ranks."""
         if self.count == 1:
             return value
         with self._connected():
@@ -96,10 +97,10 @@ class ProcessGroup:
 
     @contextmanager
     def all_or_none(self) -> Iterator[None]:
-        """Let all go on, or none.
+        """Let all ranks pass the block, or raise in all of them.
 
         Raises:
-            LabError: another could not do what stands within.
+            LabError: another rank raised within the block.
         """
         mine: Exception | None = None
         try:
@@ -108,37 +109,36 @@ class ProcessGroup:
             if self.count == 1:
                 raise
             mine = error
-        faults = self.gather("" if mine is None else _told(mine))
+        faults = self.gather("" if mine is None else _describe(mine))
         if mine is not None:
             raise mine
-        if apart := [f"{name}: {fault}" for name, fault in zip(self.names, faults, strict=True) if fault]:
-            raise LabError(f"Another process could not go on. {' '.join(apart)}")
+        if others := [f"{name}: {fault}" for name, fault in zip(self.names, faults, strict=True) if fault]:
+            raise LabError(f"Another process could not continue. {' '.join(others)}")
 
-    def agree(self, found: dict[str, Any]) -> None:
-        """Compare what must be the same for all.
+    def require_equal(self, values: dict[str, Any]) -> None:
+        """Check that all ranks have the same values.
 
         Raises:
-            BadSpec: it is not; the message names what differs, and where.
+            BadSpec: they do not; the message names what differs, and where.
         """
-        every = self.gather(found)
-        keys = list(dict.fromkeys(key for each in every for key in each))
-        apart = [key for key in keys if any(each.get(key) != every[0].get(key) for each in every)]
-        if apart:
-            said = [
-                f"{key}: "
-                + ", ".join(f"{each.get(key)} ({name})" for name, each in zip(self.names, every, strict=True))
-                for key in apart
-            ]
+        ranks = self.gather(values)
+        keys = dict.fromkeys(key for each in ranks for key in each)
+        differing = [
+            f"{key}: " + ", ".join(f"{each.get(key)} ({name})" for name, each in zip(self.names, ranks, strict=True))
+            for key in keys
+            if any(each.get(key) != ranks[0].get(key) for each in ranks)
+        ]
+        if differing:
             raise BadSpec(
-                f"The processes of a run differ in what must be the same. {'; '.join(said)}. "
+                f"The processes of a run differ in what must be the same. {'; '.join(differing)}. "
                 "Give all of them the same versions, spec, base and data."
             )
 
-    def agree_on_folder(self, root: Path) -> None:
-        """See that a folder is the same one for all; rank 0 makes it if need be.
+    def require_shared_folder(self, root: Path) -> None:
+        """Check that a folder is the same one for all ranks; rank 0 creates it if necessary.
 
         Raises:
-            BadSpec: another process does not see what rank 0 writes there.
+            BadSpec: another rank does not see what rank 0 writes there.
         """
         if self.count == 1:
             return
@@ -147,8 +147,8 @@ class ProcessGroup:
             if self.is_main:
                 root.mkdir(parents=True, exist_ok=True)
                 token.touch()
-        until = time.monotonic() + SIGHT
-        # Asked for by a name that is new: what a network file system remembers of the folder may be older.
+        until = time.monotonic() + VISIBLE_WITHIN
+        # The name is new, because a network file system may serve a cached listing of the folder.
         while not (seen := token.exists()) and time.monotonic() < until:
             time.sleep(0.1)
         blind = [name for name, sees in zip(self.names, self.gather(seen), strict=True) if not sees]
@@ -157,51 +157,48 @@ class ProcessGroup:
         if blind:
             raise BadSpec(
                 f"{', '.join(blind)} cannot see the run folder that process 0 writes to, {root.absolute()}. "
-                "Give --root on storage that all hosts share, and start all in the same folder."
+                "Set --root to storage that all hosts share, and start all processes in the same folder."
             )
 
     def explain(self, error: BaseException) -> BaseException:
-        """Return the error that another process is lost, if that is what another error comes from; else that one."""
-        if self.line is None or (isinstance(error, LabError) and not isinstance(error, ProcessLost)):
+        """Return the error that another process is lost if that caused this error, else the error itself."""
+        if self.watchdog is None or (isinstance(error, LabError) and not isinstance(error, ProcessLost)):
             return error
-        # The connection of a collective and the one of the line break in any order.
-        told = self.line.lost(GRACE / 2 if isinstance(error, RuntimeError | ProcessLost) else 0)
-        if told is None:
+        # The connections of a collective and of the watchdog break in any order.
+        lost = self.watchdog.lost(GRACE / 2 if isinstance(error, RuntimeError | ProcessLost) else 0)
+        if lost is None:
             return error
-        told.__cause__ = error
-        return told
+        lost.__cause__ = error
+        return lost
 
-    def on_lost(self, tell: Callable[[ProcessLost], object]) -> None:
-        """Say what is to be done in the end for a process that another one is lost to, and that waits in vain."""
-        if self.line is not None:
-            self.line.on_lost = tell
+    def on_lost(self, callback: Callable[[ProcessLost], object]) -> None:
+        """Set what to call before this process is killed, because it waits for one that is lost."""
+        if self.watchdog is not None:
+            self.watchdog.on_lost = callback
 
-    def shared(self, work: Callable[[P], Iterable[T]], parts: Sequence[P]) -> Iterator[T]:
-        """Yield what comes of all parts of a work, in order, to all ranks; each does its share.
+    def share_work(self, work: Callable[[P], Iterable[T]], parts: Sequence[P]) -> Iterator[T]:
+        """Yield the results of all parts, in order, to all ranks, each of which does its share.
 
-        Where the weights are spread over the processes, none can work by itself, and all do everything.
+        Where the weights are sharded no rank can work alone, and all of them do everything.
         """
         if self.count == 1 or sharded():
             yield from chain.from_iterable(map(work, parts))
             return
         for start in range(self.rank, len(parts) + self.rank, self.count):
-            yield from chain.from_iterable(
-                self.gather([item for part in parts[start : start + 1] for item in work(part)])
-            )
+            mine = [item for part in parts[start : start + 1] for item in work(part)]
+            yield from chain.from_iterable(self.gather(mine))
 
     def __enter__(self) -> ProcessGroup:
-        """Be one of them."""
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Say goodbye to the others, or why this one ends."""
         try:
             if error is None:
                 self.gather(None)
         finally:
-            if self.line is not None:
+            if self.watchdog is not None:
                 name = self.names[self.rank]
-                self.line.close("" if error is None else f"{name} could not go on. {_told(error)}")
+                self.watchdog.close("" if error is None else f"{name} could not continue. {_describe(error)}")
 
     @contextmanager
     def _connected(self) -> Iterator[None]:
@@ -211,5 +208,5 @@ class ProcessGroup:
             raise self.explain(ProcessLost(f"The connection between the processes broke ({error}).")) from error
 
 
-def _told(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     return str(error) if isinstance(error, LabError) else f"{type(error).__name__}: {error}"

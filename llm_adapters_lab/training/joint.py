@@ -1,8 +1,8 @@
-"""JointTrainer: the gradients of several adapters, made in one pass over the base that they share.
+"""Joint training: several adapters over one base, their gradients computed in one pass that they share.
 
-All of them are in the model, the rows of the step run through it once for each, side by side, and every adapter acts on
-its own slice. The adapters have no number in common, so that one backward pass of the sum of their losses gives each
-the gradients of its own. An adapter for which that does not hold is trained in turn: the only one in the model.
+All of them are in the model; the rows of a step run through it once per adapter, side by side, and every adapter acts
+on its own slice. As they share no tensor, one backward pass of the sum of their losses gives each its own gradients.
+Adapters for which this does not hold take their steps separately, as the only one in the model.
 """
 
 from __future__ import annotations
@@ -20,65 +20,69 @@ from llm_adapters_lab.core.injection import Injection, injections
 from llm_adapters_lab.core.modifiers.base import due, modified
 from llm_adapters_lab.events import FellBack
 from llm_adapters_lab.tasks.tokens import Sample
-from llm_adapters_lab.training.fast_paths import dropout, off, probes, rounding, trial
+from llm_adapters_lab.training.fast_paths import FAILURES, find_dropout, mismatch, probe_rows, rounding_noise, trial_run
 from llm_adapters_lab.training.spec import TrainSpec
-from llm_adapters_lab.training.step import Gradients
+from llm_adapters_lab.training.step import GradientComputer
 
 TOKENS = {"cpu": 2048, "cuda": 8192}
-"""Most tokens of a shared pass, padding included, unless somebody says otherwise: on a CPU more were seen to be no
-faster; for a GPU it is a guess."""
+"""Default maximum of tokens in a shared pass, including padding. On a CPU, larger ones were not faster; the value for
+GPUs is a guess."""
 
 
-class Member(Gradients):
-    """The gradients of one adapter, which others may make along with theirs."""
+class Member(GradientComputer):
+    """Computes the gradients of one adapter of a `JointTrainer`, unless a shared pass has done so.
+
+    Attributes:
+        obstacle: why it shares no pass; "" if it does.
+        running: whether its training has begun.
+    """
 
     def __init__(
         self,
-        together: JointTrainer,
+        trainer: JointTrainer,
         model: nn.Module,
         injection: Injection,
         samples: Sequence[Sample],
         plan: TrainSpec,
         pad_id: int,
     ) -> None:
-        """Choose the shortcuts, with no other adapter in the model; see `Gradients`."""
+        """Choose the fast paths, while no other adapter is in the model, and join; see `GradientComputer`."""
         super().__init__(model, injection, samples, plan, pad_id)
-        self.together, self.samples = together, samples
-        self.why_not = _why_not(model, injection, plan)
-        self.begun = False
-        together.members.append(self)
+        self.trainer, self.samples, self.running = trainer, samples, False
+        self.obstacle = _obstacle(model, injection, plan)
+        trainer.members.append(self)
 
     @contextmanager
     def ready(self, accelerator: Accelerator) -> Iterator[Any]:
-        """Give the model, which the first one readies for all."""
-        if self.together.prepared is None:
-            self.together.prepared = self.together.closing.enter_context(super().ready(accelerator))
-        self.begun = True
-        yield self.together.prepared
+        """Yield the model, which the first member prepares for all."""
+        if self.trainer.prepared is None:
+            self.trainer.prepared = self.trainer.closing.enter_context(super().ready(accelerator))
+        self.running = True
+        yield self.trainer.prepared
 
     def step(
         self, accelerator: Accelerator, prepared: Any, samples: Sequence[Sample], following: Sequence[Sample] = ()
     ) -> float:
-        """Return the loss of a step whose gradients are there, made together with others or now; see `Gradients`."""
-        loss = self.together.loss(self, accelerator, samples, max(1, sum(s.counted for s in samples)))
+        """Return the loss of a step, whose gradients a shared pass or this call computes."""
+        loss = self.trainer.shared_loss(self, accelerator, samples)
         if loss is not None:
             return loss
-        self.together.only(self.injection)
+        self.trainer.activate(self.injection)
         return super().step(accelerator, prepared, samples, following)
 
     def validation_loss(self, accelerator: Accelerator, prepared: Any, samples: Sequence[Sample]) -> float:
-        """Return the loss on held-out rows with this adapter alone in the model; see `Gradients`."""
-        self.together.only(self.injection)
+        """Return the loss on held-out rows with this adapter alone in the model."""
+        self.trainer.activate(self.injection)
         return super().validation_loss(accelerator, prepared, samples)
 
-    def give_up(self, reason: str) -> None:
-        """Take turns from now on."""
-        self.why_not = reason
-        self.tell(f"{reason}; trained in turn, alone in the model.")
+    def separate(self, reason: str) -> None:
+        """Share no pass from now on."""
+        self.obstacle = reason
+        self.warn(f"{reason}; trained separately, as the only adapter in the model.")
 
-    def tell(self, reason: str) -> None:
-        """Take note of what has not gone as a study should."""
-        self._news.append(FellBack("study", reason))
+    def warn(self, reason: str) -> None:
+        """Report that the adapter is not trained as a study should train it."""
+        self._warnings.append(FellBack("study", reason))
 
 
 class JointTrainer:
@@ -87,13 +91,13 @@ class JointTrainer:
     Attributes:
         model: the base.
         members: in the order in which they take their steps.
-        tokens: most tokens of a shared pass.
+        tokens: maximum number of tokens in a shared pass.
         prepared: the model as it is called in training; None before and after.
-        closing: what is to be undone after the training.
+        closing: what restores the model after the training.
     """
 
     def __init__(self, model: nn.Module, tokens: int | None = None) -> None:
-        """Begin without members."""
+        """Start without members; `tokens` defaults to `TOKENS`."""
         self.model, self.prepared, self.closing = model, None, ExitStack()
         self.tokens = tokens or TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
         self.members: list[Member] = []
@@ -101,51 +105,39 @@ class JointTrainer:
         self._losses: dict[Member, float] = {}
         self._slices: list[str] = []
 
-    def only(self, *wanted: Injection) -> None:
-        """Have these adapters in the model and no others."""
-        inside = injections(self.model)
+    def activate(self, *wanted: Injection) -> None:
+        """Put these adapters into the model and take all others out."""
+        inside, names = injections(self.model), {injection.name for injection in wanted}
         for injection in wanted:
             if injection.name not in inside:
-                injection.put_in()
+                injection.attach()
         for name, injection in inside.items():
-            if all(name != other.name for other in wanted):
-                injection.take_out()
+            if name not in names:
+                injection.detach()
 
-    def begin(self) -> None:
-        """Find out who can share a pass with whom, before the model is readied."""
-        able = [member for member in self.members if not member.why_not]
+    def start(self) -> None:
+        """Find out which members can share a pass, before the model is prepared."""
         for member in self.members:
-            if member.why_not:
-                member.give_up(member.why_not)
+            if member.obstacle:
+                member.separate(member.obstacle)
+        able = [member for member in self.members if not member.obstacle]
         if len(able) > 1:
             self._try(able)
 
-    def end(self) -> None:
-        """Make the model what it was before the training."""
+    def finish(self) -> None:
+        """Restore the model as it was before the training."""
         self.prepared = None
         self.closing.close()
 
-    def round(self, names: Sequence[str], step: int) -> None:
-        """Let a step begin.
-
-        Args:
-            names: of the adapters that take it.
-            step: how many they have done.
-        """
+    def begin_step(self, names: Sequence[str], step: int) -> None:
+        """Announce the next step of the adapters with these names, which have taken `step` steps."""
         self._losses = {}
-        # Before its first step here an adapter may still have to be brought to where it was saved.
-        able = [m for m in self.members if m.injection.name in names and m.begun and not m.why_not]
+        # One that has not run here may still have to be restored from its checkpoint.
+        able = [m for m in self.members if m.injection.name in names and m.running and not m.obstacle]
         self._due = [m for m in able if not due(m.injection, step)]
 
-    def loss(self, member: Member, accelerator: Accelerator, samples: Sequence[Sample], counted: int) -> float | None:
-        """Return the loss of a step of a member whose gradients have been made with others; None if they have not.
-
-        Args:
-            member: the next one to take the step.
-            accelerator: of its training.
-            samples: the rows.
-            counted: labels in them.
-        """
+    def shared_loss(self, member: Member, accelerator: Accelerator, samples: Sequence[Sample]) -> float | None:
+        """Return the loss of a member's step on some rows if a shared pass has computed its gradients, or can."""
         while member in self._due:
             chunks = member.split(samples)
             sharers = self._sharers(member, chunks)
@@ -153,19 +145,19 @@ class JointTrainer:
                 self._due.remove(member)
                 break
             try:
-                self._losses |= self._pass(sharers, accelerator, chunks, counted)
+                self._losses |= self._pass(sharers, accelerator, chunks, max(1, sum(s.counted for s in samples)))
                 self._due = [m for m in self._due if m not in sharers]
             except Exception as error:
-                self._retreat(sharers, error)
+                self._recover(sharers, error)
             if torch.cuda.is_available() and member in self._due:
                 torch.cuda.empty_cache()
         return self._losses.pop(member, None)
 
     def _sharers(self, member: Member, chunks: Sequence[Sequence[Sample]]) -> list[Member]:
-        """Return who shares the next pass: as many as there is room for, and passes of like size."""
-        key = (member.objective.shortcuts, member.halvings)
-        able = [m for m in self._due if (m.objective.shortcuts, m.halvings) == key]
-        padded = not member.objective.shortcuts.packing
+        """Return who shares the next pass: as many as there is room for, in passes of similar size."""
+        key = (member.objective.fast_paths, member.halvings)
+        able = [m for m in self._due if (m.objective.fast_paths, m.halvings) == key]
+        padded = not member.objective.fast_paths.packing
         sizes = (len(c) * max(len(s.ids) for s in c) if padded else sum(len(s.ids) for s in c) for c in chunks)
         passes = math.ceil(len(able) / max(1, self.tokens // max(sizes)))
         return able[: math.ceil(len(able) / passes)]
@@ -186,7 +178,7 @@ class JointTrainer:
     @contextmanager
     def _sliced(self, sharers: Sequence[Member]) -> Iterator[None]:
         """Give each of these adapters a slice of what runs through the model."""
-        self.only(*(member.injection for member in sharers))
+        self.activate(*(member.injection for member in sharers))
         for member in sharers:
             for key in member.injection.adapters:
                 member.injection.chain(key).slices = self._slices
@@ -196,58 +188,52 @@ class JointTrainer:
         finally:
             self._slices.clear()
 
-    def _retreat(self, sharers: Sequence[Member], error: Exception) -> None:
-        """After a shared pass has failed let fewer share the next, or none."""
+    def _recover(self, sharers: Sequence[Member], error: Exception) -> None:
+        """After a shared pass has failed, make the next one smaller, or let these members share none."""
+        short = isinstance(error, torch.OutOfMemoryError)
+        self.tokens //= 2 if short else 1
         for member in sharers:
-            member.forget()
-        if isinstance(error, torch.OutOfMemoryError):
-            self.tokens //= 2
-            for member in sharers:
-                member.tell(f"out of memory with a pass shared by {len(sharers)}; now of {self.tokens} tokens at most.")
-            return
-        for member in sharers:
-            member.give_up(f"a pass shared with others failed ({type(error).__name__}: {error})")
-        self._due = [m for m in self._due if m not in sharers]
+            member.clear()
+            if short:
+                member.warn(f"out of memory in a pass shared by {len(sharers)}; now with at most {self.tokens} tokens.")
+            else:
+                member.separate(f"a shared pass failed ({type(error).__name__}: {error})")
+                self._due.remove(member)
 
     def _try(self, able: Sequence[Member]) -> None:
-        """Run three short rows through all that may share a pass; who has other losses there than alone takes turns."""
-        rows = probes(able[0].samples)
-        with trial(self.model, *(member.injection for member in able)):
-            for cuts in {member.objective.shortcuts: None for member in able}:
-                sharers = [member for member in able if member.objective.shortcuts == cuts]
-                own = []
+        """Run three short rows through all who may share a pass; whose losses differ from those alone may not."""
+        rows = probe_rows(able[0].samples)
+        with trial_run(self.model, *(member.injection for member in able)):
+            for paths in dict.fromkeys(member.objective.fast_paths for member in able):
+                sharers = [member for member in able if member.objective.fast_paths == paths]
+                alone = []
                 for member in sharers:
-                    self.only(member.injection)
-                    with member.objective.losses(self.model, rows) as alone:
-                        own.append(alone)
-                noise = rounding(self.model, rows)
+                    self.activate(member.injection)
+                    with member.objective.losses(self.model, rows) as losses:
+                        alone.append(losses)
+                noise = rounding_noise(self.model, rows)
                 try:
                     with self._sliced(sharers), sharers[0].objective.losses(self.model, rows, len(sharers)) as each:
-                        found = [off(*pair, noise) for pair in zip(own, each.chunk(len(sharers)), strict=True)]
-                except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
-                    found = [f"nothing ({type(error).__name__})"] * len(sharers)
-                for member, apart in zip(sharers, found, strict=True):
-                    if apart:
-                        member.give_up(f"a pass shared with others computes {apart}")
+                        faults = [mismatch(*pair, noise) for pair in zip(alone, each.chunk(len(sharers)), strict=True)]
+                except FAILURES as error:
+                    faults = [f"nothing ({type(error).__name__})"] * len(sharers)
+                for member, fault in zip(sharers, faults, strict=True):
+                    if fault:
+                        member.separate(f"a shared pass computes {fault}")
 
 
-def _why_not(model: nn.Module, injection: Injection, plan: TrainSpec) -> str:
-    """Say why an adapter, alone in the model now, can share no pass with others, or nothing if it may."""
-    for adapter in injection.adapters.values():
-        if adapter.scope == "model":
-            return "it acts on the whole model"
-        if adapter.trains_base:
-            return "it stands in for parameters of the base"
-        if adapter.looks_back:
-            return "it looks at earlier tokens"
-        if adapter.penalty is not None:
-            return "it has a loss of its own"
-        if not adapter.sliceable:
-            return "it acts on whole batches only"
-    if any(modifier.forwards > 1 for _, _, modifier in modified(injection.adapters)):
-        return "its modifier runs every batch several times"
-    if plan.precision == "fp16":
-        return "fp16 scales the loss of every adapter by itself"
-    if name := dropout(model):
-        return f"{name} drops out, and would for other tokens than in a run alone"
-    return ""
+def _obstacle(model: nn.Module, injection: Injection, plan: TrainSpec) -> str:
+    """Return why an adapter, now alone in the model, can share no pass with others, or ""."""
+    kinds, dropout = injection.adapters.values(), find_dropout(model)
+    obstacles = {
+        "it acts on the whole model": any(adapter.scope == "model" for adapter in kinds),
+        "it replaces parameters of the base": any(adapter.trains_base for adapter in kinds),
+        "it looks at earlier tokens": any(adapter.looks_back for adapter in kinds),
+        "it reads the call of the model": any(adapter.needs_context for adapter in kinds),
+        "it has a loss of its own": any(adapter.penalty is not None for adapter in kinds),
+        "it acts on whole batches only": any(not adapter.sliceable for adapter in kinds),
+        "it runs every batch several times": any(m.modifier.forwards > 1 for m in modified(injection.adapters)),
+        "fp16 scales the loss of every adapter separately": plan.precision == "fp16",
+        f"{dropout} draws its dropout for other tokens than in a run alone": bool(dropout),
+    }
+    return next((reason for reason, holds in obstacles.items() if holds), "")

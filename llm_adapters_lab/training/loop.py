@@ -1,6 +1,6 @@
 """The training loop: a generator of events over Accelerate.
 
-A cell, a panel, the command line and a test consume the same iterator; closing it stops the training.
+A notebook cell, a panel, the command line and a test consume the same iterator; closing it stops the training.
 """
 
 from __future__ import annotations
@@ -22,25 +22,17 @@ from llm_adapters_lab.errors import TrainingFailed
 from llm_adapters_lab.events import Event, Norms, Step, Validated
 from llm_adapters_lab.tasks.tokens import Sample
 from llm_adapters_lab.training import diagnostics
-from llm_adapters_lab.training.batches import order, step_count
-from llm_adapters_lab.training.checkpoints import Checkpoint, State
+from llm_adapters_lab.training.batches import row_order, step_count
+from llm_adapters_lab.training.checkpoints import Checkpoint, TrainingState
 from llm_adapters_lab.training.device import deterministic, make_accelerator
+from llm_adapters_lab.training.optimizer import clip_gradients, learning_rate, make_optimizer, set_learning_rate
 from llm_adapters_lab.training.spec import TrainSpec
-from llm_adapters_lab.training.step import Gradients, make_optimizer, same
+from llm_adapters_lab.training.step import GradientComputer, broadcast_adapter
 
-# cuBLAS reads it once, at its first product; deterministic training needs it, and on Hopper it is the default size.
+# Deterministic kernels need it, and cuBLAS reads it once, at its first product. On Hopper it is the default size.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 NORM_POINTS = 20
-"""How often, over a whole training, the adapter norms are recorded."""
-
-
-def learning_rate(plan: TrainSpec, step: int, steps: int) -> float:
-    """Return the learning rate of a step (from 0): a linear warm-up, then the schedule towards 0 at the end."""
-    if step < plan.warmup:
-        return plan.learning_rate * (step + 1) / plan.warmup
-    left = (steps - step) / max(1, steps - plan.warmup)
-    factor = {"linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left), "constant": 1.0}[plan.schedule]
-    return plan.learning_rate * factor
+"""Number of times per training that the adapter norms are recorded."""
 
 
 def train(
@@ -54,88 +46,92 @@ def train(
     seed: int = 0,
     pad_id: int = 0,
     saved: Checkpoint | None = None,
-    after_step: Callable[[State], None] | None = None,
-    gradients: Gradients | None = None,
+    after_step: Callable[[TrainingState], None] | None = None,
+    gradients: GradientComputer | None = None,
 ) -> Iterator[Event]:
     """Train the injected adapter; the base stays as it is.
 
-    The loss of a step is the mean over the counted labels of the whole batch, whatever its micro-batches and processes.
-    With validation rows the adapter ends at its best step.
+    The loss of a step is the mean over the counted labels of the whole batch, however it is split into micro-batches
+    and over processes. With validation rows, the adapter ends in the state of its best validation.
 
     Args:
         model: the model that `inject` was called on.
         injection: what is trained.
         samples: the training rows.
-        plan: learning rate, batch, steps and the rest.
-        accelerator: default: one made for `plan.precision`.
-        validation: rows whose loss chooses the best step.
-        seed: of row order and dropout.
+        plan: learning rate, batch, number of steps and the rest.
+        accelerator: default: one for `plan.precision`.
+        validation: rows whose loss selects the best step.
+        seed: for the row order and dropout.
         pad_id: token id of padding.
-        saved: go on from there.
-        after_step: called when a step and its events are over; what it raises ends the training.
-        gradients: who computes them, and readies the model; default: they are computed for this adapter alone.
+        saved: the checkpoint to resume from.
+        after_step: called after each step and its events; an exception ends the training.
+        gradients: computes the gradients and prepares the model; default: one for this adapter alone.
 
     Yields:
         `FellBack`, `Step`, `Probed`, `Norms` and `Validated` events, in order of time.
 
     Raises:
-        BadSpec: nothing can be compiled here.
-        TrainingFailed: loss or gradient are not finite; the message names step and rows, and the step is not taken. Or
-            one row alone needs more memory than there is.
+        BadSpec: compilation is asked for, and there is no compiler.
+        TrainingFailed: loss or gradient are not finite (the message names step and rows, and the step is not taken),
+            or a single row needs more memory than there is.
     """
     accelerator = accelerator or make_accelerator(plan.precision)
-    same(accelerator, injection)
-    gradients = gradients or Gradients(model, injection, samples, plan, pad_id)
+    broadcast_adapter(accelerator, injection)
+    gradients = gradients or GradientComputer(model, injection, samples, plan, pad_id)
     optimizer = accelerator.prepare_optimizer(make_optimizer(injection.parameters(), plan))
     steps = step_count(plan, len(samples))
-    check = plan.evaluate_every or steps
-    state = State(injection, optimizer, accelerator.scaler, diagnostics.copied(injection))
+    state = TrainingState(injection, optimizer, accelerator.scaler, diagnostics.snapshot(injection))
     before_training(injection)
     torch.manual_seed(seed)
     if saved:
         state.restore(saved)
-        gradients.news()  # told before
+        gradients.warnings()  # already in the log
     began, tokens = time.perf_counter() - state.seconds, state.tokens
     with deterministic(plan.deterministic), gradients.ready(accelerator) as prepared:
-        rows = pairwise(chain(order(len(samples), plan.batch, steps, seed), [[]]))
-        for step, pair in islice(enumerate(rows), state.step, None):
-            rate = learning_rate(plan, step, steps)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            batch, following = ([samples[i] for i in numbers] for numbers in pair)
-            if rank := accelerator.process_index:  # the chance of a checkpoint is that of the first process
+        for step, batch, following in _batches(samples, plan, steps, seed, state.step):
+            set_learning_rate(optimizer, rate := learning_rate(plan, step, steps))
+            if rank := accelerator.process_index:  # checkpoints hold the random state of the first process only
                 torch.manual_seed(hash((seed, step, rank)))
             if before_step(injection, step, partial(gradients.step, accelerator, prepared, batch)):
-                same(accelerator, injection)
+                broadcast_adapter(accelerator, injection)
+
             loss = gradients.step(accelerator, prepared, batch, following)
-            yield from gradients.news()
-            norm = float(accelerator.clip_grad_norm_(injection.parameters(), plan.clip or math.inf) or 0.0)
+            yield from gradients.warnings()
+            norm = clip_gradients(accelerator, injection.parameters(), plan.clip)
             _check_finite(step, loss, 0.0 if accelerator.scaler else norm, batch)
-            state.whole = False
-            probed = diagnostics.update(optimizer, injection, step + 1, plan.probe_every, norm, plan.clip)
-            tokens += sum(len(s.ids) for s in batch)
-            spent = time.perf_counter() - began
-            left = spent / (step + 1) * (steps - step - 1)
-            yield Step(step + 1, steps, loss, rate, norm, tokens, spent, tokens / spent, left)
+            state.consistent = False
+            probed = diagnostics.optimizer_step(optimizer, injection, step + 1, plan.probe_every, norm, plan.clip)
+
+            tokens += sum(len(sample.ids) for sample in batch)
+            seconds = time.perf_counter() - began
+            left = seconds / (step + 1) * (steps - step - 1)
+            yield Step(step + 1, steps, loss, rate, norm, tokens, seconds, tokens / seconds, left)
             yield from probed
             last = step + 1 == steps
             if last or (step + 1) % max(1, steps // NORM_POINTS) == 0:
-                yield Norms(step + 1, diagnostics.moved(injection, state.start))
-            if validation and (last or (step + 1) % check == 0):
+                yield Norms(step + 1, diagnostics.distances(injection, state.start))
+            if validation and (last or (step + 1) % (plan.evaluate_every or steps) == 0):
                 held_out = gradients.validation_loss(accelerator, prepared, validation)
-                better = state.best is None or held_out < state.best[0]
-                if better:
-                    state.best = held_out, injection.state_dict()
-                yield Validated(step + 1, held_out, better)
-            state.done(step + 1, tokens, time.perf_counter() - began)
+                yield Validated(step + 1, held_out, state.keep_best(held_out))
+
+            state.step_done(step + 1, tokens, time.perf_counter() - began)
             if after_step:
                 after_step(state)
         if state.best:
             injection.load_state_dict(state.best[1])
 
 
+def _batches(
+    samples: Sequence[Sample], plan: TrainSpec, steps: int, seed: int, start: int
+) -> Iterator[tuple[int, list[Sample], list[Sample]]]:
+    """Yield from step `start` on (counted from 0): its number, its rows, and the rows of the next step."""
+    batches = chain(row_order(len(samples), plan.batch, steps, seed), [[]])
+    for step, (rows, following) in islice(enumerate(pairwise(batches)), start, None):
+        yield step, [samples[i] for i in rows], [samples[i] for i in following]
+
+
 def _check_finite(step: int, loss: float, norm: float, batch: Sequence[Sample]) -> None:
-    """Refuse a step, counted from 0, that would leave the adapter without a finite value."""
+    """Refuse a step (counted from 0) that would destroy the adapter."""
     if math.isfinite(loss) and math.isfinite(norm):
         return
     what = f"loss of step {step + 1} is {loss}" if not math.isfinite(loss) else f"gradient of step {step + 1} is {norm}"

@@ -1,10 +1,10 @@
-"""The loss of a training, computed the plain way or with shortcuts that leave out what cannot matter."""
+"""The training loss of a micro-batch, computed plainly or by fast paths that skip what has no influence on it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -15,21 +15,22 @@ from torch.nn.functional import cross_entropy
 
 from llm_adapters_lab.core import weights
 from llm_adapters_lab.core.anatomy import Anatomy
+from llm_adapters_lab.core.call_context import CONTEXT_ATTRIBUTE, CallContext
 from llm_adapters_lab.core.injection import Injection
 from llm_adapters_lab.core.modifiers.base import modified
 from llm_adapters_lab.tasks.tokens import IGNORED, Sample
-from llm_adapters_lab.training.batches import collate, send
-from llm_adapters_lab.training.packing import pack, running
+from llm_adapters_lab.training.batches import collate, collate_extras, send
+from llm_adapters_lab.training.packing import Packed, pack, packed_attention
 
 
 @dataclass(frozen=True)
-class Shortcuts:
-    """What is left out; each changes losses and gradients by rounding only.
+class FastPaths:
+    """What is skipped; each changes losses and gradients by rounding only.
 
     Attributes:
-        label_head: output head and cross-entropy run only where a label is counted.
-        packing: rows are laid end to end, so that no padding is computed.
-        share_prefix: what the rows of a micro-batch begin with alike is computed once; needs packing.
+        label_head: run the output head and the cross-entropy only where a label is counted.
+        packing: lay rows end to end, so that no padding is computed.
+        share_prefix: compute a common beginning of the rows of a micro-batch once; needs packing.
     """
 
     label_head: bool = False
@@ -38,11 +39,11 @@ class Shortcuts:
 
 
 def token_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return the summed negative log-likelihood of the counted labels, in nats, the plain way.
+    """Return the summed negative log-likelihood of the counted labels, in nats, computed plainly.
 
     Args:
         model: a causal language model.
-        batch: of `batches.collate`.
+        batch: as returned by `batches.collate`.
     """
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     logits = model(**inputs, use_cache=False).logits[:, :-1].float()
@@ -53,108 +54,114 @@ def token_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 class Objective:
     """The loss of a micro-batch.
 
+    Its methods are context managers, within which backward passes run. They take the model as it is called (`prepared`,
+    possibly wrapped for several processes) and the rows.
+
     Attributes:
         model: a causal language model.
-        shortcuts: those it takes.
+        fast_paths: those in use.
         pad_id: token id of padding.
+        injection: the adapter that is trained; its modifiers and its penalty have a say in the loss.
     """
 
     def __init__(
-        self, model: nn.Module, shortcuts: Shortcuts, pad_id: int = 0, injection: Injection | None = None
+        self, model: nn.Module, fast_paths: FastPaths, pad_id: int = 0, injection: Injection | None = None
     ) -> None:
-        """Hold what the loss is made of.
-
-        Args:
-            model: a causal language model.
-            shortcuts: the fast paths to take.
-            pad_id: token id of padding.
-            injection: the adapter that is trained, for losses of its own.
-        """
-        self.model, self.shortcuts, self.pad_id, self.injection = model, shortcuts, pad_id, injection
+        """Store the attributes."""
+        self.model, self.fast_paths, self.pad_id, self.injection = model, fast_paths, pad_id, injection
         group = modified(injection.adapters) if injection else []
         self._group = group if group and group[0].modifier.forwards > 1 else []
-        self._config: Any = model.get_submodule(Anatomy.of(model).decoder).config
-        self._coming: dict[tuple[int, ...], Future[Any]] = {}
+        self._decoder: Any = model.get_submodule(Anatomy.of(model).decoder)
+        self._prefetched: dict[tuple[int, ...], Future[Any]] = {}
 
-    def expect(self, chunks: Sequence[Sequence[Sample]]) -> None:
-        """Lay rows out in the background, on their way to the device, for the passes that come next."""
-        pool = _background()
-        self._coming = {tuple(map(id, chunk)): pool.submit(self._lay, chunk) for chunk in chunks}
-
-    def _lay(self, samples: Sequence[Sample]) -> Any:
-        if self.shortcuts.packing:
-            return pack(samples, share=self.shortcuts.share_prefix, device=self._device)
-        return collate(samples, self.pad_id, self._device)
-
-    def _laid(self, samples: Sequence[Sample]) -> Any:
-        coming = self._coming.pop(tuple(map(id, samples)), None)
-        return coming.result() if coming else self._lay(samples)
+    def prefetch(self, chunks: Sequence[Sequence[Sample]]) -> None:
+        """Lay out the rows of the coming passes in the background and send them to the device."""
+        self._prefetched = {tuple(map(id, chunk)): _background().submit(self._layout, chunk) for chunk in chunks}
 
     @contextmanager
     def loss(self, prepared: Any, samples: Sequence[Sample]) -> Iterator[torch.Tensor]:
-        """Give the summed negative log-likelihood of the counted labels, in nats; go backward within the `with`.
+        """Yield the summed negative log-likelihood of the counted labels, in nats.
 
-        Args:
-            prepared: the model as it is called, perhaps wrapped for several processes.
-            samples: the rows.
+        In training, every counted label adds the adapter's penalty, so that the mean loss has it once.
         """
-        if self._group and self.model.training:
-            modifier = self._group[0].modifier
-            with ExitStack() as passes:
+        with ExitStack() as passes:
+            if self._group and self.model.training:
+                modifier = self._group[0].modifier
                 found = [passes.enter_context(self.predictions(prepared, samples)) for _ in range(modifier.forwards)]
-                yield self._penalised(type(modifier).loss(self._group, found), samples)
-        elif self.shortcuts == Shortcuts():
-            yield self._penalised(token_loss(prepared, self._laid(samples)), samples)
-        else:
-            with self.losses(prepared, samples) as each:
-                yield self._penalised(each.sum(), samples)
-
-    def _penalised(self, loss: torch.Tensor, samples: Sequence[Sample]) -> torch.Tensor:
-        """Add the adapters' own losses, which count once for each label, so that the mean loss has them once."""
-        penalty = self.injection.penalty() if self.injection and self.model.training else None
-        return loss if penalty is None else loss + penalty.to(loss) * sum(sample.counted for sample in samples)
+                loss = type(modifier).loss(self._group, found)
+            elif self.fast_paths == FastPaths():
+                batch, extras = self._take_layout(samples)
+                passes.enter_context(call_inputs(self._decoder, extras))
+                loss = token_loss(prepared, batch)
+            else:
+                loss = passes.enter_context(self.losses(prepared, samples)).sum()
+            if self.model.training and self.injection and (penalty := self.injection.penalty()) is not None:
+                loss = loss + penalty.to(loss) * sum(sample.counted for sample in samples)
+            yield loss
 
     @contextmanager
-    def losses(self, prepared: Any, samples: Sequence[Sample], times: int = 1) -> Iterator[torch.Tensor]:
-        """Give the loss of every counted label, row by row.
+    def losses(self, prepared: Any, samples: Sequence[Sample], copies: int = 1) -> Iterator[torch.Tensor]:
+        """Yield the loss of every counted label, row by row, (labels,).
 
-        Args:
-            prepared: the model as it is called, perhaps wrapped for several processes.
-            samples: the rows.
-            times: run them so many times over in one pass, a slice for each of so many adapters.
+        Several `copies` of the rows run in one pass, one after the other, for adapters that act on slices.
         """
-        with self.predictions(prepared, samples, times) as (logits, labels):
+        with self.predictions(prepared, samples, copies) as (logits, labels):
             yield cross_entropy(logits, labels, reduction="none")
 
     @contextmanager
     def predictions(
-        self, prepared: Any, samples: Sequence[Sample], times: int = 1
+        self, prepared: Any, samples: Sequence[Sample], copies: int = 1
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Give the logits that every counted label is predicted with, (labels, vocabulary), and the labels."""
-        cuts = self.shortcuts
-        layout: AbstractContextManager[None] = nullcontext()
-        if cuts.packing:
-            packed = self._laid(samples).times(times)
-            inputs = {"input_ids": packed.ids, "position_ids": packed.positions}
-            reads, labels, layout = packed.reads, packed.labels, running(self._config, packed)
-        else:
-            batch = self._laid(samples := [*samples] * times)
-            inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-            reads, labels = _counted(samples, batch["labels"])
-        with layout:
-            with _reading(self.model, reads) if cuts.label_head else nullcontext():
+        """Yield the logits that predict the counted labels, (labels, vocabulary), and the labels."""
+        paths = self.fast_paths
+        with ExitStack() as layout:
+            if paths.packing:
+                packed, extras = self._take_layout(samples)
+                packed = packed.repeat(copies)
+                inputs = {"input_ids": packed.ids, "position_ids": packed.positions}
+                reads, labels = packed.reads, packed.labels
+                layout.enter_context(packed_attention(self._decoder.config, packed))
+                layout.enter_context(call_inputs(self._decoder, extras, packed))
+            else:
+                batch, extras = self._take_layout(samples := [*samples] * copies)
+                inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+                reads, labels = _counted(samples, batch["labels"])
+                layout.enter_context(call_inputs(self._decoder, extras))
+            with _label_head(self.model, reads) if paths.label_head else nullcontext():
                 logits = prepared(**inputs, use_cache=False).logits.flatten(0, 1)
-            chosen = logits if cuts.label_head else logits[reads]
-            yield chosen.float(), labels
+            yield (logits if paths.label_head else logits[reads]).float(), labels
 
-    @property
-    def _device(self) -> torch.device:
-        return weights.device(self.model)
+    def _layout(self, samples: Sequence[Sample]) -> tuple[Any, dict[str, torch.Tensor]]:
+        """Return the rows, packed or padded as the fast paths say, and their extra inputs."""
+        device, paths = weights.device(self.model), self.fast_paths
+        extras = collate_extras(samples, device)
+        if paths.packing:
+            return pack(samples, share=paths.share_prefix, device=device), extras
+        return collate(samples, self.pad_id, device), extras
+
+    def _take_layout(self, samples: Sequence[Sample]) -> tuple[Any, dict[str, torch.Tensor]]:
+        prefetched = self._prefetched.pop(tuple(map(id, samples)), None)
+        return prefetched.result() if prefetched else self._layout(samples)
 
 
 @cache
 def _background() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, "rows")
+
+
+@contextmanager
+def call_inputs(decoder: nn.Module, extras: dict[str, torch.Tensor], packed: Packed | None = None) -> Iterator[None]:
+    """Give extra inputs (rows, ...), and the row of each packed token, to adapters that read the call of a decoder.
+
+    Other adapters ignore them. Backward passes, which may recompute, belong within the `with`.
+    """
+    context: CallContext | None = getattr(decoder, CONTEXT_ATTRIBUTE, None)
+    with ExitStack() as inputs:
+        if context is not None:
+            inputs.enter_context(context.given(**extras))
+            if packed is not None:
+                inputs.enter_context(context.packed(len(packed.rows), packed.token_rows))
+        yield
 
 
 def _counted(samples: Sequence[Sample], labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -171,13 +178,13 @@ def _counted(samples: Sequence[Sample], labels: torch.Tensor) -> tuple[torch.Ten
 
 
 @contextmanager
-def _reading(model: Any, reads: torch.Tensor) -> Iterator[None]:
-    """Let the output head of a model see only the tokens numbered `reads`, of all rows together."""
+def _label_head(model: Any, reads: torch.Tensor) -> Iterator[None]:
+    """Pass only the tokens numbered `reads`, counted over all rows, to the output head of a model."""
 
-    def choose(head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    def select(head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return (args[0].flatten(0, 1).index_select(0, reads)[None], *args[1:])
 
-    hook = model.get_output_embeddings().register_forward_pre_hook(choose)
+    hook = model.get_output_embeddings().register_forward_pre_hook(select)
     try:
         yield
     finally:

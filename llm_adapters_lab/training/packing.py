@@ -1,13 +1,13 @@
-"""Rows laid end to end: no padding, and what rows begin with alike stands, and is computed, once.
+"""Packing: rows laid end to end without padding, with a common beginning stored and computed only once.
 
-Three rows `T T a`, `T T b b` and `c` become one sequence of six tokens in which a token follows its parent:
+Three rows `T T a`, `T T b b` and `c` become one sequence of six tokens in which every token follows its parent:
 
     token     T T a b b c        positions   0 1 2 2 3 0
-    rows      [0 1 2 ·] [0 1 3 4] [5 · · ·]        ·: nothing there
+    rows      [0 1 2 ·] [0 1 3 4] [5 · · ·]        ·: empty
 
-Everything that treats tokens one by one (projections, norms, adapters, the output head) runs on the sequence. Attention
-alone runs on rows: queries, keys and values are copied to `rows`, which are causal and padded on the right, where no
-token looks, so that it needs no mask; the outputs are taken back from `places`. Gradients of copies add up.
+Everything that treats tokens separately (projections, norms, adapters, the output head) runs on the sequence. Only
+attention runs on rows: queries, keys and values are gathered by `rows`, which are causal and padded on the right, where
+no token looks, so no mask is needed; outputs are gathered back by `places`. Gradients of copies add up.
 """
 
 from __future__ import annotations
@@ -28,44 +28,47 @@ from llm_adapters_lab.tasks.tokens import IGNORED, Sample, pad
 from llm_adapters_lab.training.batches import send
 
 NAME = "lab_packed"
-"""Under which the attention below is known to transformers; as it registers no mask, models make none."""
+"""Name of the attention below in transformers. No mask function is registered for it, so models make no mask."""
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Rows as one sequence of T tokens; the longest of the B rows has L.
+    """B rows, of which the longest has L tokens, as one sequence of T tokens.
 
     Attributes:
         ids: token ids, (1, T).
-        positions: of each token in its row, (1, T).
-        rows: number of the token at each column of each row, (B, L); 0 where the row has ended.
-        places: column of the flattened rows where each token stands (for a shared one, the first), (T,).
-        reads: numbers of the tokens that predict the counted labels, (N,).
+        positions: position of each token in its row, (1, T).
+        rows: index of the token at each column of each row, (B, L); 0 after the end of a row.
+        token_rows: row of each token (the first one of a shared token), (T,).
+        places: index of each token in the flattened (B, L) rows, (T,).
+        reads: indices of the tokens that predict the counted labels, (N,).
         labels: those labels, row by row, (N,).
     """
 
     ids: torch.Tensor
     positions: torch.Tensor
     rows: torch.Tensor
+    token_rows: torch.Tensor
     places: torch.Tensor
     reads: torch.Tensor
     labels: torch.Tensor
 
-    def times(self, count: int) -> Packed:
-        """Return the same rows so many times, one copy after the other; copies share nothing."""
+    def repeat(self, count: int) -> Packed:
+        """Return `count` copies of the rows, one after the other; the copies share no tokens."""
         if count == 1:
             return self
+        tokens, (rows, longest) = self.ids.shape[1], self.rows.shape
 
-        def again(numbers: torch.Tensor, each: int) -> torch.Tensor:
-            return torch.cat([numbers + i * each for i in range(count)])
+        def copies(indices: torch.Tensor, step: int) -> torch.Tensor:
+            return torch.cat([indices + i * step for i in range(count)])
 
-        tokens = self.ids.shape[1]
         return Packed(
             ids=self.ids.repeat(1, count),
             positions=self.positions.repeat(1, count),
-            rows=again(self.rows, tokens),
-            places=again(self.places, self.rows.numel()),
-            reads=again(self.reads, tokens),
+            rows=copies(self.rows, tokens),
+            token_rows=copies(self.token_rows, rows),
+            places=copies(self.places, rows * longest),
+            reads=copies(self.reads, tokens),
             labels=self.labels.repeat(count),
         )
 
@@ -75,40 +78,44 @@ def pack(samples: Sequence[Sample], *, share: bool, device: torch.device | str =
 
     Args:
         samples: the rows.
-        share: let tokens that rows begin with alike stand once.
+        share: store tokens of a common beginning once.
         device: of the result.
     """
-    longest = max(len(sample.ids) for sample in samples)
     known: dict[tuple[int, int], int] = {}
     ids: list[int] = []
     positions: list[int] = []
-    places: list[int] = []
+    token_rows: list[int] = []
     rows: list[list[int]] = []
     reads: list[int] = []
     labels: list[int] = []
     for number, sample in enumerate(samples):
-        # A token is known by its parent and its id. Rows that share nothing have roots of their own.
+        # A token is identified by its parent and its id. Rows that share nothing have roots of their own.
         parent, row = -1 if share else -1 - number, []
-        for column, token in enumerate(sample.ids):
+        for column, (token, label) in enumerate(zip(sample.ids, sample.labels, strict=True)):
+            if column and label != IGNORED:
+                reads.append(parent)
+                labels.append(label)
             if (parent, token) not in known:
                 known[parent, token] = len(ids)
                 ids.append(token)
                 positions.append(column)
-                places.append(number * longest + column)
-            if column and sample.labels[column] != IGNORED:
-                reads.append(parent)
-                labels.append(sample.labels[column])
+                token_rows.append(number)
             parent = known[parent, token]
             row.append(parent)
         rows.append(row)
-    made = {"ids": [ids], "positions": [positions], "places": places, "reads": reads, "labels": labels}
-    tensors = {name: torch.tensor(values, dtype=torch.long) for name, values in made.items()}
+    longest = max(map(len, rows))
+    places = [number * longest + column for number, column in zip(token_rows, positions, strict=True)]
+    indices = {"token_rows": token_rows, "places": places, "reads": reads, "labels": labels}
+    tensors = {
+        name: torch.tensor(values, dtype=torch.long)
+        for name, values in {"ids": [ids], "positions": [positions], **indices}.items()
+    }
     tensors["rows"] = pad(rows, 0, "right")
     return Packed(**{name: send(tensor, device) for name, tensor in tensors.items()})
 
 
 _RUNNING: dict[int, Packed] = {}
-"""What runs now, by the identity of the configuration that the attention modules of its model share."""
+"""The rows that are running, by the id of the config that the attention modules of their model share."""
 
 
 def _attend(
@@ -122,8 +129,8 @@ def _attend(
 
 
 def _to_rows(part: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Copy (1, heads, T, width) to (B, heads, L, width)."""
-    # Token first: it is how the projections have left the numbers in memory.
+    """Gather (1, heads, T, width) into (B, heads, L, width)."""
+    # Tokens first, which is the memory order that the projections leave.
     chosen = part[0].transpose(0, 1).index_select(0, rows.flatten())
     return chosen.view(*rows.shape, *chosen.shape[1:]).transpose(1, 2)
 
@@ -131,38 +138,27 @@ def _to_rows(part: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 AttentionInterface.register(NAME, _attend)
 
 
-def why_not(model: nn.Module, config: Any, longest: int) -> str:
-    """Say why rows cannot be packed for a model, or nothing if they can.
-
-    Args:
-        model: a causal language model.
-        config: of its decoder.
-        longest: tokens of the longest row.
-    """
-    # FSDP puts a class of its own in front.
+def packing_obstacle(model: nn.Module, config: Any, longest: int) -> str:
+    """Return why rows of up to `longest` tokens cannot be packed for a model, or ""; `config` is its decoder's."""
+    # FSDP subclasses the class of the model.
     kind = next(c for c in type(model).__mro__ if not c.__module__.startswith("torch."))
     name = kind.__name__
     if config._attn_implementation != "sdpa":
         return f"the attention of {name} is {config._attn_implementation}, not sdpa"
     if "ALL_ATTENTION_FUNCTIONS" not in vars(sys.modules[kind.__module__]):
-        return f"{name} lets no other attention take the place of its own"
+        return f"{name} does not support custom attention functions"
     if "position_ids" not in inspect.signature(model.forward).parameters:
-        return f"{name} takes no positions"
+        return f"{name} takes no position ids"
     names = ("sliding_window", "window_size", "attention_chunk_size")
     window = min((w for key in names if isinstance(w := getattr(config, key, None), int)), default=longest)
     if longest > window:
-        return f"a row of {longest} tokens is longer than the window of {window} that {name} has"
+        return f"a row of {longest} tokens is longer than the attention window of {name} ({window})"
     return ""
 
 
 @contextmanager
-def running(config: Any, packed: Packed) -> Iterator[None]:
-    """Let a model attend within rows, also in backward passes that recompute.
-
-    Args:
-        config: of its decoder.
-        packed: what runs through it.
-    """
+def packed_attention(config: Any, packed: Packed) -> Iterator[None]:
+    """Make a model, whose decoder has this config, attend within rows; also in backward passes that recompute."""
     before, config._attn_implementation = config._attn_implementation, NAME
     _RUNNING[id(config)] = packed
     try:

@@ -1,4 +1,4 @@
-"""The training part of a spec."""
+"""The `train` section of a run spec."""
 
 from __future__ import annotations
 
@@ -10,47 +10,47 @@ from llm_adapters_lab.config import Part
 from llm_adapters_lab.errors import BadSpec
 
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
-UNTOLD = {"checkpoint_every", "trackers"}
-"""Fields of `TrainSpec` that change no result, and so are no part of a run's id."""
+NOT_IN_ID = {"checkpoint_every", "trackers"}
+"""Fields of `TrainSpec` that affect no result and are therefore left out of the run id."""
 
 
 class TrainSpec(Part):
-    """How it is trained. A step is one update of the adapter."""
+    """How an adapter is trained. A step is one update of its parameters."""
 
     learning_rate: float = Field(default=3e-4, gt=0, le=10, description="peak learning rate")
     batch: int = Field(default=16, ge=1, le=65536, description="sequences per step, over all processes")
-    micro_batch: int | None = Field(default=None, ge=1, description="sequences at a time; the rest is accumulated")
+    micro_batch: int | None = Field(default=None, ge=1, description="sequences per forward pass; default: no limit")
     micro_tokens: int | None = Field(
-        default=None, ge=1, description="tokens at a time, padding included; rows of like length go together"
+        default=None, ge=1, description="tokens per forward pass, including padding; groups rows of similar length"
     )
     epochs: float = Field(default=3.0, gt=0, le=1000, description="passes over the training rows")
-    max_steps: int | None = Field(default=None, ge=1, description="stop after so many steps, if sooner")
+    max_steps: int | None = Field(default=None, ge=1, description="maximum number of steps; limits `epochs`")
     warmup: int = Field(default=0, ge=0, description="steps over which the learning rate rises from 0")
-    schedule: Literal["linear", "cosine", "constant"] = Field(default="linear", description="after the warm-up")
+    schedule: Literal["linear", "cosine", "constant"] = Field(default="linear", description="decay after the warm-up")
     weight_decay: float = Field(default=0.0, ge=0, le=1, description="decoupled weight decay of AdamW")
-    clip: float = Field(default=1.0, ge=0, description="largest gradient norm; 0 does not clip")
+    clip: float = Field(default=1.0, ge=0, description="maximum gradient norm; 0 disables clipping")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        default="auto", description="of the computation; auto: bf16 on a GPU that has it, else fp32"
+        default="auto", description="precision of the computation; auto: bf16 on a GPU that supports it, else fp32"
     )
     gradient_checkpointing: bool = Field(default=False, description="recompute activations to save memory")
     label_head: bool = Field(default=True, description="run the output head only where a label is counted")
     packing: bool = Field(default=True, description="lay rows end to end instead of padding them")
     share_prefix: bool = Field(
-        default=True, description="compute what the rows of a micro-batch begin with alike once; needs packing"
+        default=True, description="compute a common beginning of the rows of a micro-batch once; needs packing"
     )
     compile: bool = Field(default=False, description="compile the decoder layers with torch.compile")
     deterministic: bool = Field(
-        default=False, description="on a GPU, use only kernels that give the same bits every time; a CPU always does"
+        default=False, description="use only deterministic kernels on a GPU; those of the CPU always are"
     )
-    evaluate_every: int = Field(default=0, ge=0, description="steps between validations; 0: at the end only")
+    evaluate_every: int = Field(default=0, ge=0, description="steps between validations; 0: only at the end")
     probe_every: int = Field(
-        default=0, ge=0, description="steps between measurements of weights, gradients and updates by site; 0: none"
+        default=0, ge=0, description="steps between measurements of weights, gradients and updates per site; 0: none"
     )
     checkpoint_every: int = Field(
-        default=0, ge=0, description="steps between checkpoints; 0: by time, so that they cost little"
+        default=0, ge=0, description="steps between checkpoints; 0: by time, at a small fraction of the run time"
     )
     trackers: tuple[Tracker, ...] = Field(
-        default=(), description="where the curves go beside the record: tensorboard, wandb, trackio, mlflow"
+        default=(), description="experiment trackers to log to: tensorboard, wandb, trackio, mlflow"
     )
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Trainable parameters of the paper's configurations on its four bases, to the last one; on the meta device."""
+"""Exact numbers of trainable parameters of the paper's configurations on its four bases, on the meta device."""
 
 from collections.abc import Callable
 from functools import cache
@@ -29,7 +29,7 @@ LORA = {"type": "lora", "rank": 32, "alpha": 64}
 SERIES = {"type": "series", "bottleneck": 256}
 PARALLEL = {"type": "parallel", "bottleneck": 256}
 
-# What a layer trains, from its widths alone: a matrix pair of inner width b from i to o has b (i + o) parameters.
+# Trainable parameters of a layer from its widths: two matrices i -> b -> o have b (i + o) parameters.
 PER_LAYER: dict[str, Callable[[int, int], int]] = {
     "lora": lambda d, f: 32 * (3 * (d + d) + (d + f) + (f + d)),
     "lora-fused": lambda d, f: 32 * ((d + 3 * d) + (d + f) + (f + d)),
@@ -84,7 +84,7 @@ TABLE: list[tuple[str, str, str, str | None]] = [
     ("gpt-j-6b", "series-down", "58.7", None),
     ("gpt-j-6b", "parallel-linear", "293.6", None),
 ]
-# The modules of a layer in which the original's commands put each method's best configuration.
+# The modules that the commands of the original adapt in each layer, in the best configuration of each method.
 LLAMA = {"series": "mlp.down_proj", "parallel": "mlp.up_proj mlp.down_proj"}
 LLAMA["lora"] = "self_attn.q_proj self_attn.k_proj self_attn.v_proj mlp.up_proj mlp.down_proj"
 MODULES = {
@@ -105,7 +105,7 @@ MODULES = {
 
 @pytest.fixture(scope="module")
 def base() -> Any:
-    """Return a function that gives a base without weights; each is built once."""
+    """Return a function that returns a base without weights; each is built once."""
     wide = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40}
     configs: dict[str, Callable[[], Any]] = {
         "llama-7b": LlamaConfig,
@@ -150,7 +150,7 @@ def test_the_table(base: Any, name: str, method: str, millions: str, percent: st
 
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("kind", ["lora", "series", "parallel", "prefix"])
-def test_the_papers_specs_sit_where_the_original_put_them(base: Any, name: str, kind: str) -> None:
+def test_the_papers_specs_use_the_modules_of_the_original(base: Any, name: str, kind: str) -> None:
     spec = RunSpec.load(f"paper/{name}-{kind}", {"data.task": "mini-math"})
     assert spec.adapter is not None
     injection = inject(base(name), spec.adapter)

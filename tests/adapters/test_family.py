@@ -1,4 +1,4 @@
-"""Every registered adapter goes through `run` on the packaged model: it learns, is saved, and comes back the same."""
+"""Every registered adapter learns in `run` on the packaged model, is saved, and restored exactly."""
 
 from pathlib import Path
 
@@ -12,12 +12,12 @@ from llm_adapters_lab.runs.restoring import restore
 from llm_adapters_lab.runs.spec import RunSpec
 from llm_adapters_lab.tasks.tokens import prompt_ids
 
-# Methods that change few numbers or start far from them need a larger rate to move in a few steps.
+# Methods with few parameters, or with large initial values, need a larger learning rate to learn in a few steps.
 RATES = {"prefix": 0.3, "prompt-tuning": 0.3, "ia3": 0.1, "bitfit": 0.03, "norm-tuning": 0.03, "krona": 0.03}
 
 
 @pytest.mark.parametrize("kind", sorted(all_adapters()))
-def test_it_learns_and_comes_back(kind: str, tmp_path: Path) -> None:
+def test_it_learns_and_is_restored(kind: str, tmp_path: Path) -> None:
     fields = {
         "base": "nano",
         "adapter": {"type": kind},

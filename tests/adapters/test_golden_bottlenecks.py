@@ -1,4 +1,4 @@
-"""Series and parallel bottlenecks compute what the `adapters` package does, from numbers that it computed."""
+"""Series and parallel bottlenecks agree with outputs of the `adapters` package."""
 
 import json
 import re
@@ -13,11 +13,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from llm_adapters_lab.core.injection import inject
 from llm_adapters_lab.core.registry import get_adapter
 
-# `make_bottlenecks.py` beside it makes it, and tells which of the package's adapters have no counterpart here.
+# Written by `make_bottlenecks.py`, which explains which of the package's adapters have no counterpart in the lab.
 FILE = Path(__file__).parent / "golden" / "bottlenecks.safetensors"
 with safe_open(FILE, "pt") as opened:
     METADATA = json.loads(opened.metadata()["golden"])
-    TENSORS = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 it is no dict
+    TENSORS = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 it is not a dict
 FAMILIES = pytest.mark.parametrize("family", METADATA["models"])
 CASES = pytest.mark.parametrize("case", METADATA["cases"])
 
@@ -47,7 +47,7 @@ def same(a: torch.Tensor, b: torch.Tensor) -> None:
 
 
 def config(theirs: dict[str, Any]) -> Any:
-    """Say in the lab's words what a config of the package says."""
+    """Return the lab's config for a config of the package."""
     kind = "parallel" if theirs["is_parallel"] else "series"
     return get_adapter(kind).config(
         at="+".join(role for role, key in (("attn", "mh_adapter"), ("mlp", "output_adapter")) if theirs[key]),

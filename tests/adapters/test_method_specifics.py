@@ -17,7 +17,7 @@ from llm_adapters_lab.core.registry import get_adapter
 from llm_adapters_lab.core.sites import Site
 from llm_adapters_lab.errors import CannotInject
 from llm_adapters_lab.evaluation.decoding import greedy, likelihoods
-from llm_adapters_lab.models import loading
+from llm_adapters_lab.models import random_models
 from llm_adapters_lab.runs.presets import expand
 
 SITE = Site("x", "down", 0, 12, 8, "out", "x")
@@ -41,7 +41,7 @@ def test_hydra_without_its_sequential_branch_is_lora_and_its_change_has_the_rank
     lora = get_adapter("lora").cls(get_adapter("lora").config(type="lora", rank=3, alpha=3), site, base)
     for p in hydra.parameters():
         torch.nn.init.normal_(p)
-    own = weights.own(base)
+    own = weights.own_tensors(base)
     assert hydra.merged is not None
     change = hydra.merged(own)["weight"] - own["weight"]
     assert torch.linalg.matrix_rank(change, rtol=1e-5) == 5
@@ -56,7 +56,7 @@ def test_hydra_without_its_sequential_branch_is_lora_and_its_change_has_the_rank
 @pytest.mark.parametrize("form", ["parallel", "series"])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bloom", "gptj", "opt"])
 def test_the_convolution_never_looks_ahead_and_looks_back_as_far_as_its_kernel(family: str, form: str) -> None:
-    model = loading.tiny(f"tiny:{family}")
+    model = random_models.tiny(f"tiny:{family}")
     injection = inject(model, ConvConfig(bottleneck=8, kernel=3, form=form))
     shake(injection)
     ids = tokens(1, 9)
@@ -78,7 +78,7 @@ def test_the_convolution_never_looks_ahead_and_looks_back_as_far_as_its_kernel(f
 
 
 def test_one_token_at_a_time_equals_all_at_once_in_beams_and_batches() -> None:
-    model = loading.tiny("tiny:llama")
+    model = random_models.tiny("tiny:llama")
     shake(inject(model, ConvConfig(bottleneck=8, kernel=4, at="attn+mlp")))
     ids, mask = tokens(3, 8), torch.ones(3, 8, dtype=torch.long)
     ids[1, :5], mask[1, :5] = 0, 0
@@ -101,7 +101,7 @@ def test_one_token_at_a_time_equals_all_at_once_in_beams_and_batches() -> None:
 
 
 def test_what_would_go_wrong_in_silence_is_refused_by_name() -> None:
-    model, ids = loading.tiny("tiny:llama"), tokens()
+    model, ids = random_models.tiny("tiny:llama"), tokens()
     inject(model, ConvConfig(bottleneck=8))
     cache = DynamicCache()
     model(input_ids=ids, past_key_values=cache)
@@ -115,7 +115,7 @@ def test_what_would_go_wrong_in_silence_is_refused_by_name() -> None:
 
 
 def test_two_of_them_come_and_go_and_a_copy_has_its_own() -> None:
-    model, ids = loading.tiny("tiny:llama"), tokens()
+    model, ids = random_models.tiny("tiny:llama"), tokens()
     plain = logits(model, ids)
     first = inject(model, ConvConfig(bottleneck=8, at="mlp@0"), name="first")
     shake(first)
@@ -133,5 +133,5 @@ def test_two_of_them_come_and_go_and_a_copy_has_its_own() -> None:
 
 def test_adapter_plus_has_a_factor_for_each_feature() -> None:
     fields = expand({"type": "adapter-plus"})
-    injection = inject(loading.tiny("tiny:llama"), get_adapter("series").config(**fields))
+    injection = inject(random_models.tiny("tiny:llama"), get_adapter("series").config(**fields))
     assert all(a.bottleneck.scale.shape == (32,) for a in injection.adapters.values())

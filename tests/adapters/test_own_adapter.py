@@ -1,4 +1,4 @@
-"""A user's own adapter, from a notebook cell or another package, is one like any other."""
+"""Adapters of users, from a notebook cell or another package, work like built-in ones."""
 
 import json
 import subprocess
@@ -47,7 +47,7 @@ eval: {tasks: mini-addsub, rows: 2, max_new_tokens: 4}
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """Another distribution on the path, with an entry point, as an installation leaves it."""
+    """Return the path of another distribution with an entry point, as if it were installed."""
     site = tmp_path / "site"
     (site / "gates-1.0.dist-info").mkdir(parents=True)
     (site / "gates.py").write_text(ADAPTER)
@@ -92,7 +92,7 @@ def test_an_adapter_from_a_notebook_cell_runs_saves_and_loads(tmp_path: Path) ->
     assert python(tmp_path, "cell.py").strip().endswith("One learned factor for the output of a projection.")
 
 
-def test_a_name_is_taken_once_but_a_cell_may_run_again() -> None:
+def test_a_name_can_be_registered_once_but_a_cell_can_run_again() -> None:
     class MyConfig(AdapterConfig):
         """Config."""
 

@@ -75,11 +75,11 @@ def test_help_in_a_process():
         ("base=nanno", "There is no model 'nanno'. Did you mean 'nano'"),
         ("base=./nowhere", "There is no model folder ./nowhere."),
         ("base=tiny:lama", "There is no tiny model 'lama'. Did you mean 'llama'"),
-        ("adapter.at=qq", "names 'qq', which is no role. Did you mean 'q'"),
+        ("adapter.at=qq", "names 'qq', which is not a role. Did you mean 'q'"),
         ("adapter.at=qkv", "The placement 'qkv' matches no site of this model."),
         ("adapter.at=q@99", "names layers 99, but the model has layers 0 to"),
-        ("adapter.rank=0", "adapter.rank = 0: Input should be greater than or equal to 1"),
-        ("train.learning_rate=-1", "train.learning_rate = -1: Input should be greater than 0"),
+        ("adapter.rank=0", "adapter.rank must be a whole number from 1 to 4096; given was 0."),
+        ("train.learning_rate=-1", "train.learning_rate must be a number greater than 0 and at most 10; given was -1."),
         ("train.micro_batch=3", "batch 4 is not a multiple of micro_batch 3."),
         ("adapter.rank", "--set 'adapter.rank' is not of the form key=value"),
         ("adapter.rank=[1", "cannot be read as YAML"),
@@ -127,10 +127,10 @@ def test_run_show_list_and_compare(spec, tmp_path):
     assert "There are no runs" in lab("list", *root).stdout
     first = lab("run", spec, *root)
     assert first.exit_code == 0
-    for text in ("trainable parameters", "training 2/2  loss", "scoring mini-bool 8/8", "95 % interval", "run: "):
+    for text in ("trainable parameters", "training 2/2  loss", "scoring mini-bool 8/8", "95% interval", "run: "):
         assert text in first.stdout
     again = lab("run", spec, *root)
-    assert "has been done before" in again.stdout
+    assert "is finished already" in again.stdout
     assert "training 2/2" not in again.stdout
 
     summary = data("run", spec, *root)
@@ -176,16 +176,16 @@ def test_an_unknown_run_is_refused(tmp_path, command):
 def test_adapters():
     text = lab("adapters").stdout
     for name in ("lora", "series", "parallel", "prefix"):
-        assert f"\n {name} " in text
+        assert f"\n{name} " in text
     listed = {row["name"]: row for row in data("adapters")}
     assert {"at": "q,v", "source": "arXiv:2106.09685", "expands_to": None}.items() <= listed["lora"].items()
 
 
 def test_adapters_lists_presets():
     text = lab("adapters").stdout
-    assert re.search(r"\n houlsby +type: series, at: attn\+mlp, bottleneck: 64, ", text)
+    assert re.search(r"\nhoulsby +type: series, at: attn\+mlp, bottleneck: 64, ", text)
     assert "scaling: 4.0" in text
-    assert text.index(" series ") < text.index("Presets") < text.index(" houlsby ")
+    assert text.index("\nseries ") < text.index("Presets") < text.index("\nhoulsby ")
     listed = {row["name"]: row for row in data("adapters")}
     assert listed["houlsby"]["expands_to"]["nonlinearity"] == "gelu"
     assert {"at": "attn+mlp", "source": "arXiv:1902.00751"}.items() <= listed["houlsby"].items()
@@ -352,7 +352,7 @@ def test_a_run_of_another_version_does_not_hide_the_others(tmp_path):
     assert {(row["id"], row["status"]) for row in rows} == {("old", "unreadable spec"), ("torn", "unreadable spec")}
     shown = lab("show", "old", "--root", str(tmp_path))
     assert shown.exit_code == 2
-    assert "old/spec.json is no spec this version understands: 'momentum' is not a known key" in shown.stderr
+    assert "old/spec.json is not a spec this version understands: 'momentum' is not a known key" in shown.stderr
 
 
 def test_doctor_says_what_is_chosen_here():
@@ -372,12 +372,14 @@ def test_doctor_says_what_a_run_needs(spec):
     assert reasons["train.packing"] == "prefix puts virtual tokens before every row"
     assert more["memory"]["step"] > 2 * needed["step"]
     assert "5 MB" in lab("doctor", spec).stdout
-    assert lab("doctor", spec, "--set", "adapter=null").exit_code == 2
+    bare = data("doctor", spec, "--set", "adapter=null")
+    assert bare["memory"] is None
+    assert 0 < bare["weights"] <= needed["weights"]  # without buffers
 
 
 def test_what_falls_back_and_what_is_estimated_is_shown(spec, tmp_path, monkeypatch):
     monkeypatch.setattr("llm_adapters_lab.runs.training_phase.WORTH_IT", 0)
     changes = ("--set", "adapter={type: prefix}", "--set", "eval.tasks=[]")
     shown = lab("run", spec, *changes, "--root", tmp_path).stdout
-    assert "train.packing: prefix puts virtual tokens before every row; done the plain way." in shown
+    assert "train.packing: prefix puts virtual tokens before every row; computed without it." in shown
     assert re.search(r"memory of the training: about \d+ MB \(weights 5 MB, ", shown)

@@ -15,7 +15,7 @@ from accelerate.commands.launch import launch_command_parser
 from packaging.specifiers import SpecifierSet
 
 from llm_adapters_lab.cli.app import app
-from llm_adapters_lab.cli.console import load_spec
+from llm_adapters_lab.cli.arguments import load_spec
 from llm_adapters_lab.runs.presets import spec_presets
 from llm_adapters_lab.runs.spec import RunSpec
 from llm_adapters_lab.sweeps.spec import Sweep

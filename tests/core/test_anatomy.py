@@ -1,4 +1,4 @@
-"""Anatomy and placement: every family found, every bad placement explained."""
+"""Anatomy and placement: every family is analysed, every invalid placement explained."""
 
 import pytest
 import torch
@@ -7,15 +7,16 @@ from hypothesis import strategies as st
 
 from llm_adapters_lab.core import placement
 from llm_adapters_lab.core.anatomy import Anatomy
-from llm_adapters_lab.errors import BadSpec, EmptyPlacement, LabError, RoutedExperts, UnknownAnatomy
-from llm_adapters_lab.models import loading
+from llm_adapters_lab.errors import BadSpec, EmptyPlacement, LabError, UnknownAnatomy
+from llm_adapters_lab.models import random_models
+from llm_adapters_lab.models.blueprint import Blueprint
 
 SPLIT = {"q", "k", "v", "o"}
 
 
-@pytest.mark.parametrize("family", loading.TINY)
+@pytest.mark.parametrize("family", random_models.TINY)
 def test_every_projection_of_every_family_has_one_role(family: str) -> None:
-    model = loading.tiny(f"tiny:{family}")
+    model = random_models.tiny(f"tiny:{family}")
     anatomy = Anatomy.of(model)
     assert len(anatomy.layers) == 2
     for layer in range(2):
@@ -25,7 +26,7 @@ def test_every_projection_of_every_family_has_one_role(family: str) -> None:
         assert ("qkv" in roles) != ("q" in roles)
         assert {"o", "down"} < set(roles)
         assert {"up"} & set(roles) or {"gate_up"} & set(roles)
-    # Whatever linear module the layers hold is found, and nothing else.
+    # All linear modules of the layers are found, and nothing else.
     prefix = anatomy.layers[0].rpartition(".")[0]
     linear = {n for n, m in model.named_modules() if n.startswith(prefix + ".") and type(m).__name__ in LINEAR}
     assert {s.path for s in anatomy.projections} == linear
@@ -36,12 +37,12 @@ def test_every_projection_of_every_family_has_one_role(family: str) -> None:
 LINEAR = {"Linear", "Conv1D", "FalconLinear"}
 
 
-@pytest.mark.parametrize("family", loading.TINY)
+@pytest.mark.parametrize("family", random_models.TINY)
 def test_the_meta_device_gives_the_same_anatomy(family: str) -> None:
-    assert Anatomy.of(loading.skeleton(f"tiny:{family}")) == Anatomy.of(loading.tiny(f"tiny:{family}"))
+    assert Anatomy.of(Blueprint(f"tiny:{family}").skeleton) == Anatomy.of(random_models.tiny(f"tiny:{family}"))
 
 
-def test_wide_and_hidden_of_one_width_are_told_apart_by_name() -> None:
+def test_equal_widths_are_distinguished_by_name() -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
@@ -50,24 +51,24 @@ def test_wide_and_hidden_of_one_width_are_told_apart_by_name() -> None:
 
 
 @pytest.mark.parametrize(("kind", "module"), [("mixtral", "experts"), ("qwen2_moe", "experts"), ("olmoe", "experts")])
-def test_routed_experts_are_refused_by_name(kind: str, module: str) -> None:
+def test_routed_experts_are_rejected_by_name(kind: str, module: str) -> None:
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
     fields = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
     fields |= {"vocab_size": 64, "intermediate_size": 32, "pad_token_id": 0}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**fields))
-    with pytest.raises(RoutedExperts, match=rf"model\.layers\.0\.mlp.*{module}"):
+    with pytest.raises(UnknownAnatomy, match=rf"model\.layers\.0\.mlp.*{module}"):
         Anatomy.of(model)
 
 
-def test_what_is_no_decoder_is_refused_with_its_tree() -> None:
+def test_a_model_that_is_not_a_decoder_is_rejected_with_its_module_tree() -> None:
     with pytest.raises(UnknownAnatomy, match="no list of equal decoder layers"):
         Anatomy.of(torch.nn.Sequential(torch.nn.Linear(3, 4)))
 
 
 def roles(at: str, family: str = "llama", level: placement.Level = "projection") -> list[tuple[str, int]]:
-    return [(s.role, s.layer) for s in placement.sites(Anatomy.of(loading.tiny(f"tiny:{family}")), at, level)]
+    return [(s.role, s.layer) for s in placement.sites(Anatomy.of(random_models.tiny(f"tiny:{family}")), at, level)]
 
 
 def test_the_placement_language() -> None:
@@ -91,10 +92,10 @@ def test_the_placement_language() -> None:
 @pytest.mark.parametrize(
     ("at", "message"),
     [
-        ("qq", "names 'qq', which is no role.*'q'"),
+        ("qq", "names 'qq', which is not a role.*'q'"),
         ("q.out", "not of the form"),
         ("q@7", "layers 0 to 1"),
-        ("q@1-0", "layers 0 to 1"),
+        ("q@1-0", "has layers .1-0.; write them as 0-7"),
         ("q@x", "not of the form"),
         ("", "not of the form"),
         ("q,,v", "not of the form"),
@@ -121,13 +122,13 @@ def test_any_text_is_a_placement_or_a_named_error(at: str) -> None:
     assert len({s.key for s in found}) == len(found)
 
 
-ANATOMY = Anatomy.of(loading.tiny("tiny:llama"))
+ANATOMY = Anatomy.of(random_models.tiny("tiny:llama"))
 
 
-@pytest.mark.parametrize("family", loading.TINY)
+@pytest.mark.parametrize("family", random_models.TINY)
 @pytest.mark.parametrize("at", ["q,v", "attn+mlp", "down@0", "q@-1", "up,down@1"])
-def test_a_described_placement_means_the_same_sites(at: str, family: str) -> None:
-    anatomy = Anatomy.of(loading.tiny(f"tiny:{family}"))
+def test_describe_is_the_inverse_of_sites(at: str, family: str) -> None:
+    anatomy = Anatomy.of(random_models.tiny(f"tiny:{family}"))
     chosen = placement.sites(anatomy, at)
     assert {s.path for s in placement.sites(anatomy, placement.describe(anatomy, [s.path for s in chosen]))} == {
         s.path for s in chosen

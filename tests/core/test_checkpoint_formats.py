@@ -1,4 +1,4 @@
-"""Adapters on checkpoints that others have quantised: GPTQ, AWQ, torchao and compressed-tensors."""
+"""Adapters on checkpoints that were quantised by other tools: GPTQ, AWQ, torchao and compressed-tensors."""
 
 import importlib.util
 import json
@@ -20,12 +20,12 @@ from llm_adapters_lab.core import weights
 from llm_adapters_lab.core.hooks import MARKS
 from llm_adapters_lab.core.injection import inject
 from llm_adapters_lab.core.merging import merge
-from llm_adapters_lab.core.packed import scheme
-from llm_adapters_lab.core.quantized_formats import LIBRARIES
+from llm_adapters_lab.core.quantized import LIBRARIES, scheme
 from llm_adapters_lab.core.registry import get_adapter
 from llm_adapters_lab.core.saving import load_adapter, save_adapter
 from llm_adapters_lab.errors import BadSpec, CannotInject, CannotMerge, LabError, ModelUnavailable, WrongBase
-from llm_adapters_lab.models import loading
+from llm_adapters_lab.models import loading, random_models
+from llm_adapters_lab.models.blueprint import Blueprint
 from llm_adapters_lab.runs.execution import run
 from llm_adapters_lab.runs.forecast.size import size
 from llm_adapters_lab.runs.preflight import check_spec
@@ -42,7 +42,7 @@ SPEC: dict[str, Any] = {
 
 
 def among(*kinds: str) -> pytest.MarkDecorator:
-    """Parametrise by those kinds of checkpoints whose libraries are here."""
+    """Parametrise over kinds of checkpoints; those without their libraries are skipped."""
     params = []
     for kind in kinds:
         needed = LIBRARIES[kind.partition(":")[0]]
@@ -62,7 +62,7 @@ Made = Callable[[str], tuple[Path, dict[str, torch.Tensor]]]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """Return a checkpoint of a kind, and what its projections stand for; each is written once."""
+    """Return a checkpoint of a kind, and the weights that it represents; each is written once."""
     found: dict[str, tuple[Path, dict[str, torch.Tensor]]] = {}
 
     def get(kind: str) -> tuple[Path, dict[str, torch.Tensor]]:
@@ -76,7 +76,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 @pytest.fixture(scope="module")
 def loaded(made: Made) -> Callable[[str], Any]:
-    """Return a model that all tests share: each leaves it as it was, which is what they are about."""
+    """Return a model that the tests share; each leaves it unchanged, which is what they test."""
     found: dict[str, Any] = {}
 
     def get(kind: str) -> Any:
@@ -88,7 +88,7 @@ def loaded(made: Made) -> Callable[[str], Any]:
 
 
 def bits(model: Any) -> dict[str, torch.Tensor]:
-    """Return copies of all tensors as they lie in memory, those inside a packed one each by itself."""
+    """Return copies of all stored tensors, including the components of packed ones."""
     found = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         inner = getattr(tensor, "__tensor_flatten__", None)
@@ -109,8 +109,8 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def test_start_gradients_state_and_eject(case: str, kind: str, loaded: Callable[[str], Any]) -> None:
     model, ids = loaded(kind), tokens()
     before, plain = bits(model), logits(model, ids)
-    if case == "full" and kind in PACKED:
-        with pytest.raises(CannotInject, match="'full-fine-tuning' trains what .* holds, and that is quantised"):
+    if case == "full-fine-tuning" and kind in PACKED:
+        with pytest.raises(CannotInject, match="'full-fine-tuning' trains the parameters of .*, which are quantised"):
             inject(model, config(case))
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
         return
@@ -144,14 +144,14 @@ def test_start_gradients_state_and_eject(case: str, kind: str, loaded: Callable[
 
 
 @among(*PACKED)
-@pytest.mark.parametrize("case", ["lora", "dora", "krona", "ia3", "bitfit", "hydra", "norms"])
-def test_merging_is_refused_or_dequantises(case: str, kind: str, made: Made, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", ["lora", "dora", "krona", "ia3", "bitfit", "hydra", "norm-tuning"])
+def test_merging_is_rejected_or_dequantises(case: str, kind: str, made: Made, tmp_path: Path) -> None:
     found, ids = loading.load_base(str(made(kind)[0]), "fp32"), tokens()
     model, before = found.model, bits(found.model)
     injection = inject(model, config(case, **({"at": "q,v"} if case == "bitfit" else {})))
     shake(injection)
     hooked = logits(model, ids)
-    if case in ("bitfit", "norms"):  # they change nothing that is packed
+    if case in ("bitfit", "norm-tuning"):  # these do not change packed weights
         assert torch.allclose(logits(merge(injection), ids), hooked, atol=1e-3 if case == "bitfit" else 1e-5)
         assert scheme(model) == kind.partition(":")[0]
         return
@@ -169,7 +169,7 @@ def test_merging_is_refused_or_dequantises(case: str, kind: str, made: Made, tmp
 
 
 @among("gptq", "awq")
-def test_codes_are_read_as_the_format_has_them(kind: str, made: Made, loaded: Callable[[str], Any]) -> None:
+def test_weights_are_read_as_the_format_defines(kind: str, made: Made, loaded: Callable[[str], Any]) -> None:
     known, model = made(kind)[1], loaded(kind)
     assert len(known) == 14
     for path, weight in known.items():
@@ -179,25 +179,29 @@ def test_codes_are_read_as_the_format_has_them(kind: str, made: Made, loaded: Ca
 
 
 @among(*PACKED, *UNPACKED)
-def test_sizes_are_those_that_are_held(kind: str, made: Made, loaded: Callable[[str], Any]) -> None:
+def test_predicted_sizes_match_the_stored_bytes(kind: str, made: Made, loaded: Callable[[str], Any]) -> None:
     model, found = loaded(kind), size(str(made(kind)[0]), None, "fp32")
     held = sum(t.numel() * t.element_size() for t in bits(model).values())
     assert found.weights == pytest.approx(held, rel=0.05)
-    assert weights.total(model) == found.base == sum(p.numel() for p in quantised_checkpoints.model().parameters())
+    assert (
+        weights.num_parameters(model)
+        == found.base
+        == sum(p.numel() for p in quantised_checkpoints.model().parameters())
+    )
 
 
 @among(*UNPACKED)
 def test_compressed_tensors_are_a_plain_base(kind: str, made: Made, tmp_path: Path) -> None:
     found, ids = loading.load_base(str(made(kind)[0]), "fp32"), tokens()
     model, dense = found.model, logits(quantised_checkpoints.model(), ids)
-    assert scheme(model) == "none" and not any(weights.packed(m) for m in model.modules())
+    assert scheme(model) == "none" and not any(weights.is_quantized(m) for m in model.modules())
     plain = logits(model, ids)
     assert 0 < (plain - dense).abs().max() < 0.2 * dense.abs().max()
     model.save_pretrained(tmp_path)
     found.tokenizer.save_pretrained(tmp_path)
     assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert torch.equal(logits(loading.load_base(str(tmp_path), "fp32").model, ids), plain)
-    with pytest.raises(BadSpec, match="quantised already, by compressed-tensors, and cannot be as int8"):
+    with pytest.raises(BadSpec, match="already quantised by compressed-tensors and cannot be loaded as int8"):
         loading.load_base(str(made(kind)[0]), quantization="int8")
 
 
@@ -214,7 +218,7 @@ def test_a_run_on_a_checkpoint(kind: str, made: Made, tmp_path: Path, capsys: py
     assert planned.base_parameters == record.summary["base_parameters"] == size(spec.base, None).base
     assert planned.weights == pytest.approx(planned.memory.weights, rel=0.01)
     assert len(list(record.predictions())) == 3
-    assert not capsys.readouterr().out  # which a program may read
+    assert not capsys.readouterr().out  # a program may parse it
     if named != "none":
         assert set(LIBRARIES[method]) <= set(record.summary["environment"])
     assert json.loads((record.folder / "adapter" / "adapter.json").read_text())["quantization"] == named
@@ -250,8 +254,8 @@ def test_an_adapter_knows_its_checkpoint(kind: str, made: Made, tmp_path: Path) 
 
 @among("gptq", "awq")
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_what_was_evaluated_first_is_still_trained(kind: str, dtype: Any, made: Made) -> None:
-    """In 16 bits gptqmodel would pack the weights anew for evaluation, and pass no gradient on from then."""
+def test_a_model_that_was_evaluated_can_still_be_trained(kind: str, dtype: Any, made: Made) -> None:
+    """In 16 bits, gptqmodel would repack the weights for evaluation, and no longer propagate gradients."""
     model, ids = loading.load_base(str(made(kind)[0]), dtype).model, tokens()
     before, plain = bits(model), logits(model, ids)
     assert plain.dtype == loading.DTYPES[dtype]
@@ -265,10 +269,10 @@ def test_what_was_evaluated_first_is_still_trained(kind: str, dtype: Any, made: 
 
 
 @among("torchao:Int8DynamicActivationInt8WeightConfig")
-def test_a_base_that_passes_no_gradient_on_is_refused(kind: str, made: Made) -> None:
+def test_a_base_that_does_not_propagate_gradients_is_rejected(kind: str, made: Made) -> None:
     model, ids = loading.load_base(str(made(kind)[0]), "fp32").model, tokens()
     plain = logits(model, ids)
-    with pytest.raises(CannotInject, match=r"quantised in a way \(torchao\) that passes no gradient on"):
+    with pytest.raises(CannotInject, match=r"quantised in a way \(torchao\) that does not propagate gradients"):
         inject(model, config("lora"))
     assert torch.equal(logits(model, ids), plain)
 
@@ -290,7 +294,7 @@ def test_a_missing_library_is_named_before_anything_is_read(
     quantised_checkpoints.model().save_pretrained(base)
     (base / "model.safetensors").unlink()
     quantised_checkpoints.describe(base, METHODS[kind])
-    loading.tokenizer("nano").save_pretrained(base)
+    Blueprint("nano").tokenizer.save_pretrained(base)
     for library in LIBRARIES[kind]:
         monkeypatch.setitem(sys.modules, library, None)
     needed = " and ".join(LIBRARIES[kind]).replace("_", "-")
@@ -312,7 +316,7 @@ def test_a_missing_library_is_named_before_anything_is_read(
 def test_the_size_of_a_large_checkpoint_is_read_from_its_configuration(
     kind: str, least: float, most: float, tmp_path: Path
 ) -> None:
-    fields = loading.tiny_config("tiny:llama").to_dict() | {"hidden_size": 4096, "intermediate_size": 16384}
+    fields = random_models.tiny_config("tiny:llama").to_dict() | {"hidden_size": 4096, "intermediate_size": 16384}
     fields |= {"num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 128, "vocab_size": 128}
     for name, more in (("plain", {}), ("packed", {"quantization_config": METHODS[kind]})):
         (tmp_path / name).mkdir()
@@ -322,10 +326,10 @@ def test_the_size_of_a_large_checkpoint_is_read_from_its_configuration(
 
 
 def described(folder: Path, quantization: Any) -> str:
-    """Write a plain checkpoint that says of itself that it is quantised, and return its path."""
+    """Write a plain checkpoint whose config declares it quantised, and return its path."""
     quantised_checkpoints.model().save_pretrained(folder)
     quantised_checkpoints.describe(folder, quantization)
-    loading.tokenizer("nano").save_pretrained(folder)
+    Blueprint("nano").tokenizer.save_pretrained(folder)
     return str(folder)
 
 
@@ -338,7 +342,7 @@ def described(folder: Path, quantization: Any) -> str:
     ],
     ids=["unknown", "wrong type", "no fields"],
 )
-def test_what_cannot_be_understood_is_refused_before_anything_is_read(quantization: Any, tmp_path: Path) -> None:
+def test_an_invalid_quantization_config_is_rejected_before_anything_is_read(quantization: Any, tmp_path: Path) -> None:
     base = described(tmp_path / "base", quantization)
     (tmp_path / "base" / "model.safetensors").unlink()
     spec = RunSpec.parse({**SPEC, "base": base})
@@ -359,11 +363,11 @@ def test_what_cannot_be_understood_is_refused_before_anything_is_read(quantizati
     ],
     ids=["bits", "an older form", "no data"],
 )
-def test_a_size_is_told_whatever_a_configuration_says(quantization: Any, tmp_path: Path) -> None:
+def test_a_size_is_predicted_for_any_configuration(quantization: Any, tmp_path: Path) -> None:
     assert size(described(tmp_path / "base", quantization), None).weights > 0
 
 
-def test_packed_weights_that_nobody_says_are_packed_are_not_made_up(tmp_path: Path) -> None:
+def test_undeclared_packed_weights_are_not_replaced_by_random_ones(tmp_path: Path) -> None:
     base = tmp_path / "base"
     base.mkdir()
     quantised_checkpoints.write("gptq", base)
@@ -375,22 +379,22 @@ def test_packed_weights_that_nobody_says_are_packed_are_not_made_up(tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
-def test_plain_weights_that_are_said_to_be_packed_are_refused(kind: str, tmp_path: Path) -> None:
+def test_plain_weights_declared_as_packed_are_rejected(kind: str, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     said = METHODS["nf4"] if kind == "nf4" else {"quant_method": "bitsandbytes", "load_in_8bit": True}
-    with pytest.raises(BadSpec, match=r"quantised by bitsandbytes, and the weight of \S+ is not"):
+    with pytest.raises(BadSpec, match=r"bitsandbytes quantised it, but the weight of \S+ is not"):
         loading.load_base(described(tmp_path / "base", said))
 
 
 @pytest.mark.parametrize(
     ("quantization", "expected"),
     [
-        (METHODS["torchao"], "cannot spread"),
+        (METHODS["torchao"], "cannot shard"),
         ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "loses its scales"),
     ],
     ids=["torchao", "int8"],
 )
-def test_what_cannot_be_spread_is_refused_by_what_its_files_are(
+def test_checkpoints_that_cannot_be_sharded_are_rejected_by_their_format(
     quantization: dict[str, Any], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = RunSpec.parse({**SPEC, "base": described(tmp_path / "base", quantization)})

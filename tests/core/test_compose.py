@@ -13,19 +13,19 @@ from llm_adapters_lab.core.injection import inject, injections
 from llm_adapters_lab.core.merging import merge
 from llm_adapters_lab.core.registry import get_adapter
 from llm_adapters_lab.errors import BadSpec, CannotInject, CannotMerge
-from llm_adapters_lab.models import loading
+from llm_adapters_lab.models import random_models
 
 IDS = tokens()
 
 
 def alone(name: str, *args: Any, **fields: Any) -> torch.Tensor:
-    model = loading.tiny("tiny:llama")
+    model = random_models.tiny("tiny:llama")
     put(model, name, *args, **fields)
     return logits(model, IDS)
 
 
 def test_switching_stacking_and_order() -> None:
-    model = loading.tiny("tiny:llama")
+    model = random_models.tiny("tiny:llama")
     plain = logits(model, IDS)
     put(model, "a", "series", seed=1)
     put(model, "b", "series", seed=2)
@@ -45,13 +45,13 @@ def test_switching_stacking_and_order() -> None:
 
 
 @pytest.mark.parametrize("kinds", [("lora", "lora"), ("lora", "dora"), ("krona", "lora"), ("ia3", "ia3")])
-def test_a_mix_is_the_linear_combination_of_the_changes_of_weights(kinds: tuple[str, str]) -> None:
+def test_a_mix_is_the_linear_combination_of_the_weight_updates(kinds: tuple[str, str]) -> None:
     shares = {"a": 0.7, "b": -0.4}
-    model = loading.tiny("tiny:llama")
+    model = random_models.tiny("tiny:llama")
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     expected = dict(before)
     for seed, (name, kind) in enumerate(zip(shares, kinds, strict=True)):
-        single = loading.tiny("tiny:llama")
+        single = random_models.tiny("tiny:llama")
         merged = merge(put(single, name, kind, seed=seed, at="k,v"))
         for key, value in merged.named_parameters():
             expected[key] = expected[key] + shares[name] * (value.detach() - before[key])
@@ -64,8 +64,8 @@ def test_a_mix_is_the_linear_combination_of_the_changes_of_weights(kinds: tuple[
     assert not injections(model) and not any(set(MARKS) & set(m.__dict__) for m in model.modules())
 
 
-def test_a_mix_of_one_whole_share_is_that_adapter_and_an_average_lies_between() -> None:
-    model = loading.tiny("tiny:llama")
+def test_a_mix_of_one_adapter_with_weight_one_is_that_adapter_and_an_average_lies_between() -> None:
+    model = random_models.tiny("tiny:llama")
     put(model, "a", "parallel", seed=1, at="mlp@1")
     put(model, "b", "parallel", seed=2, at="mlp@1")
     seen: list[torch.Tensor] = []
@@ -80,8 +80,8 @@ def test_a_mix_of_one_whole_share_is_that_adapter_and_an_average_lies_between() 
     assert torch.allclose(logits(model, IDS), alone("a", "parallel", seed=1, at="mlp@1"), atol=1e-6)
 
 
-def test_what_cannot_be_combined_says_so_and_changes_nothing() -> None:
-    model = loading.tiny("tiny:llama")
+def test_invalid_combinations_are_rejected_and_change_nothing() -> None:
+    model = random_models.tiny("tiny:llama")
     put(model, "a", "lora")
     put(model, "s", "series")
     before = logits(model, IDS)
@@ -105,7 +105,7 @@ def test_what_cannot_be_combined_says_so_and_changes_nothing() -> None:
 
 
 def test_two_adapters_of_the_whole_model_are_switched_not_stacked() -> None:
-    model = loading.tiny("tiny:llama")
+    model = random_models.tiny("tiny:llama")
     put(model, "one", "prefix", seed=1)
     put(model, "two", "prompt-tuning", seed=2)
     with pytest.raises(CannotInject, match="one, two act on the whole model"):
@@ -115,7 +115,7 @@ def test_two_adapters_of_the_whole_model_are_switched_not_stacked() -> None:
 
 
 def test_the_base_stays_frozen_until_the_last_adapter_leaves() -> None:
-    model = loading.tiny("tiny:llama")
+    model = random_models.tiny("tiny:llama")
     first, second = put(model, "first"), put(model, "second", "series")
     first.eject()
     assert not any(p.requires_grad for name, p in model.named_parameters() if "adapters" not in name)
@@ -124,13 +124,13 @@ def test_the_base_stays_frozen_until_the_last_adapter_leaves() -> None:
 
 
 def test_an_adapter_goes_into_a_model_that_carries_another() -> None:
-    """The linear layers of the first must not be taken for projections of the base."""
+    """The linear layers of the first adapter are not projections of the base."""
     for kind in ("series", "parallel", "p-tuning", "full-fine-tuning"):
-        model = loading.tiny("tiny:gpt2")
+        model = random_models.tiny("tiny:gpt2")
         first = inject(model, get_adapter(kind).config(type=kind), name="first")
         second = put(model, "second", "lora", at="attn+mlp")
         assert len(second.sites) == 8
         shake(second)
         first.eject()
         second.eject()
-        assert torch.equal(logits(model, IDS), logits(loading.tiny("tiny:gpt2"), IDS))
+        assert torch.equal(logits(model, IDS), logits(random_models.tiny("tiny:gpt2"), IDS))

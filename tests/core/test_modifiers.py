@@ -1,4 +1,4 @@
-"""Masks, parts and few-bit weights over any adapter: exact counts, exact files, and refusals by name."""
+"""Masks, parts and low bits for any adapter: exact counts, exact files, and rejected configs."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from llm_adapters_lab.core.registry import get_adapter
 from llm_adapters_lab.core.saving import load_adapter, save_adapter
 from llm_adapters_lab.errors import BadSpec, CannotInject, StateMismatch, TrainingFailed
 from llm_adapters_lab.events import Step
-from llm_adapters_lab.models import loading
+from llm_adapters_lab.models import random_models
 from llm_adapters_lab.runs.execution import run
 from llm_adapters_lab.runs.restoring import restore
 from llm_adapters_lab.runs.spec import RunSpec
@@ -31,7 +31,7 @@ SERIES = {"type": "series", "bottleneck": 8, "init": "normal"}
 
 def made(fields: dict[str, Any], family: str = "llama") -> tuple[Any, Injection]:
     torch.manual_seed(0)
-    model = loading.tiny(f"tiny:{family}")
+    model = random_models.tiny(f"tiny:{family}")
     return model, inject(model, get_adapter(fields["type"]).config.model_validate(fields))
 
 
@@ -57,7 +57,7 @@ def kept(injection: Injection) -> torch.Tensor:
 
 @pytest.mark.parametrize("scope", ["global", "tensor"])
 @pytest.mark.parametrize("score", ["random", "magnitude", "snip", "grasp", "synflow"])
-def test_exactly_the_asked_share_is_kept_and_the_rest_stays_zero(score: str, scope: str) -> None:
+def test_exactly_the_requested_fraction_is_kept_and_the_rest_stays_zero(score: str, scope: str) -> None:
     model, injection = made({**SERIES, "sparse": {"score": score, "sparsity": 0.7, "scope": scope}})
     sizes = [w.numel() for _, w, _ in modified(injection.adapters)]
     expected = round(0.3 * sum(sizes)) if scope == "global" else sum(round(0.3 * size) for size in sizes)
@@ -73,7 +73,7 @@ def test_exactly_the_asked_share_is_kept_and_the_rest_stays_zero(score: str, sco
 
 
 def test_the_weight_whose_removal_changes_the_loss_most_has_the_highest_snip_score() -> None:
-    """On a quadratic loss the change is known: with w the weights and g the gradient it is near |w g|."""
+    """For a quadratic loss, removing a weight w with gradient g changes the loss by about |w g|."""
     model, injection = made({**SERIES, "at": "mlp@0", "sparse": {"score": "snip", "sparsity": 0.99}})
     rows = samples(4)
     list(train(model, injection, rows, TrainSpec(batch=4, max_steps=1, learning_rate=1e-12, precision="fp32")))
@@ -107,7 +107,7 @@ def test_the_weight_whose_removal_changes_the_loss_most_has_the_highest_snip_sco
     assert sorted(range(len(changes)), key=lambda i: -changes[i][0]).index(best) < 3
 
 
-def test_equal_scores_do_not_remove_more_than_asked() -> None:
+def test_ties_do_not_remove_more_weights_than_requested() -> None:
     masks = [sparse.Mask(torch.Size([20, 20]), configs.SparseConfig(sparsity=0.25, scope="tensor"))]
     masks[0].dropped = 100
     sparse._choose(masks, [torch.zeros(20, 20)])
@@ -115,11 +115,11 @@ def test_equal_scores_do_not_remove_more_than_asked() -> None:
 
 
 @pytest.mark.parametrize("kind", ["lora", "series"])
-def test_an_exit_of_zeros_gives_snip_nothing_to_choose_by_so_it_warms_up_or_says_so(kind: str) -> None:
+def test_snip_needs_a_warmup_if_the_output_projection_is_zero(kind: str) -> None:
     size = {"rank": 4} if kind == "lora" else {"bottleneck": 8}
     plan = {"score": "snip", "sparsity": 0.5}
     model, injection = made({"type": kind, **size, "sparse": plan})
-    with pytest.raises(TrainingFailed, match=r"Every snip score of the adapter is zero.*warmup"):
+    with pytest.raises(TrainingFailed, match=r"All snip scores of the adapter are zero.*warmup"):
         fit(model, injection)
     model, injection = made({"type": kind, **size, "sparse": {**plan, "warmup": 2}})
     fit(model, injection, steps=2)
@@ -138,7 +138,7 @@ def test_large_sparse_has_the_count_of_the_dense_one() -> None:
 # Parts
 
 
-def test_parts_are_disjoint_equal_in_size_and_together_everything() -> None:
+def test_parts_are_disjoint_of_equal_size_and_cover_the_matrix() -> None:
     (parts,) = partition.parts([torch.zeros(7, 9)], configs.SplitConfig(parts=4))
     counts = torch.bincount(parts.part.flatten().long(), minlength=4)
     assert counts.sum() == 63
@@ -168,7 +168,7 @@ def test_one_part_is_the_plain_adapter_and_after_training_there_is_one_ordinary_
     assert torch.equal(logits(other, ids), logits(model, ids))
 
 
-def test_the_divergence_is_symmetric_zero_for_equals_and_that_of_torch() -> None:
+def test_the_divergence_is_symmetric_zero_for_equal_inputs_and_agrees_with_torch() -> None:
     a, b = torch.randn(5, 11), torch.randn(5, 11)
     p, q = a.log_softmax(-1), b.log_softmax(-1)
     kl = torch.nn.functional.kl_div
@@ -178,12 +178,12 @@ def test_the_divergence_is_symmetric_zero_for_equals_and_that_of_torch() -> None
     assert float(partition.divergence(a, a)) == 0
 
 
-# Few bits
+# Low bits
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 @pytest.mark.parametrize("kind", ["lora", "series"])
-def test_the_file_has_the_size_of_the_formula_and_gives_back_every_bit(kind: str, bits: int, tmp_path: Path) -> None:
+def test_the_file_has_the_expected_size_and_restores_every_bit(kind: str, bits: int, tmp_path: Path) -> None:
     size = {"rank": 3} if kind == "lora" else {"bottleneck": 7}
     model, injection = made({"type": kind, **size, "quantize": {"bits": bits}})
     fit(model, injection)
@@ -198,21 +198,21 @@ def test_the_file_has_the_size_of_the_formula_and_gives_back_every_bit(kind: str
     expected = sum(-(-w.numel() * bits // 8) + 8 for _, w, _ in modified(injection.adapters))
     assert sum(t.numel() * t.element_size() for t in stored.values()) == expected
 
-    again = loading.tiny("tiny:llama")
+    again = random_models.tiny("tiny:llama")
     loaded = load_adapter(again, tmp_path / "adapter")
     assert torch.equal(logits(again, tokens()), before)
     save_adapter(loaded, tmp_path / "twice")
     twice = load_file(tmp_path / "twice" / "adapter.safetensors")
     assert all(torch.equal(t, twice[key]) for key, t in stored.items())
-    assert fit(again, loaded)[0] == pytest.approx(fit(model, injection)[0], rel=0.2)  # and training goes on
+    assert fit(again, loaded)[0] == pytest.approx(fit(model, injection)[0], rel=0.2)  # and training can continue
 
 
 def _names(module: torch.nn.Module) -> list[str]:
     return list(module.parametrizations) if parametrize.is_parametrized(module) else []
 
 
-def test_the_code_is_that_of_the_paper_and_its_error_shrinks_with_the_bits() -> None:
-    assert low_bit.code(1).tolist() == pytest.approx([-0.6745, 0.6745], abs=1e-4)
+def test_the_codebook_is_that_of_the_paper_and_more_bits_reduce_the_error() -> None:
+    assert low_bit.codebook(1).tolist() == pytest.approx([-0.6745, 0.6745], abs=1e-4)
     w, errors = torch.randn(64, 64), []
     for bits in (1, 2, 4, 8):
         rounded = low_bit.Quantiser(bits)(w)
@@ -221,7 +221,7 @@ def test_the_code_is_that_of_the_paper_and_its_error_shrinks_with_the_bits() -> 
     assert errors[-1] < 0.05 * errors[0]
 
 
-def test_the_gradient_goes_straight_through_and_a_constant_matrix_stays() -> None:
+def test_the_gradient_is_straight_through_and_a_constant_matrix_does_not_change() -> None:
     w = torch.randn(4, 6, requires_grad=True)
     weights = torch.randn(4, 6)
     (low_bit.Quantiser(1)(w) * weights).sum().backward()
@@ -230,7 +230,7 @@ def test_the_gradient_goes_straight_through_and_a_constant_matrix_stays() -> Non
         assert torch.equal(low_bit.Quantiser(1)(torch.full((3, 3), value)), torch.full((3, 3), value))
 
 
-def test_a_damaged_file_is_refused_and_nothing_is_loaded(tmp_path: Path) -> None:
+def test_a_damaged_file_is_rejected_and_nothing_is_loaded(tmp_path: Path) -> None:
     _, injection = made({"type": "lora", "rank": 3, "quantize": {"bits": 1}})
     shake(injection)
     state = injection.saved_tensors()
@@ -244,7 +244,7 @@ def test_a_damaged_file_is_refused_and_nothing_is_loaded(tmp_path: Path) -> None
     assert all(torch.equal(t, before[key]) for key, t in injection.state_dict().items())
 
 
-# All of them
+# All modifiers
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_a_damaged_file_is_refused_and_nothing_is_loaded(tmp_path: Path) -> None
     [{"sparse": {"score": "snip", "sparsity": 0.5, "warmup": 2}}, {"split": {}}, {"quantize": {"bits": 2}}],
     ids=lambda wrapper: next(iter(wrapper)),
 )
-def test_a_run_is_trained_scored_saved_and_comes_back_the_same(wrapper: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_is_trained_scored_saved_and_restored_exactly(wrapper: dict[str, Any], tmp_path: Path) -> None:
     fields = {
         "adapter": {"type": "lora", "rank": 4, **wrapper},
         "data": {"rows": 16, "max_tokens": 128},
@@ -284,10 +284,10 @@ def test_a_run_is_trained_scored_saved_and_comes_back_the_same(wrapper: dict[str
         ({"type": "lora", "sparse": {}, "quantize": {}}, BadSpec, "adapter.sparse and adapter.quantize exclude"),
     ],
 )
-def test_what_cannot_be_wrapped_is_refused_by_name(
+def test_adapters_that_cannot_be_modified_are_rejected_by_name(
     fields: dict[str, Any], error: type[Exception], expected: str
 ) -> None:
-    model = loading.tiny("tiny:llama")
+    model = random_models.tiny("tiny:llama")
     ids = tokens()
     plain = logits(model, ids)
     with pytest.raises(error, match=expected):

@@ -1,4 +1,4 @@
-"""Against peft 0.21: the same function, the same training, folders in both directions, and named refusals."""
+"""Comparison with peft 0.21: the same outputs and training, folders in both directions, and rejected features."""
 
 import copy
 import json
@@ -18,11 +18,11 @@ from llm_adapters_lab.core.injection import Injection, inject, injections
 from llm_adapters_lab.core.peft_format import to_peft
 from llm_adapters_lab.core.registry import all_adapters, get_adapter
 from llm_adapters_lab.core.saving import load_adapter
-from llm_adapters_lab.errors import BadSpec, CannotExport, CannotImport, StateMismatch
+from llm_adapters_lab.errors import BadSpec, CannotConvert, StateMismatch
 from llm_adapters_lab.events import Step
-from llm_adapters_lab.models import loading
+from llm_adapters_lab.models import random_models
 from llm_adapters_lab.tasks.tokens import IGNORED, Sample
-from llm_adapters_lab.training.batches import collate, order
+from llm_adapters_lab.training.batches import collate, row_order
 from llm_adapters_lab.training.loop import train
 from llm_adapters_lab.training.spec import TrainSpec
 
@@ -32,7 +32,7 @@ pytestmark = [
 ]
 T = 5  # virtual tokens
 
-# How each family calls its queries and values, keys and values, and the way out of the MLP.
+# Names of queries and values, keys and values, and the down-projection in each family.
 NAMES = {
     "llama": (["q_proj", "v_proj"], ["k_proj", "v_proj"], "down_proj"),
     "gpt2": (["c_attn"], ["c_attn"], "mlp.c_proj"),
@@ -46,7 +46,7 @@ FAMILIES = pytest.mark.parametrize("family", NAMES)
 _LORA = {"type": "lora", "rank": 4, "alpha": 6.0, "at": "q,v,down"}
 _P = {"type": "p-tuning", "virtual_tokens": T, "hidden": 8}
 _H, _LSTM = {"encoder_hidden_size": 8}, {"encoder_reparameterization_type": "LSTM", "encoder_num_layers": 1}
-# The config in the lab, and what differs from peft's defaults.
+# The config of the lab, and the fields that differ from the defaults of peft.
 BOTH: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "lora": (_LORA, {}),
     "rslora": (_LORA | {"scale": "rslora"}, {"use_rslora": True}),
@@ -61,7 +61,7 @@ BOTH: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "p-mlp": (_P, _H),
     "p-lstm": (_P | {"encoder": "lstm"}, _H | _LSTM),
 }
-# These the lab writes for peft, though peft cannot make them.
+# The lab can export these to peft, although peft cannot create them.
 OWN = {
     "gaussian": _LORA | {"init": "gaussian"},
     "learned": _LORA | {"scale": "learned"},
@@ -78,18 +78,18 @@ VIRTUAL = ("prefix", "prompt-tuning", "p-tuning")
 
 @cache
 def _base(family: str) -> Any:
-    config = loading.tiny_config(f"tiny:{family}")
+    config = random_models.tiny_config(f"tiny:{family}")
     for name in vars(config):
         if "drop" in name:
             setattr(config, name, 0.0)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
-    shake(model.parameters())  # else every bias would be zero and every norm's weight one
+    shake(model.parameters())  # otherwise all biases would be zero, and the weights of norms one
     return model
 
 
 def base(family: str = "llama") -> Any:
-    """Return a model of its own, always the same, without dropout."""
+    """Return a new copy of the same model, without dropout."""
     return copy.deepcopy(_base(family))
 
 
@@ -125,7 +125,7 @@ def trained(model: Any) -> list[torch.nn.Parameter]:
 
 @torch.no_grad()
 def copy_over(injection: Injection, other: Any) -> None:
-    """Give the lab the tensors of a peft model. A_0 and B_0 of PiSSA are not given: both find the same ones."""
+    """Copy the tensors of a peft model to the lab, except A_0 and B_0 of PiSSA, which both compute."""
     for key, site in injection.sites.items():
         adapter, module = injection.adapters[key], other.get_submodule(f"base_model.model.{site.path}")
         if injection.config.type == "ia3":
@@ -155,7 +155,7 @@ def copy_over(injection: Injection, other: Any) -> None:
 
 
 def logits(model: Any, padded: bool = False, batch: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
-    """Return the logits of the real tokens (without those of virtual ones, which peft gives too)."""
+    """Return the logits of the real tokens; peft also returns those of virtual tokens."""
     if batch is None:
         ids = torch.randint(3, 128, (2, 7), generator=torch.Generator().manual_seed(1))
         mask = torch.ones_like(ids)
@@ -171,8 +171,8 @@ def same(one: Any, other: Any, padded: bool = False) -> None:
     torch.testing.assert_close(logits(one, padded), logits(other, padded), atol=1e-5, rtol=0.0)
 
 
-# peft leaves positions to the model. OPT and BLOOM take them from the mask, as the lab does for all; the others count
-# padding between virtual and real tokens too, so what a row gives depends on the longest row of its batch.
+# peft leaves positions to the model. OPT and BLOOM derive them from the mask, as the lab does for all models; others
+# also count padding between virtual and real tokens, so outputs depend on the longest row of the batch.
 def agrees_when_padded(family: str, kind: str) -> bool:
     return kind not in VIRTUAL or family in ("opt", "bloom")
 
@@ -199,7 +199,7 @@ def test_equal_weights_give_equal_logits_and_five_equal_losses(case: str, family
     losses = [event.loss for event in events if isinstance(event, Step)]
     expected = []
     optimizer = torch.optim.AdamW(trained(other), lr=1e-3, weight_decay=0.0)
-    for rows in order(6, 3, 5, 6):
+    for rows in row_order(6, 3, 5, 6):
         batch = collate([samples[i] for i in rows], 0)
         given = logits(other.train(), batch=batch)[:, :-1].flatten(0, 1)
         loss = cross_entropy(given, batch["labels"][:, 1:].flatten(), ignore_index=IGNORED)
@@ -242,7 +242,7 @@ def test_the_lab_loads_what_peft_saves(case: str, family: str, tmp_path: Path) -
 
 
 def test_feedforward_modules_may_be_a_pattern(tmp_path: Path) -> None:
-    pattern = r".*\.mlp\.up_proj|.*q_proj"  # q_proj is square: nothing but the pattern tells its input from its output
+    pattern = r".*\.mlp\.up_proj|.*q_proj"  # q_proj is square: only the pattern distinguishes input and output
     config = peft.IA3Config(target_modules=r".*(q|v|up)_proj", feedforward_modules=pattern, task_type="CAUSAL_LM")
     other, fresh = peft.get_peft_model(base(), config), base()
     shake(trained(other))
@@ -252,26 +252,26 @@ def test_feedforward_modules_may_be_a_pattern(tmp_path: Path) -> None:
 
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
-# Fields of a LoRA that only have to be named, one folder each.
+# Fields of LoRA that must be named in the error, one folder each.
 FOREIGN: dict[str, Any] = {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 2}, "task_type": "SEQ_CLS"}
 FOREIGN |= {"bias": "all", "lora_bias": True, "layer_replication": [[0, 2], [1, 2]], "trainable_token_indices": [1]}
 FOREIGN |= {"target_parameters": ["weight"], "use_qalora": True, "alora_invocation_tokens": [1], "of_tomorrow": 1}
 FOREIGN |= {"modules_to_save": ["lm_head"]}
 STARTS = ("olora", "corda", "loftq", "mica", "lora_ga", "pissa_niter_4")
 REFUSED: dict[str, tuple[str, dict[str, Any], type[Exception], str]] = {
-    **{name: ("lora", {name: value}, CannotImport, f"{name} = ") for name, value in FOREIGN.items()},
-    **{init: ("lora", {"init_lora_weights": init}, CannotImport, f"init_lora_weights = '{init}'") for init in STARTS},
-    "LOHA": ("lora", {"peft_type": "LOHA"}, CannotImport, "LOHA.*It reads IA3, LORA"),
-    "VERA": ("lora", {"peft_type": "VERA"}, CannotImport, "VERA"),
-    "rank 0": ("lora", {"r": 0}, CannotImport, "rank = 0"),
-    "rank in words": ("lora", {"r": "many"}, CannotImport, "rank = 'many'"),
-    "dora pissa": ("lora", {"use_dora": True, "init_lora_weights": "pissa"}, CannotImport, "init = 'pissa'"),
+    **{name: ("lora", {name: value}, CannotConvert, f"{name} = ") for name, value in FOREIGN.items()},
+    **{init: ("lora", {"init_lora_weights": init}, CannotConvert, f"init_lora_weights = '{init}'") for init in STARTS},
+    "LOHA": ("lora", {"peft_type": "LOHA"}, CannotConvert, "LOHA.*It reads IA3, LORA"),
+    "VERA": ("lora", {"peft_type": "VERA"}, CannotConvert, "VERA"),
+    "rank 0": ("lora", {"r": 0}, CannotConvert, "rank = 0"),
+    "rank in words": ("lora", {"r": "many"}, CannotConvert, "rank = 'many'"),
+    "dora pissa": ("lora", {"use_dora": True, "init_lora_weights": "pissa"}, CannotConvert, "init = 'pissa'"),
     "dora without magnitudes": ("lora", {"use_dora": True}, StateMismatch, "missing .*lora_magnitude_vector"),
     "magnitudes without dora": ("dora", {"use_dora": False}, StateMismatch, "unexpected .*lora_magnitude_vector"),
     "other rank": ("lora", {"r": 3}, StateMismatch, r"q_proj: .*\[32, 4\].*\[32, 3\]"),
     "other length": ("prompt", {"num_virtual_tokens": 4}, StateMismatch, r"\[5, 32\].*\[4, 32\]"),
     "other prefix": ("prefix", {"num_virtual_tokens": 4}, StateMismatch, r"value: .*\[2, 5, 8\].*\[2, 4, 8\]"),
-    "two transformers": ("prompt", {"num_transformer_submodules": 2}, CannotImport, "num_transformer_submodules"),
+    "two transformers": ("prompt", {"num_transformer_submodules": 2}, CannotConvert, "num_transformer_submodules"),
     "input as output": ("ia3", {"feedforward_modules": []}, StateMismatch, r"down_proj: .*\[1, 64\].*\[32\]"),
     "missing": ("lora", {f"{Q}.lora_B.weight": None}, StateMismatch, "missing .*layers.0.self_attn.q_proj lora_B"),
     "unexpected": ("lora", {f"{Q}.lora_C.weight": (2, 2)}, StateMismatch, "unexpected .*q_proj lora_C.weight"),
@@ -279,21 +279,21 @@ REFUSED: dict[str, tuple[str, dict[str, Any], type[Exception], str]] = {
     "stray module": ("prompt", {f"{Q}.lora_A.weight": (2, 2)}, StateMismatch, "unexpected .*q_proj.*lora_A"),
     "one dimension": ("prefix", {"prompt_embeddings": (64,)}, StateMismatch, "the adapter: Dimension"),
     "no module": ("lora", {"base_model.model.nowhere.lora_A.weight": (4, 32)}, StateMismatch, "nowhere.lora_A.weight"),
-    "no projection": ("lora", {f"{Q}uery.lora_A.weight": (4, 32)}, CannotImport, "self_attn.q_projuery.lora_A.weight"),
-    "head": ("lora", {"base_model.model.lm_head.lora_A.weight": (4, 32)}, CannotImport, "lm_head"),
+    "no projection": ("lora", {f"{Q}uery.lora_A.weight": (4, 32)}, CannotConvert, "self_attn.q_projuery.lora_A.weight"),
+    "head": ("lora", {"base_model.model.lm_head.lora_A.weight": (4, 32)}, CannotConvert, "lm_head"),
     "shape": ("lora", {f"{Q}.lora_A.weight": (4, 31)}, StateMismatch, r"q_proj: .*\[4, 31\].*\[4, 32\]"),
     "no config": ("lora", {"adapter_config.json": None}, BadSpec, "holds no adapter"),
     "broken config": ("lora", {"adapter_config.json": "{"}, BadSpec, "cannot be read as JSON"),
     "config is a list": ("lora", {"adapter_config.json": "[]"}, BadSpec, "adapter_config.json"),
-    "no rank": ("lora", {"r": None}, CannotImport, "LORA has no 'r'"),
-    "empty config": ("lora", {"adapter_config.json": "{}"}, CannotImport, "no counterpart of peft's None"),
-    "pickled": ("lora", {"adapter_model.safetensors": None, "adapter_model.bin": "x"}, CannotImport, "Pickled"),
+    "no rank": ("lora", {"r": None}, CannotConvert, "LORA has no 'r'"),
+    "empty config": ("lora", {"adapter_config.json": "{}"}, CannotConvert, "no counterpart of peft's None"),
+    "pickled": ("lora", {"adapter_model.safetensors": None, "adapter_model.bin": "x"}, CannotConvert, "Pickled"),
     "broken tensors": ("lora", {"adapter_model.safetensors": "x"}, BadSpec, "cannot be read as safetensors"),
 }
 
 
 def spoil(folder: Path, changes: dict[str, Any]) -> None:
-    """Change files, tensors or config fields of a peft folder; None takes away a file or a tensor."""
+    """Change files, tensors or config fields of a peft folder; None removes a file or a tensor."""
     config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     fields, tensors = json.loads(config.read_text()), load_file(weights)
     for name, value in changes.items():
@@ -309,10 +309,10 @@ def spoil(folder: Path, changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("fault", REFUSED)
-def test_what_has_no_counterpart_is_named_and_nothing_is_loaded(fault: str, tmp_path: Path) -> None:
+def test_features_without_counterpart_are_named_and_nothing_is_loaded(fault: str, tmp_path: Path) -> None:
     case, changes, error, match = REFUSED[fault]
     in_peft("llama", case).save_pretrained(tmp_path)
-    load_adapter(base(), tmp_path)  # unspoiled it loads
+    load_adapter(base(), tmp_path)  # the original can be loaded
     spoil(tmp_path, changes)
     model, before = base(), base().state_dict()
     with pytest.raises(error, match=match) as caught:
@@ -338,13 +338,13 @@ WITHOUT = [name for name, entry in all_adapters().items() if not entry.cls.peft_
         ("ia3", "k,k.in", "k_proj"),
     ],
 )
-def test_what_peft_lacks_is_not_exported(type_: str, at: str, match: str, tmp_path: Path) -> None:
+def test_adapters_that_peft_does_not_support_are_not_exported(type_: str, at: str, match: str, tmp_path: Path) -> None:
     injection = inject(base(), get_adapter(type_).config(type=type_), at=at)
-    with pytest.raises(CannotExport, match=match):
+    with pytest.raises(CannotConvert, match=match):
         to_peft(injection, tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
 
 
-def test_the_matrix_holds_every_method_that_peft_has() -> None:
+def test_all_methods_of_peft_are_tested() -> None:
     assert {fields["type"] for fields, _ in BOTH.values()} == set(all_adapters()) - set(WITHOUT)
     assert peft.__version__.startswith("0.21.")

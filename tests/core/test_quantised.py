@@ -1,4 +1,4 @@
-"""Adapters on bases in 8 and 4 bits, quantised by bitsandbytes itself, keep the promises they keep on plain ones."""
+"""Adapters on bases that bitsandbytes quantises to 8 and 4 bits keep their promises for plain bases."""
 
 import copy
 import json
@@ -22,28 +22,29 @@ from llm_adapters_lab.core.composition import merge_mix, mix
 from llm_adapters_lab.core.hooks import MARKS
 from llm_adapters_lab.core.injection import inject
 from llm_adapters_lab.core.merging import merge
-from llm_adapters_lab.core.packed import scheme
+from llm_adapters_lab.core.quantized import scheme
 from llm_adapters_lab.core.registry import get_adapter
 from llm_adapters_lab.core.saving import load_adapter, save_adapter
 from llm_adapters_lab.errors import BadSpec, CannotInject, CannotMerge, WrongBase
 from llm_adapters_lab.events import FellBack, Step
 from llm_adapters_lab.inspection.weight_metrics import norms
-from llm_adapters_lab.models import loading, quantization
+from llm_adapters_lab.models import loading, quantization, random_models
+from llm_adapters_lab.models.blueprint import NANO
 from llm_adapters_lab.runs.execution import run
 from llm_adapters_lab.runs.forecast.memory import Memory, estimate
 from llm_adapters_lab.runs.forecast.size import size
 from llm_adapters_lab.runs.restoring import restore
 from llm_adapters_lab.runs.spec import RunSpec
-from llm_adapters_lab.training.compilation import Layers
-from llm_adapters_lab.training.fast_paths import choose
+from llm_adapters_lab.training.compilation import CompiledLayers
+from llm_adapters_lab.training.fast_paths import choose_fast_paths
 from llm_adapters_lab.training.loop import train
-from llm_adapters_lab.training.loss import Shortcuts
+from llm_adapters_lab.training.loss import FastPaths
 from llm_adapters_lab.training.spec import TrainSpec
-from llm_adapters_lab.training.step import set_checkpointing
+from llm_adapters_lab.training.step import set_gradient_checkpointing
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes, of the extra `quantized`, is not installed")
 SCHEMES = pytest.mark.parametrize("how", ["nf4", "nf4-double", "int8"])
-PLAIN_CUTS = Shortcuts()
+PLAIN_CUTS = FastPaths()
 PLAIN: dict[str, Any] = {"label_head": False, "packing": False, "share_prefix": False}
 MATRIX = pytest.mark.parametrize(
     ("family", "how"), [("llama", "nf4"), ("llama", "int8"), ("gpt2", "nf4"), ("bloom", "int8"), ("opt", "nf4-double")]
@@ -61,8 +62,8 @@ WIDE: dict[str, dict[str, int]] = {
 
 @cache
 def wide(family: str) -> Any:
-    """Return a tiny model with rows of whole blocks, which 4 bits on the CPU need."""
-    fields = loading.tiny_config(f"tiny:{family}").to_dict() | {"head_dim": 16} | WIDE[family]
+    """Return a tiny model whose rows are whole blocks, which 4 bits on a CPU require."""
+    fields = random_models.tiny_config(f"tiny:{family}").to_dict() | {"head_dim": 16} | WIDE[family]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(CONFIG_MAPPING[family](**fields)).eval()
@@ -73,19 +74,19 @@ def quantised(family: str, how: Any, dtype: torch.dtype = torch.float32) -> Any:
         wide(family).save_pretrained(folder)
         options = {"quantization_config": quantization.settings(how, dtype)} if how != "none" else {}
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options).eval()
-    quantization.settle(model)
+    quantization.pin_packing(model)
     return model
 
 
 @cache
 def base(family: str, how: str) -> Any:
-    """Return a base that all tests share: each leaves it as it was, which is what they are about."""
+    """Return a base that the tests share; each leaves it unchanged, which is what they test."""
     return quantised(family, how)
 
 
 def bits(model: Any) -> list[torch.Tensor]:
-    """Return the packed weights as they lie in memory, whatever a state dict makes of them."""
-    return [m.weight.data.clone() for m in model.modules() if weights.packed(m)]
+    """Return the packed weights as stored in memory; a state dict may convert them."""
+    return [m.weight.data.clone() for m in model.modules() if weights.is_quantized(m)]
 
 
 def state(model: Any) -> dict[str, torch.Tensor]:
@@ -99,8 +100,8 @@ def test_start_gradients_state_and_eject(case: str, family: str, how: str) -> No
     packed, before, plain = bits(model), state(model), logits(model, ids)
     assert len(packed) > 7
     assert any(key.endswith(("absmax", "SCB")) for key in before)
-    if case == "full":
-        with pytest.raises(CannotInject, match="'full-fine-tuning' trains what .* holds, and that is quantised"):
+    if case == "full-fine-tuning":
+        with pytest.raises(CannotInject, match="'full-fine-tuning' trains the parameters of .*, which are quantised"):
             inject(model, config(case))
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
         return
@@ -147,14 +148,14 @@ def test_start_gradients_state_and_eject(case: str, family: str, how: str) -> No
 
 
 @MATRIX
-@pytest.mark.parametrize("case", [case for case in MERGES if case != "full"])
-def test_merging_is_refused_or_dequantises(case: str, family: str, how: str) -> None:
+@pytest.mark.parametrize("case", [case for case in MERGES if case != "full-fine-tuning"])
+def test_merging_is_rejected_or_dequantises(case: str, family: str, how: str) -> None:
     model, ids = copy.deepcopy(base(family, how)), tokens()
     injection = inject(model, config(case))
     shake(injection)
     before, hooked = state(model), logits(model, ids)
     homeless = case == "bitfit" or (case == "adapter-bias" and family == "llama")
-    if case == "norms":  # norms are not quantised, so that theirs merge as ever
+    if case == "norm-tuning":  # norms are not quantised, so they can be merged
         assert torch.allclose(logits(merge(injection), ids), hooked, atol=1e-6)
         assert scheme(model) == how
         return
@@ -168,7 +169,7 @@ def test_merging_is_refused_or_dequantises(case: str, family: str, how: str) -> 
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     if homeless and family == "llama":
         return
-    # As computed: int8 rounds activations too, which a dense model does not.
+    # int8 also rounds activations, which a dense model does not.
     model.train()
     for module in model.modules():
         module.training = "Linear8bit" in type(module).__name__
@@ -178,7 +179,7 @@ def test_merging_is_refused_or_dequantises(case: str, family: str, how: str) -> 
     assert set(merged.state_dict()) == set(wide(family).state_dict())
     assert [type(m) for m in merged.modules()] == [type(m) for m in wide(family).modules()]
     assert scheme(merged) == "none"
-    assert not any(weights.packed(m) for m in merged.modules())
+    assert not any(weights.is_quantized(m) for m in merged.modules())
 
 
 def test_a_mix_is_not_merged_into_packed_weights() -> None:
@@ -195,7 +196,7 @@ def test_a_mix_is_not_merged_into_packed_weights() -> None:
 
 
 @SCHEMES
-def test_views_read_what_a_packed_weight_stands_for(how: str) -> None:
+def test_views_read_the_dequantised_weight(how: str) -> None:
     model, plain = base("llama", how), wide("llama")
     first, second = inject(model, config("lora")), inject(plain, config("lora"))
     shake(first)
@@ -214,7 +215,7 @@ def test_views_read_what_a_packed_weight_stands_for(how: str) -> None:
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_fp32_adapters_on_a_half_precision_base(dtype: Any) -> None:
     model, ids = quantised("llama", "nf4", loading.DTYPES[dtype]), tokens()
-    for case in ("lora", "series-mlp", "dora", "ia3", "prefix"):
+    for case in ("lora", "series", "dora", "ia3", "prefix"):
         injection = inject(model, config(case))
         assert all(p.dtype == torch.float32 for p in injection.parameters())
         found = model(input_ids=ids).logits
@@ -225,7 +226,7 @@ def test_fp32_adapters_on_a_half_precision_base(dtype: Any) -> None:
 
 
 @SCHEMES
-def test_bytes_are_those_that_are_held(how: Any) -> None:
+def test_predicted_bytes_match_the_stored_bytes(how: Any) -> None:
     held: dict[int, int] = {}
     for module in loading.load_base("nano", quantization=how).model.modules():
         for p in module.parameters(recurse=False):
@@ -234,14 +235,14 @@ def test_bytes_are_those_that_are_held(how: Any) -> None:
                 parts += [found.absmax, found.code]
                 parts += [found.state2.absmax, found.state2.code, found.offset] if found.nested else []
             held |= {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in parts if t is not None}
-    # Codes are the same for all; bitsandbytes may hold them once or for every weight.
+    # All weights have the same codes; bitsandbytes may store them once or per weight.
     assert size("nano", None, quantization=how).weights == pytest.approx(sum(held.values()), rel=0.06)
     assert size("nano", None, quantization=how).weights < 0.3 * size("nano", None).weights
 
 
 @pytest.mark.parametrize("how", ["nf4", "int8"])
 @pytest.mark.parametrize("checkpointed", [False, True])
-def test_the_estimate_is_what_the_allocator_gives(how: str, checkpointed: bool) -> None:
+def test_the_estimate_matches_the_allocated_memory(how: str, checkpointed: bool) -> None:
     rows = samples(8, least=40)
     plan = {"batch": 8, "max_steps": 1, "gradient_checkpointing": checkpointed}
     spec = RunSpec.parse({"base": "nano", "quantization": how, "adapter": "lora", "train": plan})
@@ -249,10 +250,10 @@ def test_the_estimate_is_what_the_allocator_gives(how: str, checkpointed: bool) 
     assert isinstance(found, Memory)
     model = loading.load_base("nano", quantization=spec.quantization).model
     injection = inject(model, spec.adapter)
-    cuts, _ = choose(model, injection, rows, spec.train)
+    cuts, _ = choose_fast_paths(model, injection, rows, spec.train)
     model.train()
     if checkpointed:
-        set_checkpointing(model, True)
+        set_gradient_checkpointing(model, True)
     allocated(model, cuts, rows[:2])
     model.zero_grad()
     assert found.step == pytest.approx(allocated(model, cuts, rows), rel=0.15)
@@ -260,7 +261,7 @@ def test_the_estimate_is_what_the_allocator_gives(how: str, checkpointed: bool) 
 
 @pytest.mark.parametrize(("how", "far"), [("nf4", 1e-5), ("nf4-double", 1e-5), ("int8", 1e-3)])
 @pytest.mark.parametrize("plan", [{}, {"gradient_checkpointing": True}], ids=["all", "checkpointed"])
-def test_shortcuts_train_to_the_same_losses(how: Any, far: float, plan: dict[str, Any]) -> None:
+def test_fast_paths_train_to_the_same_losses(how: Any, far: float, plan: dict[str, Any]) -> None:
     rows = samples(8, least=20)
 
     def losses(**fields: Any) -> list[float]:
@@ -281,7 +282,7 @@ def test_compiled_layers_compute_the_same(how: Any) -> None:
     injection = inject(model, config("lora"))
     shake(injection)
     loss, slopes = gradients(model, injection, PLAIN_CUTS, rows)
-    with Layers(model, injection.anatomy, backend="eager"):
+    with CompiledLayers(model, injection.anatomy, backend="eager"):
         found, others = gradients(model, injection, PLAIN_CUTS, rows)
     assert found == pytest.approx(loss, abs=1e-5)
     assert torch.allclose(others, slopes, atol=1e-5)
@@ -327,7 +328,7 @@ def test_an_adapter_knows_how_its_base_was_quantised(how: Any, tmp_path: Path) -
     assert all(torch.equal(a, b) for a, b in zip(same.parameters(), injection.parameters(), strict=True))
 
 
-def test_another_base_in_four_bits_is_told_apart(tmp_path: Path) -> None:
+def test_another_base_in_four_bits_is_detected(tmp_path: Path) -> None:
     save_adapter(
         inject(loading.load_base("nano", quantization="nf4").model, config("lora")), tmp_path / "adapter", "nano"
     )
@@ -341,7 +342,7 @@ def test_another_base_in_four_bits_is_told_apart(tmp_path: Path) -> None:
         load_adapter(other, tmp_path / "adapter")
 
 
-def test_a_checkpoint_that_is_quantised_already(tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_already_quantised(tmp_path: Path) -> None:
     nano = loading.load_base("nano", quantization="nf4")
     nano.model.save_pretrained(tmp_path)
     nano.tokenizer.save_pretrained(tmp_path)
@@ -350,9 +351,9 @@ def test_a_checkpoint_that_is_quantised_already(tmp_path: Path) -> None:
         found = loading.load_base(str(tmp_path), quantization=asked).model
         assert scheme(found) == "nf4"
         assert torch.equal(logits(found, tokens()), plain)
-    with pytest.raises(BadSpec, match="quantised already, by nf4, and cannot be as int8"):
+    with pytest.raises(BadSpec, match="already quantised by nf4 and cannot be loaded as int8"):
         loading.load_base(str(tmp_path), quantization="int8")
-    with pytest.raises(BadSpec, match="quantised already"):
+    with pytest.raises(BadSpec, match="already quantised"):
         run(RunSpec.parse({**SMALL, "base": str(tmp_path), "quantization": "int8"}), root=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
     assert size(str(tmp_path), None).weights == size("nano", None, quantization="nf4").weights
@@ -364,17 +365,17 @@ def test_a_torchao_checkpoint_is_read_trained_on_and_dequantised(tmp_path: Path)
     from torchao.quantization import Int8WeightOnlyConfig
     from transformers import AutoModelForCausalLM, TorchAoConfig
 
-    made = AutoModelForCausalLM.from_pretrained(loading.NANO, quantization_config=TorchAoConfig(Int8WeightOnlyConfig()))
+    made = AutoModelForCausalLM.from_pretrained(NANO, quantization_config=TorchAoConfig(Int8WeightOnlyConfig()))
     made.save_pretrained(tmp_path)
     loading.load_base("nano").tokenizer.save_pretrained(tmp_path)
     model, ids = loading.load_base(str(tmp_path)).model, tokens()
     assert scheme(model) == "torchao"
     plain = logits(model, ids)
-    with pytest.raises(BadSpec, match="quantised already, by torchao"):
+    with pytest.raises(BadSpec, match="already quantised by torchao"):
         loading.load_base(str(tmp_path), quantization="nf4")
     with pytest.raises(CannotInject, match="quantised"):
-        inject(model, config("full"))
-    for case in ("lora", "dora", "pissa", "series-mlp", "ia3", "prefix", "norms"):
+        inject(model, config("full-fine-tuning"))
+    for case in ("lora", "dora", "pissa", "series", "ia3", "prefix", "norm-tuning"):
         injection = inject(model, config(case))
         model(input_ids=ids).logits.square().mean().backward()
         assert all(p.grad is not None for p in injection.parameters())
@@ -391,7 +392,7 @@ def test_a_torchao_checkpoint_is_read_trained_on_and_dequantised(tmp_path: Path)
 
 
 @SCHEMES
-def test_what_is_unpacked_is_near_what_was_packed(how: str) -> None:
+def test_dequantised_weights_are_close_to_the_original_ones(how: str) -> None:
     for family in WIDE:
         dense, packed = wide(family), base(family, how)
         sites = Anatomy.of(dense).projections
@@ -402,16 +403,16 @@ def test_what_is_unpacked_is_near_what_was_packed(how: str) -> None:
         assert (logits(dense, tokens()) - logits(packed, tokens())).abs().max() < 0.2
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU unpacks them right")
-def test_rows_that_a_cpu_unpacks_to_other_values_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadSpec, match="reads 32 features, .* right only for multiples of 64"):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU dequantises them correctly")
+def test_rows_that_a_cpu_dequantises_wrongly_are_rejected(tmp_path: Path) -> None:
+    with pytest.raises(BadSpec, match="has 32 input features, .* correct only for multiples of 64"):
         loading.load_base("tiny:llama", quantization="nf4")
     with pytest.raises(BadSpec, match="Choose quantization: int8"):
         run(RunSpec.parse({**SMALL, "base": "tiny:llama", "quantization": "nf4-double"}), root=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_default_is_the_run_it_was_before() -> None:
+def test_default_quantization_does_not_change_the_run_id() -> None:
     plain = RunSpec.parse(SMALL)
     assert plain.id == RunSpec.parse({**SMALL, "quantization": "none", "device_map": "none"}).id
     assert plain.id != RunSpec.parse({**SMALL, "quantization": "nf4"}).id
@@ -419,7 +420,7 @@ def test_the_default_is_the_run_it_was_before() -> None:
     assert RunSpec.parse(bare).id != RunSpec.parse({**bare, "quantization": "int8"}).id
 
 
-def test_what_cannot_be_quantised_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bases_that_cannot_be_quantised_are_rejected_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadSpec, match=r"quantization.*'nf5'"):
         RunSpec.parse({"quantization": "nf5"})
     with pytest.raises(BadSpec, match="GGUF"):
@@ -431,7 +432,7 @@ def test_what_cannot_be_quantised_is_refused_by_name(tmp_path: Path, monkeypatch
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("case", ["lora", "dora", "series-mlp", "parallel-mlp", "prefix"])
+@pytest.mark.parametrize("case", ["lora", "dora", "series", "parallel", "prefix"])
 @SCHEMES
 def test_on_a_gpu(case: str, how: Any) -> None:
     model, ids = loading.load_base("nano", quantization=how).model, tokens().cuda()

@@ -1,4 +1,4 @@
-"""The registry reads the heads of adapter files, and what it reads is what importing them gives."""
+"""The registry reads the heads of adapter files, with the same result as importing them."""
 
 import importlib
 import json
@@ -15,14 +15,14 @@ HEADS = """
 import json, sys
 from llm_adapters_lab.core.registry import all_adapters
 found = {
-    name: [entry.at, entry.source, entry.colour, entry.idea, entry.module, entry.placed, entry.config.model_json_schema()]
-    for name, entry in all_adapters().items()
+    name: [e.at, e.source, e.colour, e.idea, e.module, e.placed, e.config.model_json_schema()]
+    for name, e in all_adapters().items()
 }
 print(json.dumps([found, [name for name in ("torch", "transformers", "numpy") if name in sys.modules]]))
 """
 
 
-def test_the_heads_say_what_the_modules_do_and_load_no_torch() -> None:
+def test_heads_agree_with_the_imported_modules_and_do_not_load_torch() -> None:
     done = subprocess.run([sys.executable, "-c", HEADS], capture_output=True, text=True, check=True)
     heads, heavy = json.loads(done.stdout)
     assert heavy == []
@@ -36,7 +36,7 @@ def test_the_heads_say_what_the_modules_do_and_load_no_torch() -> None:
     assert len(heads) >= 15
 
 
-def test_a_class_is_imported_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_class_is_imported_on_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
     registry._read_own.cache_clear()
     monkeypatch.setattr(registry, "REGISTRY", {})
     monkeypatch.delitem(sys.modules, f"{ADAPTERS}.krona")
@@ -44,7 +44,9 @@ def test_a_class_is_imported_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatc
     assert entry.loaded is None
     assert entry.cls.__name__ == "KronA"
     assert get_adapter("krona").loaded is entry.cls
-    assert entry.config(type="krona", factor=4).model_dump() == get_adapter("krona").config(factor=4).model_dump()
+    before, after = entry.config(type="krona", factor=4), get_adapter("krona").config(factor=4)
+    assert before == after and hash(before) == hash(after)
+    assert before.model_dump() == after.model_dump()
     monkeypatch.undo()
     registry._read_own.cache_clear()
 
@@ -60,9 +62,9 @@ except BadSpec as error:
     print(error, "torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("init: text needs an init_text") and done.stdout.rstrip().endswith("False")
+    assert done.stdout.startswith("adapter: init: text needs an init_text") and done.stdout.rstrip().endswith("False")
 
 
-def test_an_unknown_one_is_refused_with_the_nearest_names() -> None:
+def test_an_unknown_adapter_is_rejected_with_the_closest_names() -> None:
     with pytest.raises(BadSpec, match="no adapter 'lorra'.*'lora'"):
         get_adapter("lorra")

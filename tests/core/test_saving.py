@@ -1,4 +1,4 @@
-"""Saved adapters: back into the same base to the bit, into no other, and out as a merged model without the lab."""
+"""Saved adapters are restored bit for bit, into the same base only, and merged models work without the lab."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from llm_adapters_lab.core.injection import inject
 from llm_adapters_lab.core.registry import get_adapter
 from llm_adapters_lab.core.saving import load_adapter, save_adapter, save_merged
 from llm_adapters_lab.errors import BadSpec, CannotMerge, StateMismatch, WrongBase
-from llm_adapters_lab.models import loading
+from llm_adapters_lab.models import loading, random_models
 
 IDS = tokens()
 MERGES = [case for case in CASES if get_adapter(CASES[case]["type"]).cls.merged is not None]
@@ -23,44 +23,44 @@ MERGES = [case for case in CASES if get_adapter(CASES[case]["type"]).cls.merged 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @ALL
-def test_a_saved_adapter_comes_back_to_the_bit(case: str, family: str, tmp_path: Path) -> None:
-    model = loading.tiny(f"tiny:{family}")
+def test_a_saved_adapter_is_restored_bit_for_bit(case: str, family: str, tmp_path: Path) -> None:
+    model = random_models.tiny(f"tiny:{family}")
     injection = inject(model, config(case))
     shake(injection)
     save_adapter(injection, tmp_path, f"tiny:{family}")
-    again = loading.tiny(f"tiny:{family}")
+    again = random_models.tiny(f"tiny:{family}")
     loaded = load_adapter(again, tmp_path)
     assert torch.equal(logits(again, IDS), logits(model, IDS))
     assert loaded.count() == injection.count()
 
 
-def test_another_base_is_refused_with_what_differs(tmp_path: Path) -> None:
-    model = loading.tiny("tiny:llama")
+def test_another_base_is_rejected_with_the_differences(tmp_path: Path) -> None:
+    model = random_models.tiny("tiny:llama")
     injection = inject(model, config("lora"))
     shake(injection)
     save_adapter(injection, tmp_path, "tiny:llama")
-    other = loading.tiny("tiny:llama", seed=1)
+    other = random_models.tiny("tiny:llama", seed=1)
     before = logits(other, IDS)
     with pytest.raises(WrongBase, match=r"another base: .*embed_tokens.weight has other values.* and \d+ more"):
         load_adapter(other, tmp_path)
     assert torch.equal(logits(other, IDS), before)
     assert not any(m._forward_hooks for m in other.modules())
-    one = loading.tiny("tiny:llama")
+    one = random_models.tiny("tiny:llama")
     with torch.no_grad():
         one.model.layers[1].mlp.up_proj.weight[3, 5] += 1.0
     with pytest.raises(WrongBase, match=r"base: model.layers.1.mlp.up_proj.weight has other values\. "):
         load_adapter(one, tmp_path)
     with pytest.raises(WrongBase, match="is missing"):
-        load_adapter(loading.tiny("tiny:gpt2"), tmp_path)
+        load_adapter(random_models.tiny("tiny:gpt2"), tmp_path)
     load_adapter(one, tmp_path, check_base=False)
     for dtype in (torch.bfloat16, torch.float16):
-        load_adapter(loading.tiny("tiny:llama").to(dtype), tmp_path)  # the same base, rounded
+        load_adapter(random_models.tiny("tiny:llama").to(dtype), tmp_path)  # the same base, rounded
     with pytest.raises(WrongBase):
-        load_adapter(loading.tiny("tiny:llama", seed=1).to(torch.bfloat16), tmp_path)
+        load_adapter(random_models.tiny("tiny:llama", seed=1).to(torch.bfloat16), tmp_path)
 
 
-def test_damaged_folders_are_named_and_leave_nothing_behind(tmp_path: Path) -> None:
-    model = loading.tiny("tiny:llama")
+def test_damaged_folders_are_rejected_and_leave_no_trace(tmp_path: Path) -> None:
+    model = random_models.tiny("tiny:llama")
     whole = tmp_path / "whole"
     injection = inject(model, config("lora"))
     save_adapter(injection, whole)
@@ -103,7 +103,7 @@ def test_damaged_folders_are_named_and_leave_nothing_behind(tmp_path: Path) -> N
 def test_merged_folders_load_without_the_lab(case: str, family: str, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    model = loading.tiny(f"tiny:{family}")
+    model = random_models.tiny(f"tiny:{family}")
     injection = inject(model, config(case))
     shake(injection)
     expected = logits(model, IDS)
@@ -122,7 +122,7 @@ def test_merged_folders_load_without_the_lab(case: str, family: str, tmp_path: P
         save_merged(inject(again, config("lora")), tmp_path / "merged")
 
 
-def test_export_and_merge_commands_and_a_process_without_the_lab(tmp_path: Path) -> None:
+def test_exported_and_merged_folders_work_in_a_process_without_the_lab(tmp_path: Path) -> None:
     base = loading.load_base("nano")
     injection = inject(base.model, config("lora"))
     shake(injection)

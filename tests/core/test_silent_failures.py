@@ -1,4 +1,4 @@
-"""Ways in which adapters could go wrong in silence: each was once found so, or could be."""
+"""Silent failures of adapters, some of which have occurred."""
 
 import inspect
 import json
@@ -20,20 +20,20 @@ from llm_adapters_lab.core.merging import merge
 from llm_adapters_lab.core.registry import get_adapter, register_adapter
 from llm_adapters_lab.core.saving import load_adapter, save_adapter, save_merged
 from llm_adapters_lab.errors import BadSpec, CannotInject, CannotMerge, EmptyPlacement, StateMismatch
-from llm_adapters_lab.models import loading
+from llm_adapters_lab.models import loading, random_models
 
 IDS = tokens()
 WHOLE = [case for case in CASES if not get_adapter(CASES[case]["type"]).cls.identity]
 
 
 def model(family: str = "llama") -> Any:
-    return loading.tiny(f"tiny:{family}")
+    return random_models.tiny(f"tiny:{family}")
 
 
-@pytest.mark.parametrize("case", ["full", "norms"])
+@pytest.mark.parametrize("case", ["full-fine-tuning", "norm-tuning"])
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_interrupted_forward_leaves_the_base_its_own(
+def test_an_interrupted_forward_restores_the_parameters_of_the_base(
     case: str, error: type[BaseException], dtype: torch.dtype
 ) -> None:
     adapted = model().to(dtype)
@@ -86,10 +86,12 @@ def test_generated_logits_do_not_depend_on_cache_or_padding(case: str, family: s
         assert torch.allclose(step_logits(padded, attention_mask=mask, use_cache=use_cache)[:, 1:], alone, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", ["prompt", "p-tuning"])
+@pytest.mark.parametrize("case", ["prompt-tuning", "p-tuning"])
 @pytest.mark.parametrize(("family", "window"), [("mistral", "sliding_window"), ("gpt_neo", "window_size")])
-def test_windows_see_no_padding_between_virtual_and_real_tokens(case: str, family: str, window: str) -> None:
-    shape = loading.tiny_config(f"tiny:{family}")
+def test_sliding_windows_contain_no_padding_between_virtual_and_real_tokens(
+    case: str, family: str, window: str
+) -> None:
+    shape = random_models.tiny_config(f"tiny:{family}")
     setattr(shape, window, 8)
     from transformers import AutoModelForCausalLM
 
@@ -107,12 +109,12 @@ def test_windows_see_no_padding_between_virtual_and_real_tokens(case: str, famil
 
 
 @pytest.mark.parametrize("case", WHOLE)
-def test_calls_in_which_virtual_tokens_would_go_wrong_are_refused(case: str) -> None:
+def test_calls_that_virtual_tokens_do_not_support_are_rejected(case: str) -> None:
     adapted = model()
     inject(adapted, config(case))
     with torch.no_grad():
         cache = adapted(IDS, use_cache=True).past_key_values
-    with pytest.raises(CannotInject, match="the mask speaks of 0 before the 7 given"):
+    with pytest.raises(CannotInject, match="the mask covers 0 before the 7 given"):
         adapted(IDS, attention_mask=torch.ones_like(IDS), past_key_values=cache)
     with pytest.raises(CannotInject, match="4 dimensions"):
         adapted(IDS, attention_mask=torch.ones(2, 1, 7, 7))
@@ -142,7 +144,7 @@ def test_positional_arguments_and_every_output_have_the_size_of_the_input(case: 
     assert torch.equal(plain(input_ids=IDS, attention_mask=mask, return_dict=False)[0], given)
 
 
-def test_a_merge_that_would_act_differently_is_refused() -> None:
+def test_a_merge_that_would_change_the_outputs_is_rejected() -> None:
     pairs: list[tuple[str, str, str, str]] = [
         ("series", "mlp", "lora", "down"),
         ("full-fine-tuning", "", "lora", "q"),
@@ -178,7 +180,7 @@ def test_changes_of_input_and_weight_of_one_module_merge_together(kind: str, at:
     assert torch.allclose(logits(adapted, IDS), hooked, atol=1e-5)
 
 
-def test_a_plain_folder_is_plain(tmp_path: Path) -> None:
+def test_a_merged_folder_contains_no_other_adapters(tmp_path: Path) -> None:
     adapted = model()
     ours = put(adapted, "ours", at="q")
     put(adapted, "theirs", "series", at="mlp")
@@ -189,7 +191,7 @@ def test_a_plain_folder_is_plain(tmp_path: Path) -> None:
     assert set(injections(adapted)) == {"ours", "theirs"} and not (tmp_path / "merged").exists()
 
 
-def test_a_mix_is_closed_and_does_not_follow_itself() -> None:
+def test_a_mix_excludes_later_adapters_and_adapters_in_sequence() -> None:
     adapted = model()
     put(adapted, "a", "lora", at="down")
     put(adapted, "s", "series", at="mlp")
@@ -207,7 +209,7 @@ def test_a_mix_is_closed_and_does_not_follow_itself() -> None:
     assert torch.equal(logits(adapted, IDS), late)
 
 
-def test_an_ejected_adapter_saves_nothing_over_something(tmp_path: Path) -> None:
+def test_saving_an_ejected_adapter_keeps_the_saved_one(tmp_path: Path) -> None:
     injection = put(model(), "ours")
     save_adapter(injection, tmp_path)
     before = (tmp_path / "adapter.safetensors").read_bytes()
@@ -219,7 +221,7 @@ def test_an_ejected_adapter_saves_nothing_over_something(tmp_path: Path) -> None
     assert (tmp_path / "adapter.safetensors").read_bytes() == before
 
 
-def test_dora_leaves_features_without_weights_alone() -> None:
+def test_dora_does_not_change_features_with_zero_weights() -> None:
     adapted = model()
     with torch.no_grad():
         adapted.model.layers[0].self_attn.v_proj.weight[3] = 0
@@ -232,7 +234,7 @@ def test_dora_leaves_features_without_weights_alone() -> None:
     assert torch.allclose(logits(merge(injection), IDS), hooked, atol=1e-5)
 
 
-def test_dtypes_are_those_of_each_adapter() -> None:
+def test_each_adapter_computes_in_its_own_dtype() -> None:
     class Odd(AdapterConfig):
         """Config."""
 
@@ -260,14 +262,14 @@ def test_dtypes_are_those_of_each_adapter() -> None:
 
 
 @pytest.mark.parametrize("name", ["mix", "off", "x", "keys", "forward", "not a word", "1st"])
-def test_names_that_cannot_be_used_leave_no_trace(name: str) -> None:
+def test_invalid_names_leave_no_trace(name: str) -> None:
     adapted = model()
     with pytest.raises(BadSpec, match="must be a plain word"):
         inject(adapted, config("lora"), name=name)
     assert all(p.requires_grad for p in adapted.parameters()) and not injections(adapted)
 
 
-def test_odd_files_are_named(tmp_path: Path) -> None:
+def test_invalid_files_are_named(tmp_path: Path) -> None:
     injection = put(model(), "ours")
     save_adapter(injection, tmp_path)
     whole = json.loads((tmp_path / "adapter.json").read_text())
@@ -275,7 +277,7 @@ def test_odd_files_are_named(tmp_path: Path) -> None:
         ({}, "names no adapter"),
         ([], "not names with values"),
         ({"config": {"rank": 3}}, "names no adapter"),
-        ({"config": {"type": "lora", "rank": 0}}, "adapter.json: rank = 0"),
+        ({"config": {"type": "lora", "rank": 0}}, "adapter.json: rank must be a whole number from 1"),
         ({"config": {"type": "lora", "wide": 0}}, "adapter.json: wide' is not a known key"),
         ({"config": {"type": "laura"}}, "no adapter 'laura'"),
     ):
@@ -291,10 +293,10 @@ def test_odd_files_are_named(tmp_path: Path) -> None:
         injection.load_state_dict({**state, first: state[first] * float("nan")})
 
 
-def test_the_fingerprint_sees_all_of_a_matrix() -> None:
+def test_the_fingerprint_covers_the_whole_matrix() -> None:
     one, two = model(), model()
     with torch.no_grad():
-        two.lm_head.weight[-1, -1] += 1  # 4,096 elements: every one is looked at
+        two.lm_head.weight[-1, -1] += 1  # 4,096 elements, all of which are sampled
     assert fingerprint(one) != fingerprint(two)
     wide = torch.nn.Linear(90, 90)
     before = fingerprint(wide)
@@ -303,12 +305,12 @@ def test_the_fingerprint_sees_all_of_a_matrix() -> None:
     assert fingerprint(wide) != before
 
 
-def test_what_has_nothing_to_change_or_to_start_from_is_refused() -> None:
+def test_adapters_without_sites_or_initialisation_are_rejected() -> None:
     from transformers import OlmoConfig, OlmoForCausalLM
 
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     with pytest.raises(EmptyPlacement, match="nothing that 'norm-tuning' could change"):
-        inject(OlmoForCausalLM(OlmoConfig(vocab_size=128, pad_token_id=0, **shape)), config("norms"))
+        inject(OlmoForCausalLM(OlmoConfig(vocab_size=128, pad_token_id=0, **shape)), config("norm-tuning"))
     base = loading.load_base("nano")
     text = get_adapter("prompt-tuning").config(type="prompt-tuning", init="text", init_text="   ", virtual_tokens=3)
     with pytest.raises(BadSpec, match="holds no token"):

@@ -1,4 +1,4 @@
-"""The likelihoods of options are those of EleutherAI's lm-eval, as golden/make_lm_eval.py has written them down."""
+"""The likelihoods of options equal those of EleutherAI's lm-eval, as saved by golden/make_lm_eval.py."""
 
 import json
 import os
@@ -18,7 +18,7 @@ DATA = os.environ.get("LAB_DATA")  # read before the tests hide it
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_the_same_scores_as_lm_eval(file: Path) -> None:
+def test_scores_equal_those_of_lm_eval(file: Path) -> None:
     golden = json.loads(file.read_text(encoding="utf-8"))
     embedded = golden["base"] == "nano"
     if not embedded and not (DATA and os.environ.get("LAB_SLOW")):
@@ -42,6 +42,6 @@ def test_the_same_scores_as_lm_eval(file: Path) -> None:
 
 
 def apart(scores: dict[str, Any]) -> dict[str, float]:
-    """Return scores relative to the first: lm-eval also counts what the prompt ends and the answers begin with."""
+    """Return scores relative to the first: lm-eval also counts the common beginning of all answers."""
     first = next(iter(scores.values()))
     return {name: value - first for name, value in scores.items()}

@@ -1,4 +1,4 @@
-"""The lab's own loop answers as transformers does, on every family, with every adapter, in every batch."""
+"""The lab's decoding loop gives the answers of transformers, for every family and adapter, in every batch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,8 +9,8 @@ import torch
 from llm_adapters_lab.core.injection import inject
 from llm_adapters_lab.core.registry import get_adapter
 from llm_adapters_lab.errors import CannotInject
-from llm_adapters_lab.evaluation.decoding import can_batch, common, greedy, likelihoods
-from llm_adapters_lab.models import loading
+from llm_adapters_lab.evaluation.decoding import can_batch, common_prefix, greedy, likelihoods
+from llm_adapters_lab.models import random_models
 from llm_adapters_lab.tasks.tokens import pad
 
 ADAPTERS: dict[str, dict[str, Any] | None] = {
@@ -26,7 +26,7 @@ LIMIT = 6
 
 
 def adapted(family: str, adapter: str) -> Any:
-    model = loading.tiny(f"tiny:{family}")
+    model = random_models.tiny(f"tiny:{family}")
     if fields := ADAPTERS[adapter]:
         generator = torch.Generator().manual_seed(2)
         with torch.no_grad():
@@ -51,9 +51,9 @@ def plain(model: Any, rows: list[list[int]]) -> list[list[int]]:
     return out
 
 
-@pytest.mark.parametrize("family", loading.TINY)
+@pytest.mark.parametrize("family", random_models.TINY)
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_answers_are_those_of_transformers_in_any_batch(family: str, adapter: str) -> None:
+def test_answers_equal_those_of_transformers_in_any_batch(family: str, adapter: str) -> None:
     model, rows = adapted(family, adapter), prompts()
     assert can_batch(model)
     if (family, adapter) == ("mpt", "prefix"):
@@ -67,17 +67,17 @@ def test_answers_are_those_of_transformers_in_any_batch(family: str, adapter: st
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_rows_that_share_nothing_are_answered_too(adapter: str) -> None:
+def test_rows_without_a_common_prefix_are_answered(adapter: str) -> None:
     model = adapted("llama", adapter)
     rows = [row[i:] for i, row in enumerate(prompts())]
-    assert common(rows) == 0
+    assert common_prefix(rows) == 0
     assert greedy(model, rows, 0, LIMIT, never) == plain(model, rows)
 
 
 @pytest.mark.parametrize("adapter", ["base", "prefix"])
 @pytest.mark.parametrize("window", [3, 8, 16])
 def test_a_sliding_window_shorter_than_the_prompt(adapter: str, window: int) -> None:
-    config = loading.tiny_config("tiny:mistral")
+    config = random_models.tiny_config("tiny:mistral")
     config.sliding_window = window
     torch.manual_seed(0)
     from transformers import MistralForCausalLM
@@ -101,7 +101,7 @@ def ends_with(tokens: set[int]) -> Callable[[list[int]], bool]:
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_rows_that_end_leave_and_the_others_do_not_notice(adapter: str) -> None:
+def test_finished_rows_leave_the_batch_without_effect_on_the_others(adapter: str) -> None:
     model, rows = adapted("llama", adapter), prompts()
     free = greedy(model, rows, 0, LIMIT, never)
     ends = {free[0][0], free[2][2], free[3][1]}
@@ -113,9 +113,9 @@ def test_rows_that_end_leave_and_the_others_do_not_notice(adapter: str) -> None:
 # MPT counts distances in columns, whatever the mask says: padding stands between virtual tokens and real ones.
 @pytest.mark.parametrize(
     ("family", "adapter"),
-    [(f, a) for f in loading.TINY for a in ADAPTERS if (f, a) != ("mpt", "prefix")],
+    [(f, a) for f in random_models.TINY for a in ADAPTERS if (f, a) != ("mpt", "prefix")],
 )
-def test_likelihoods_are_those_of_one_whole_pass_for_each_answer(family: str, adapter: str) -> None:
+def test_likelihoods_equal_those_of_one_pass_per_answer(family: str, adapter: str) -> None:
     model, rows = adapted(family, adapter), prompts()
     answers = [[[20 + n, 30, 40][: 1 + (n + i) % 3] for i in range(2 + n % 2)] for n in range(len(rows))]
     got = likelihoods(model, rows, answers, 0)
@@ -129,14 +129,14 @@ def test_likelihoods_are_those_of_one_whole_pass_for_each_answer(family: str, ad
         assert likelihoods(model, [row], [group], 0)[0] == pytest.approx(values, abs=1e-4)
 
 
-def test_models_with_another_cache_are_told_apart() -> None:
+def test_models_with_another_kind_of_cache_are_recognised() -> None:
     from transformers import MambaConfig, MambaForCausalLM
 
     small = MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=32, state_size=4)
     assert not can_batch(MambaForCausalLM(small))
 
 
-def test_the_shared_beginning_leaves_each_row_a_token() -> None:
-    assert common([[1, 2, 3], [1, 2, 3]]) == 2
-    assert common([[1], [1, 2]]) == 0
-    assert common([[1, 2, 9, 4], [1, 2, 3]]) == 2
+def test_the_common_prefix_leaves_each_row_a_token() -> None:
+    assert common_prefix([[1, 2, 3], [1, 2, 3]]) == 2
+    assert common_prefix([[1], [1, 2]]) == 0
+    assert common_prefix([[1, 2, 9, 4], [1, 2, 3]]) == 2

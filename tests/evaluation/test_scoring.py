@@ -1,4 +1,4 @@
-"""Scoring: protocols, batches, likelihoods, examples in front, rows that are too long, merging, rescoring, resuming."""
+"""Evaluation: protocols, batches, likelihoods, solved examples, rows that are too long, rescoring, resuming."""
 
 import json
 import threading
@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_adapters_lab.core.injection import inject
-from llm_adapters_lab.core.merging import written
+from llm_adapters_lab.core.merging import temporarily_merged
 from llm_adapters_lab.core.registry import get_adapter
 from llm_adapters_lab.errors import BadSpec
-from llm_adapters_lab.evaluation.decoding import Ended, context
-from llm_adapters_lab.evaluation.likelihood import Choice, _whole, choice_scores
-from llm_adapters_lab.evaluation.predictions import _by_transformers, answer, evaluate
+from llm_adapters_lab.evaluation.decoding import StopRule, context_length
+from llm_adapters_lab.evaluation.likelihood import Question, _uncached_likelihoods, choice_scores
+from llm_adapters_lab.evaluation.predictions import _generate, answer, evaluate
 from llm_adapters_lab.evaluation.scoring import count, score
 from llm_adapters_lab.events import Event, Scoring
-from llm_adapters_lab.models import loading
+from llm_adapters_lab.models import loading, random_models
 from llm_adapters_lab.results.rescoring import rescore
 from llm_adapters_lab.runs.execution import run
 from llm_adapters_lab.runs.record import Run
@@ -69,7 +69,7 @@ def by_id(predictions: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("protocol", ["lab", "paper", "options"])
-def test_predictions_are_the_same_one_by_one_and_sixteen_at_a_time(adapter: str, protocol: str) -> None:
+def test_predictions_do_not_depend_on_the_batch_size(adapter: str, protocol: str) -> None:
     base, _ = shaken(adapter)
     rows = BOOL.load("test", None)[: 6 if protocol == "paper" else 16]
     options: dict[str, Any] = {"protocol": protocol, "max_new_tokens": 5}
@@ -86,7 +86,7 @@ def test_predictions_are_the_same_one_by_one_and_sixteen_at_a_time(adapter: str,
     st.lists(st.integers(0, 199), min_size=1, max_size=12, unique=True), st.integers(1, 13), st.sampled_from(["a", "b"])
 )
 @settings(deadline=None, max_examples=15)
-def test_no_row_is_lost_doubled_or_exchanged(nano: loading.Base, which: list[int], batch: int, kind: str) -> None:
+def test_no_row_is_lost_duplicated_or_swapped(nano: loading.Base, which: list[int], batch: int, kind: str) -> None:
     task = BOOL if kind == "a" else SUMS
     rows = [task.load("test", None)[i] for i in which]
     found = by_id(list(evaluate(nano.model, nano.tokenizer, task, rows, batch=batch, max_new_tokens=2)))
@@ -98,13 +98,13 @@ def test_no_row_is_lost_doubled_or_exchanged(nano: loading.Base, which: list[int
 
 def test_the_lab_answers_as_plain_generation_does(nano: loading.Base) -> None:
     rows = [prompt_ids(nano.tokenizer, prompts.prompt(r, "qa")) for r in SUMS.load("test", None)[:12]]
-    ended = Ended(nano.model, nano.tokenizer, "qa")
-    plain = _by_transformers(nano.model, nano.tokenizer.pad_token_id, rows, 24, ended, 1)
+    ended = StopRule(nano.model, nano.tokenizer, "qa")
+    plain = _generate(nano.model, nano.tokenizer.pad_token_id, rows, 24, ended, 1)
     texts = [prompts.cut_at_stop(nano.tokenizer.decode(t, skip_special_tokens=True), "qa").strip() for t in plain]
     assert answer(nano.model, nano.tokenizer, rows, 24, "qa") == (texts, [len(t) for t in plain])
 
 
-def test_models_with_another_cache_are_scored_through_transformers(nano: loading.Base) -> None:
+def test_models_with_another_kind_of_cache_are_scored_by_transformers(nano: loading.Base) -> None:
     from transformers import MambaConfig, MambaForCausalLM
 
     torch.manual_seed(0)
@@ -116,18 +116,18 @@ def test_models_with_another_cache_are_scored_through_transformers(nano: loading
     assert all(set(p["options"]["label"]) == {"true", "false"} for p in found)
 
 
-def test_both_ways_to_the_likelihood_agree(nano: loading.Base) -> None:
+def test_cached_and_uncached_likelihoods_agree(nano: loading.Base) -> None:
     rows = BOOL.load("test", None)[:5]
-    items = [Choice(row, prompt_ids(nano.tokenizer, prompts.prompt(row, "qa"))) for row in rows]
+    items = [Question(row, prompt_ids(nano.tokenizer, prompts.prompt(row, "qa"))) for row in rows]
     answers = [[nano.tokenizer(f" {t}", add_special_tokens=False)["input_ids"] for t in ("true", "false")]] * 5
-    whole = _whole(nano.model, [item.ids for item in items], answers, nano.tokenizer.pad_token_id)
+    whole = _uncached_likelihoods(nano.model, [item.ids for item in items], answers, nano.tokenizer.pad_token_id)
     found = choice_scores(nano.model, nano.tokenizer, BOOL, items, "qa")
     for values, scores in zip(whole, found, strict=True):
         difference = scores["label"]["true"] - scores["label"]["false"]
         assert difference == pytest.approx(values[0] - values[1], abs=1e-4)
 
 
-def test_rows_longer_than_the_context_are_counted_and_not_cut(nano: loading.Base) -> None:
+def test_rows_longer_than_the_context_count_as_wrong_and_are_not_truncated(nano: loading.Base) -> None:
     short = BOOL.load("test", None)[0]
     long = Example("long", short.instruction * 40, "", short.output, short.answer)
     for protocol, text in (("lab", ""), ("options", None)):
@@ -141,15 +141,15 @@ def test_rows_longer_than_the_context_are_counted_and_not_cut(nano: loading.Base
         assert result["by_label"] <= 0.5
 
 
-def test_what_stands_in_front_of_a_prompt_takes_its_place() -> None:
+def test_virtual_tokens_take_up_context() -> None:
     base, _ = shaken("prefix")
     limit = base.model.config.max_position_embeddings
-    assert context(loading.load_base("nano").model) == limit
-    assert context(base.model) == limit - 5
-    assert context(loading.tiny("tiny:bloom")) is None
+    assert context_length(loading.load_base("nano").model) == limit
+    assert context_length(base.model) == limit - 5
+    assert context_length(random_models.tiny("tiny:bloom")) is None
 
 
-def test_solved_examples_are_seeded_and_refused_where_there_are_none(tmp_path: Path) -> None:
+def test_solved_examples_are_seeded_and_refused_without_a_train_split(tmp_path: Path) -> None:
     spec = RunSpec.parse({**SMALL, "adapter": None, "eval": {**SMALL["eval"], "shots": 2, "tasks": ["mini-bool"]}})
     record = run(spec, root=tmp_path)
     asked = [p["prompt"] for p in record.predictions()]
@@ -184,12 +184,12 @@ def test_every_score_names_its_protocol(protocol: str, extraction: str, decoding
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_merging_for_the_score_leaves_no_trace(adapter: str) -> None:
+def test_merging_for_the_evaluation_leaves_no_trace(adapter: str) -> None:
     base, injection = shaken(adapter)
     before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
     rows = BOOL.load("test", None)[:4]
     hooked = by_id(list(evaluate(base.model, base.tokenizer, BOOL, rows, max_new_tokens=6)))
-    with pytest.raises(KeyboardInterrupt), written(injection) as was:
+    with pytest.raises(KeyboardInterrupt), temporarily_merged(injection) as was:
         assert was == (adapter == "lora")
         found = by_id(list(evaluate(base.model, base.tokenizer, BOOL, rows, max_new_tokens=6)))
         raise KeyboardInterrupt
@@ -202,10 +202,10 @@ def test_merging_for_the_score_leaves_no_trace(adapter: str) -> None:
 
 
 def test_a_base_in_bf16_is_not_merged_into() -> None:
-    model = loading.tiny("tiny:llama").to(torch.bfloat16)
-    with written(inject(model, get_adapter("lora").config(type="lora"))) as was:
+    model = random_models.tiny("tiny:llama").to(torch.bfloat16)
+    with temporarily_merged(inject(model, get_adapter("lora").config(type="lora"))) as was:
         assert not was
-    with written(None) as was:
+    with temporarily_merged(None) as was:
         assert not was
 
 
@@ -218,7 +218,7 @@ def timeless(record: Run) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("adapter", [None, {"type": "lora", "rank": 4}, {"type": "prefix"}])
 @pytest.mark.parametrize("torn", [False, True])
-def test_an_interrupted_scoring_goes_on_and_ends_as_if_it_had_not(adapter: Any, torn: bool, tmp_path: Path) -> None:
+def test_an_interrupted_evaluation_resumes_with_the_same_result(adapter: Any, torn: bool, tmp_path: Path) -> None:
     spec, stop, asked = RunSpec.parse({**SMALL, "adapter": adapter}), threading.Event(), []
 
     def listen(event: Event) -> None:
@@ -245,7 +245,7 @@ def test_an_interrupted_scoring_goes_on_and_ends_as_if_it_had_not(adapter: Any, 
     ] == "Finished"
 
 
-def test_answers_to_another_prompt_are_given_again(tmp_path: Path) -> None:
+def test_answers_to_another_prompt_are_not_reused(tmp_path: Path) -> None:
     spec = RunSpec.parse({**SMALL, "adapter": None})
     whole = timeless(run(spec, root=tmp_path))
     record = Run(tmp_path / spec.id)
@@ -256,7 +256,7 @@ def test_answers_to_another_prompt_are_given_again(tmp_path: Path) -> None:
     assert timeless(run(spec, root=tmp_path)) == whole
 
 
-def test_rescoring_reads_the_stored_text_by_another_rule(tmp_path: Path) -> None:
+def test_rescoring_applies_another_rule_to_the_stored_text(tmp_path: Path) -> None:
     text = "I have 9 apples. The answer is 12. Next question 3"
     (tmp_path / "SVAMP").mkdir()
     rows = [{"instruction": "How many?", "input": "", "output": "", "answer": "12"}]
@@ -271,7 +271,7 @@ def test_rescoring_reads_the_stored_text_by_another_rule(tmp_path: Path) -> None
     assert set(original) == set(record.summary["scores"]["svamp"])
 
 
-def test_rescoring_an_unfinished_or_a_silent_run_is_refused(tmp_path: Path) -> None:
+def test_rescoring_a_run_without_a_result_or_without_texts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadSpec, match="unfinished"):
         rescore(Run(tmp_path), "lab")
     plan = {"tasks": ["mini-bool"], "rows": 2, "protocol": "options"}
@@ -291,7 +291,7 @@ def test_counting_options_by_label_and_by_text() -> None:
     assert count([common])["by_text"] is None
 
 
-def test_the_original_prompt_has_its_white_space() -> None:
+def test_the_original_prompt_keeps_its_white_space() -> None:
     example = Example("1", "What?", "", "", "")
     pad = 16 * " "
     assert prompts.prompt(example, "original").endswith(
@@ -301,7 +301,7 @@ def test_the_original_prompt_has_its_white_space() -> None:
     assert f"completes the request.\n\n{pad}### Instruction:\n{pad}What?\n\n{pad}### Input:\n{pad}That.\n\n" in more
 
 
-def test_a_log_torn_inside_a_character_is_continued(tmp_path: Path) -> None:
+def test_a_log_cut_inside_a_character_is_resumed(tmp_path: Path) -> None:
     spec = RunSpec.parse({"eval": {"tasks": ["mini-addsub"], "rows": 6, "batch": 2, "max_new_tokens": 3}})
     whole = run(spec, root=tmp_path / "whole")
     record = run(spec, root=tmp_path / "torn")
@@ -313,7 +313,7 @@ def test_a_log_torn_inside_a_character_is_continued(tmp_path: Path) -> None:
     assert list(run(spec, root=tmp_path / "torn").predictions()) == list(whole.predictions())
 
 
-def test_another_answer_in_the_file_is_another_row(tmp_path: Path) -> None:
+def test_a_changed_gold_answer_is_a_changed_row(tmp_path: Path) -> None:
     rows = [{"q": f"Is {i} odd?", "a": "yes" if i % 2 else "no"} for i in range(6)]
     file = tmp_path / "odd.json"
     file.write_text(json.dumps(rows))
@@ -327,14 +327,14 @@ def test_another_answer_in_the_file_is_another_row(tmp_path: Path) -> None:
     assert {p["gold"] for p in run(spec, root=tmp_path, fresh=True).predictions()} == {"yes"}
 
 
-def test_options_need_no_room_for_an_answer() -> None:
+def test_options_reserve_no_context_for_an_answer() -> None:
     base = loading.load_base("nano")
     rows = BOOL.load("test", None)[:4]
     made = list(evaluate(base.model, base.tokenizer, BOOL, rows, protocol="options", max_new_tokens=100_000))
     assert not any(p.get("too_long") for p in made) and all(p["options"]["label"] for p in made)
 
 
-def test_examples_depend_on_the_seed_and_not_on_what_is_asked() -> None:
+def test_solved_examples_depend_on_the_seed_and_not_on_the_questions() -> None:
     from llm_adapters_lab.runs.rows import read_rows
 
     def shots(rows: int, seed: int = 0) -> list[str]:

@@ -1,4 +1,4 @@
-"""Intervals and baselines of an accuracy."""
+"""Intervals, tests and baselines of accuracies."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from dataclasses import replace
 from math import sqrt
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest, norm
 
-from llm_adapters_lab.evaluation.statistics import chance, majority, options, wilson
+from llm_adapters_lab.evaluation.statistics import chance, majority, mcnemar, mean_interval, options, wilson
 from llm_adapters_lab.tasks.base import Example
 from llm_adapters_lab.tasks.registry import get_task
 
+counts = st.integers(1, 5000).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total)))
 
-@given(st.integers(1, 5000).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total))))
-@settings(deadline=None)  # the first call imports scipy
-def test_wilson_is_its_formula(pair: tuple[int, int]) -> None:
+
+@given(counts)
+def test_wilson_agrees_with_its_formula(pair: tuple[int, int]) -> None:
     correct, total = pair
     p, z = correct / total, 1.959963984540054
     middle, reach = p + z * z / (2 * total), z * sqrt(p * (1 - p) / total + z * z / (4 * total * total))
@@ -26,11 +28,34 @@ def test_wilson_is_its_formula(pair: tuple[int, int]) -> None:
     assert 0 <= low <= p <= high <= 1
 
 
+@given(counts, st.sampled_from([0.5, 0.8, 0.9, 0.99]))
+def test_intervals_equal_those_of_scipy(pair: tuple[int, int], confidence: float) -> None:
+    found = binomtest(*pair).proportion_ci(confidence, method="wilson")
+    assert wilson(*pair, confidence) == pytest.approx((found.low, found.high), rel=1e-12, abs=1e-12)
+    found = binomtest(*pair).proportion_ci(0.95, method="wilson")
+    assert wilson(*pair) == (found.low, found.high)  # to the bit: saved records hold these
+    alone = mean_interval([pair[0]], [pair[1]], confidence)
+    z, total = norm.ppf(0.5 + confidence / 2), pair[1]
+    share = (pair[0] + z * z / 2) / (total + z * z)
+    reach = z * sqrt(share * (1 - share) / (total + z * z))
+    assert alone == pytest.approx((max(0, share - reach), min(1, share + reach)), rel=1e-12, abs=1e-12)
+
+
+@given(st.integers(0, 400), st.integers(0, 400))
+def test_p_values_equal_those_of_scipy(first: int, second: int) -> None:
+    expected = binomtest(first, first + second).pvalue if first + second else 1.0
+    assert mcnemar(first, second) == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+def test_p_values_of_many_items_do_not_overflow() -> None:
+    assert mcnemar(60_000, 50_000) == pytest.approx(binomtest(50_000, 110_000).pvalue, rel=1e-9)
+
+
 def test_more_confidence_is_wider() -> None:
     assert wilson(5, 10, 0.99)[0] < wilson(5, 10)[0] < wilson(5, 10)[1] < wilson(5, 10, 0.99)[1]
 
 
-def test_no_questions_say_nothing() -> None:
+def test_intervals_and_baselines_of_no_questions() -> None:
     assert wilson(0, 0) == (0.0, 1.0)
     assert majority([]) == 0.0
     assert chance(get_task("boolq"), []) is None

@@ -7,29 +7,23 @@ import torch
 
 from llm_adapters_lab.core.adapter_config import AdapterConfig
 from llm_adapters_lab.core.injection import Injection
-from llm_adapters_lab.core.registry import get_adapter
-from llm_adapters_lab.models import loading
+from llm_adapters_lab.core.registry import all_adapters, get_adapter
+from llm_adapters_lab.models import random_models
 
+# A new adapter enters the matrix by its own `example`. The variants widen placements and switch on options.
 CASES: dict[str, dict[str, Any]] = {
+    **{name: {"type": name, **entry.cls.example} for name, entry in all_adapters().items()},
     "lora": {"type": "lora", "rank": 4, "at": "attn+mlp"},
     "lora-learned": {"type": "lora", "rank": 4, "scale": "learned"},
     "pissa": {"type": "lora", "rank": 4, "init": "pissa", "scale": "rslora", "at": "attn+mlp"},
     "dora": {"type": "dora", "rank": 4, "at": "attn+mlp"},
     "krona": {"type": "krona", "factor": 8, "at": "attn+mlp"},
-    "ia3": {"type": "ia3"},
-    "bitfit": {"type": "bitfit"},
-    "adapter-bias": {"type": "adapter-bias"},
     "adapter-bias-linear": {"type": "adapter-bias", "offset": False, "at": "attn+mlp"},
     "hydra": {"type": "hydra", "rank": 2, "sequential_rank": 3, "at": "q,v,o,up,down"},
-    "conv": {"type": "conv", "bottleneck": 8},
     "conv-series": {"type": "conv", "bottleneck": 8, "kernel": 3, "form": "series", "at": "attn+mlp"},
     "conv-one": {"type": "conv", "bottleneck": 8, "kernel": 1},
-    "norms": {"type": "norm-tuning"},
-    "full": {"type": "full-fine-tuning"},
-    "series-mlp": {"type": "series", "bottleneck": 8},
     "series-both": {"type": "series", "bottleneck": 8, "at": "attn+mlp", "bias": True, "nonlinearity": "gelu"},
     "series-in": {"type": "series", "bottleneck": 8, "at": "mlp.in", "scaling": "learned"},
-    "parallel-mlp": {"type": "parallel", "bottleneck": 8, "nonlinearity": "relu"},
     "parallel-both": {"type": "parallel", "bottleneck": 8, "at": "attn+mlp", "scaling": 4.0},
     "parallel-each": {"type": "parallel", "bottleneck": 8, "at": "up,down"},
     "series-linear": {"type": "series", "bottleneck": 8, "at": "gate.in,up.in,down"},
@@ -38,10 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
     "lora-bit": {"type": "lora", "rank": 4, "quantize": {"bits": 1}},
     "series-bits": {"type": "series", "bottleneck": 8, "quantize": {"bits": 4}},
     "parallel-split": {"type": "parallel", "bottleneck": 8, "split": {"of": "all"}},
-    "prefix": {"type": "prefix", "virtual_tokens": 5},
     "prefix-mlp": {"type": "prefix", "virtual_tokens": 5, "mlp": 8},
-    "prompt": {"type": "prompt-tuning", "virtual_tokens": 5},
-    "p-tuning": {"type": "p-tuning", "virtual_tokens": 5, "hidden": 16},
     "p-tuning-lstm": {"type": "p-tuning", "virtual_tokens": 5, "hidden": 8, "encoder": "lstm"},
 }
 
@@ -52,7 +43,7 @@ ALL = pytest.mark.parametrize("case", CASES)
 MERGES = [case for case in CASES if get_adapter(CASES[case]["type"]).cls.merged is not None]
 
 
-FAMILIES = pytest.mark.parametrize("family", loading.TINY)
+FAMILIES = pytest.mark.parametrize("family", random_models.TINY)
 
 
 def config(case: str, **changes: Any) -> AdapterConfig:

@@ -9,9 +9,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from llm_adapters_lab.core.injection import Injection, inject
 from llm_adapters_lab.core.registry import get_adapter
-from llm_adapters_lab.models import loading
+from llm_adapters_lab.models import random_models
 from llm_adapters_lab.tasks.tokens import IGNORED, Sample
-from llm_adapters_lab.training.loss import Objective, Shortcuts
+from llm_adapters_lab.training.loss import FastPaths, Objective
 
 
 def samples(count: int = 12, loss_on: str = "answer", seed: int = 3, least: int = 8) -> list[Sample]:
@@ -31,7 +31,7 @@ def samples(count: int = 12, loss_on: str = "answer", seed: int = 3, least: int 
 
 def adapted(family: str, adapter: str = "lora", **given: Any) -> tuple[Any, Injection]:
     """Return a model without dropout whose adapter is no longer at its start."""
-    model = loading.tiny(f"tiny:{family}")
+    model = random_models.tiny(f"tiny:{family}")
     for module in model.modules():
         for name, value in vars(module).items():
             if isinstance(value, float) and (name == "p" or "drop" in name):
@@ -44,7 +44,7 @@ def adapted(family: str, adapter: str = "lora", **given: Any) -> tuple[Any, Inje
     return model, injection
 
 
-def gradients(model: Any, injection: Injection, cuts: Shortcuts, rows: list[Sample]) -> tuple[float, torch.Tensor]:
+def gradients(model: Any, injection: Injection, cuts: FastPaths, rows: list[Sample]) -> tuple[float, torch.Tensor]:
     """Return the mean loss per label and all gradients of it."""
     model.zero_grad()
     counted = sum(row.counted for row in rows)
@@ -72,7 +72,7 @@ class Small(torch.nn.Module):
         raise torch.OutOfMemoryError("too many tokens")
 
 
-def allocated(model: Any, cuts: Shortcuts, rows: list[Sample]) -> int:
+def allocated(model: Any, cuts: FastPaths, rows: list[Sample]) -> int:
     """Return the most bytes that one forward and backward pass takes from torch's allocator, as its profiler says."""
     watched = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
     with watched as found, Objective(model, cuts).loss(model, rows) as loss:

@@ -1,4 +1,4 @@
-"""A notebook in a browser: cells are written and run, panels are used by their names, pictures are taken."""
+"""A notebook in a browser: write and run cells, use panels by the names of their controls, take screenshots."""
 
 import json
 import os
@@ -25,7 +25,7 @@ SCROLLS = """() => {
 CUT = """() => [...document.querySelectorAll('.lab .lm-TabBar-tabLabel, .lab .jupyter-button, .lab .widget-label')]
   .filter(e => e.offsetParent && e.scrollWidth > e.clientWidth + 1).map(e => e.textContent)"""
 
-# What one sees less well than 4.5 to 1, or 3 to 1 for large letters (WCAG 2.1, AA); what is disabled is exempt.
+# Text with a contrast below 4.5 to 1, or 3 to 1 if large (WCAG 2.1, AA); disabled controls are exempt.
 FAINT = """() => {
   const parse = text => { const n = text.match(/[\\d.]+/g).map(Number); return [n[0], n[1], n[2], n[3] ?? 1]; };
   const over = (a, b) => [0, 1, 2].map(i => a[i] * a[3] + b[i] * (1 - a[3]));
@@ -68,7 +68,7 @@ class Notebook:
         self.place = place
 
     def write(self, *cells: str) -> None:
-        """Write the file: an empty cell, or these."""
+        """Write the file with these cells; by default, an empty one."""
         made = [
             {"cell_type": "code", "source": text, "metadata": {}, "outputs": [], "execution_count": None, "id": f"c{i}"}
             for i, text in enumerate(cells or ("",))
@@ -78,7 +78,7 @@ class Notebook:
         (self.folder / "nb.ipynb").write_text(json.dumps(content), encoding="utf-8")
 
     def open(self) -> None:
-        """Open it, and wait for its kernel."""
+        """Open the file, and wait for its kernel."""
         self.page.goto(f"{self.server.url}/{self.place}/{self.path}?token={self.server.token}&reset")
         self.ready()
 
@@ -86,7 +86,7 @@ class Notebook:
         self.page.wait_for_function(READY)
 
     def run(self) -> None:
-        """Run all cells; once in a while a kernel answers nobody, and gets another start."""
+        """Run all cells; a kernel that does not answer, which happens rarely, is started again."""
         for left in (2, 1, 0):
             self.page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")
             try:
@@ -106,13 +106,13 @@ class Notebook:
         self.bar()
 
     def bar(self) -> Any:
-        """Return the bar's line once it is there."""
+        """Return the line of the status bar once it is there."""
         bar = self.page.locator(".lab-bar [role=status], .lab-bar [role=alert]")
         bar.wait_for()
         return bar
 
     def says(self, text: str, seconds: float = 60) -> None:
-        """Wait until the bar says so."""
+        """Wait until the status bar contains a text."""
         expect(self.bar()).to_contain_text(re.compile(text), timeout=1000 * seconds)
 
     def tab(self, title: str) -> None:
@@ -125,17 +125,17 @@ class Notebook:
         return self.page.locator(".lab").get_by_label(name, exact=True).locator("visible=true")
 
     def fill(self, name: str, text: str) -> None:
-        """Type into a field, and leave it."""
+        """Type into a field, and leave the field."""
         self.field(name).fill(text)
         self.field(name).press("Tab")
 
     def restart(self) -> None:
-        """Restart the kernel, as its menu does, without its question."""
+        """Restart the kernel, as the menu does, without the confirmation."""
         self.page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
         self.ready()
 
     def shoot(self, step: str) -> None:
-        """Take pictures, in both themes and widths where they are asked for; nothing may be cut or scroll sideways."""
+        """Take screenshots, in both widths and, with LAB_SCREENSHOTS, themes; nothing may be cut or scroll sideways."""
         self.taken += 1
         stem = f"{self.name.removeprefix('test_')}-{self.taken}-{step}"
         for width in (1280, 800):
@@ -151,7 +151,7 @@ class Notebook:
         self.page.set_viewport_size({"width": 1280, "height": 1400})
 
     def check(self) -> None:
-        """Check that what is shown can be read, and that every control has a name."""
+        """Check that all text has enough contrast, and every control has a name."""
         assert not (faint := self.page.evaluate(FAINT)), faint
         controls = re.findall(rf"^ *- ({ROLES})\b(.*)$", self.page.locator(".lab").aria_snapshot(), re.M)
         assert controls
@@ -159,7 +159,7 @@ class Notebook:
         assert not nameless, nameless
 
     def walk(self) -> None:
-        """Go through the lab by the Tab key alone; every control must be met."""
+        """Go through the lab with the Tab key; it must reach every control."""
         self.page.evaluate(f"() => {{ window.unmet = new Set(({CONTROLS})().filter(e => e.tabIndex >= 0)) }}")
         assert self.page.evaluate(f"() => ({CONTROLS})().length - unmet.size <= 6")  # one of the tabs can be reached
         self.page.evaluate("() => [...unmet][0].focus()")
@@ -171,14 +171,14 @@ class Notebook:
         assert not unmet, unmet
 
     def theme(self, name: str) -> None:
-        """Put on the theme "Light" or "Dark", where there is one."""
+        """Change to the theme "Light" or "Dark", if the page has themes."""
         change = "name => jupyterapp.commands.execute('apputils:change-theme', {theme: `JupyterLab ${name}`})"
         if self.page.evaluate("() => window.jupyterapp?.commands.hasCommand('apputils:change-theme')"):
             drawn = self.page.locator(".lab .main-svg").count()
             self.page.evaluate(change, name)
             self.page.wait_for_function("name => document.body.dataset.jpThemeName?.endsWith(name)", arg=name)
             self.page.locator("#jupyterlab-splash").wait_for(state="detached")
-            expect(self.page.locator(".lab .main-svg")).to_have_count(drawn)  # figures are drawn anew
+            expect(self.page.locator(".lab .main-svg")).to_have_count(drawn)  # figures are redrawn
 
     def _end_sessions(self) -> None:
         for session in json.loads(self._ask("GET", "/api/sessions")):

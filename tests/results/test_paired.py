@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def test_the_bootstrap_is_that_of_drawing_items_and_is_seeded() -> None:
     assert high == pytest.approx(draws[-100], abs=0.02)
     assert bootstrap_difference([True] * 5, [False] * 5) == (1, 1)
     assert bootstrap_difference([], []) == (-1, 1)
-    with pytest.raises(ValueError, match="Paired"):
+    with pytest.raises(ValueError, match="same items"):
         bootstrap_difference([True], [])
 
 
@@ -137,10 +138,12 @@ def test_compare_says_it_all(tmp_path: Path) -> None:
     names = [str(run.folder) for run in (first, second, third)]
     result = CliRunner().invoke(app, ["compare", *names, "--items", "--paper", "llama-7b-lora"])
     assert result.exit_code == 0, result.output
-    for words in ("lora (seed 0) is better", "can be format, not knowledge", "93.8 ± 8.8", "mini-bool/test/7"):
+    assert re.search(r"\nlora r\d+ q,v s0 +mini-bool +-100.0 .* better ", result.stdout)
+    for words in ("base against each other run", "can be format, not knowledge", "93.8 ± 8.8", "mini-bool/test/7"):
         assert words in result.stdout
     found = json.loads(CliRunner().invoke(app, ["compare", *names, "--json"]).stdout)
     assert set(found) == {"rows", "paper", "pairs", "seeds"}
+    assert found["pairs"][0]["verdict"] == "lora (seed 0) is better"
     bad = CliRunner().invoke(app, ["compare", names[0], "--paper", "llama-7b-lorra"])
     assert bad.exit_code == 2
     assert "Did you mean 'llama-7b-lora'" in bad.output

@@ -12,7 +12,7 @@ from llm_adapters_lab.core.registry import all_adapters
 from llm_adapters_lab.results.appearance import BASE, colour, looks
 from llm_adapters_lab.results.comparison import compare, mean_accuracy
 from llm_adapters_lab.results.plots import accuracy, loss_curve, norm_heatmap, parameters_against_accuracy
-from llm_adapters_lab.results.plots.runs import _smooth
+from llm_adapters_lab.results.plots.runs import running_mean
 from llm_adapters_lab.runs.record import Run
 
 LORA, SERIES = {"type": "lora", "rank": 4}, {"type": "series"}
@@ -29,7 +29,10 @@ def named(figure, name):
 
 
 def test_importing_the_module_leaves_plotly_alone():
-    code = "import sys, llm_adapters_lab.results.plots, llm_adapters_lab.results.reports; assert 'plotly' not in sys.modules"
+    modules = (
+        "llm_adapters_lab.results.plots.runs, llm_adapters_lab.results.plots.weights, llm_adapters_lab.results.reports"
+    )
+    code = f"import sys, {modules}; assert 'plotly' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -73,8 +76,8 @@ def test_a_long_curve_is_thinned_but_keeps_its_ends(tmp_path: Path):
 
 def test_smoothing_keeps_straight_lines_and_both_ends():
     values = [float(i) for i in range(50)]
-    assert _smooth(values, range(50), half=5) == pytest.approx(values)
-    assert _smooth([3.0], [0], half=5) == [3.0]
+    assert running_mean(values, range(50), half=5) == pytest.approx(values)
+    assert running_mean([3.0], [0], half=5) == [3.0]
 
 
 def test_the_heat_map_shows_the_last_norms_by_layer_and_site(three: list[Run]):

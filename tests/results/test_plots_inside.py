@@ -11,7 +11,7 @@ from llm_adapters_lab.core.registry import all_adapters, get_adapter
 from llm_adapters_lab.events import Norms
 from llm_adapters_lab.inspection.ablations import Ablation
 from llm_adapters_lab.inspection.weight_metrics import Norm
-from llm_adapters_lab.models import loading
+from llm_adapters_lab.models import random_models
 from llm_adapters_lab.results import plots
 from llm_adapters_lab.results.appearance import colour
 
@@ -84,7 +84,7 @@ def test_similarities_are_written_into_the_cells():
 
 @pytest.mark.parametrize("kind", sorted(all_adapters()))
 def test_every_adapter_has_a_place_on_the_anatomy(kind: str):
-    model = loading.tiny("tiny:gpt2")
+    model = random_models.tiny("tiny:gpt2")
     anatomy, entry = Anatomy.of(model), get_adapter(kind)
     sites = entry.cls.sites(anatomy, model, entry.at)
     figure = plots.placement(anatomy, sites, kind)
@@ -98,7 +98,7 @@ def test_every_adapter_has_a_place_on_the_anatomy(kind: str):
 
 
 def test_a_placement_follows_the_order_of_execution():
-    model = loading.tiny("tiny:llama")
+    model = random_models.tiny("tiny:llama")
     anatomy, entry = Anatomy.of(model), get_adapter("series")
     figure = plots.placement(anatomy, entry.cls.sites(anatomy, model, "attn+mlp.in"), "series")
     names = list(figure.layout.xaxis.ticktext)

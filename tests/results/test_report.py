@@ -16,7 +16,7 @@ from llm_adapters_lab.events import Norms
 from llm_adapters_lab.inspection.ablations import Ablation
 from llm_adapters_lab.inspection.weight_metrics import Norm
 from llm_adapters_lab.markup import el
-from llm_adapters_lab.models import loading
+from llm_adapters_lab.models import random_models
 from llm_adapters_lab.results import plots
 from llm_adapters_lab.results.reports import report
 from llm_adapters_lab.runs.record import Run
@@ -77,7 +77,7 @@ def test_results_read_without_scripts(page: Page):
         assert words in page.text
     assert "Best on average over 2 datasets: lora, 45.0% correct with 1,000 trained parameters" in page.text
     assert "The base alone reaches 5.0%." in page.text
-    assert "look at that share first" in page.text
+    assert "a jump in accuracy can be format, not knowledge" in page.text
 
 
 def test_the_recipe_in_it_gives_the_same_run(runs: list[Run], page: Page):
@@ -110,25 +110,33 @@ def test_text_and_attributes_are_escaped_in_one_place():
     assert el("p", "<b>", el("i", '"'), title='"<') == '<p title="&quot;&lt;">&lt;b&gt;<i>&quot;</i></p>'
 
 
-def test_without_scripts_there_is_a_picture_for_every_figure(runs: list[Run], page: Page):
-    drawn = [a for tag, a in page.elements if tag == "svg"]
-    assert [a["aria-label"] for a in drawn] == [
-        "Accuracy on each dataset",
-        "What the parameters buy",
+def test_without_scripts_there_is_a_table_for_every_figure(page: Page):
+    tags = [tag for tag, _ in page.elements]
+    at = [i for i, tag in enumerate(tags) if tag == "noscript"][1:]
+    assert len(at) == 4
+    for start in at:
+        assert tags[start + 1] == "h3" and "table" in tags[start : start + 4]
+    for words in (
         "Training loss",
+        "loss (nats per label token)",
         "Moved by training: lora",
-    ]
-    shapes = [tag for tag, _ in page.elements if tag in ("rect", "polyline", "circle")]
-    assert shapes.count("polyline") >= 3
-    assert shapes.count("rect") > 8
-    assert "loss (nats per label token)" in page.text
-    numbers = [v for t, a in page.elements if t in ("rect", "text") for k, v in a.items() if k in ("x", "y", "width")]
-    assert all(-40 < float(v) < 900 for v in numbers if v)
+        "self_attn.v_proj",
+        "0.7358",
+    ):
+        assert words in page.text
+
+
+def test_a_long_curve_is_thinned_to_its_end(tmp_path: Path):
+    run = make_run(tmp_path, {"type": "lora"}, {"a": 1}, steps=1001)
+    text = report([run], tmp_path / "r.html").read_text(encoding="utf-8")
+    table = text[text.index("<h3>Training loss") :].partition("</table>")[0]
+    steps = [int(found.replace(",", "")) for found in re.findall(r"<td>([\d,]+)</td><td>[\d.]+</td>", table)]
+    assert 60 < len(steps) <= 200 and steps[0] < 20 and steps[-1] > 980
 
 
 def test_every_figure_has_something_in_its_place(tmp_path: Path):
     run = make_run(tmp_path, {"type": "lora"}, {"a": 1})
-    model = loading.tiny("tiny:llama")
+    model = random_models.tiny("tiny:llama")
     anatomy = Anatomy.of(model)
     one = torch.rand(3, 2)
     figures = [

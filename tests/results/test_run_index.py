@@ -13,11 +13,11 @@ from llm_adapters_lab.errors import BadSpec, LabError
 from llm_adapters_lab.events import Failed, Started, Stopped
 from llm_adapters_lab.results.comparison import differences
 from llm_adapters_lab.results.run_index import Entry, delete, entries, grouped, matching, ordered, words
-from llm_adapters_lab.runs.background import SILENT, beside
 from llm_adapters_lab.runs.execution import run
 from llm_adapters_lab.runs.processes import who
 from llm_adapters_lab.runs.record import Run, list_runs, note, write_note
 from llm_adapters_lab.runs.spec import RunSpec
+from llm_adapters_lab.runs.status import SILENT, beside
 
 LORA, SERIES = {"type": "lora", "rank": 4}, {"type": "series"}
 
@@ -94,6 +94,13 @@ def test_a_filter_takes_words_and_fields(tmp_path: Path) -> None:
     assert found("at=q,v rank=16 lora") == {large}
     assert found("train.learning_rate=3e-4") == {small, large, other, base}
     assert found("rank=five") == set()
+    assert found("rank>=16") == found("rank>4") == found("adapter=lora,rank>=8") == {large}
+    assert found("rank<=4") == found("rank<16,state=finished") == {small}
+    assert found("adapter!=lora") == {other, base}
+    assert found("seed>=0") == found("tasks=mini-addsub, seed=0") == {small, large, other, base}
+    assert found("at=q,v,rank=16") == {large}  # a comma before a field parts terms, others belong to the value
+    with pytest.raises(BadSpec, match="> needs a number; given was 'five'"):
+        found("rank>five")
     with pytest.raises(BadSpec, match="Did you mean 'rank'"):
         found("ramk=4")
     with pytest.raises(BadSpec, match=r"train\.batch or eval\.batch"):
@@ -193,7 +200,7 @@ def test_a_broken_record_can_be_deleted_and_a_link_only_unlinked(tmp_path: Path)
     (root / "broken").mkdir()
     log = root / "broken" / "events.jsonl"
     log.write_text("no json\n", encoding="utf-8")
-    with pytest.raises(LabError, match="may be at work"):
+    with pytest.raises(LabError, match="may be running"):
         delete(Run(root / "broken"))
     os.utime(log, (1, 1))
     delete(Run(root / "broken"))

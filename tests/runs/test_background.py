@@ -16,12 +16,13 @@ from launches import LONG, SMALL, small, until
 from llm_adapters_lab.errors import BadSpec, EmptyPlacement, LabError
 from llm_adapters_lab.events import Started, Stopped
 from llm_adapters_lab.runs import background, processes
-from llm_adapters_lab.runs.background import State, beside, follow, launch, spec_of, state, stop
-from llm_adapters_lab.runs.event_log import last_event, last_lines, news
+from llm_adapters_lab.runs.background import follow, launch, stop
+from llm_adapters_lab.runs.event_log import last_event, last_lines, read_new
 from llm_adapters_lab.runs.execution import run
 from llm_adapters_lab.runs.processes import lives, who
 from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.recovery.lock import hold
+from llm_adapters_lab.runs.status import State, beside, spec_of, state
 
 
 def pid_of(record: Run) -> int:
@@ -38,7 +39,7 @@ def timeless(record: Run) -> tuple[Any, ...]:
 
 def test_a_launched_run_is_the_run_of_this_process(root: Path) -> None:
     record = launch(small(), root / "other")
-    assert state(record) == State("running", "Libraries, rows and weights are being loaded.")
+    assert state(record) == State("running", "Loading libraries, rows and weights.")
     assert spec_of(record.id, root / "other") == small()
     events = list(follow(record))
     assert state(record) == State("finished")
@@ -148,7 +149,8 @@ def test_a_run_outlives_who_launched_it(root: Path) -> None:
     spec = root.parent / "spec.json"
     spec.write_text(json.dumps(SMALL), encoding="utf-8")
     code = (
-        "import os, signal; from llm_adapters_lab.runs.background import launch; from llm_adapters_lab.runs.spec import RunSpec; "
+        "import os, signal; from llm_adapters_lab.runs.background import launch; "
+        "from llm_adapters_lab.runs.spec import RunSpec; "
         f"launch(RunSpec.load({str(spec)!r}), {str(root)!r}); os.killpg(0, signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", code], start_new_session=True, check=False)
@@ -187,25 +189,25 @@ def test_a_process_on_another_host_is_believed_while_its_log_grows(tmp_path: Pat
 
 def test_news_keeps_its_place_and_leaves_a_torn_line(tmp_path: Path) -> None:
     record = Run(tmp_path / "one")
-    assert news(record.log).events == []
+    assert read_new(record.log).events == []
     record.folder.mkdir()
     log = record.folder / "events.jsonl"
     log.write_text('{"event": "A", "n": 1}\n{"event": "B", "n"', encoding="utf-8")
-    found = news(record.log)
+    found = read_new(record.log)
     assert [e["n"] for e in found.events] == [1]
     assert not found.more
     assert (last_event(record.log) or {})["n"] == 1
     with log.open("a", encoding="utf-8") as file:
         file.write(": 2}\n")
-    found = news(record.log, found.place)
+    found = read_new(record.log, found.cursor)
     assert [e["n"] for e in found.events] == [2]
-    assert news(record.log, found.place).events == []
+    assert read_new(record.log, found.cursor).events == []
     log.write_text('{"event": "A", "n": 7}\n{"event": "B", "n": 2}\n', encoding="utf-8")
-    again = news(record.log, found.place)
-    assert again.anew
+    again = read_new(record.log, found.cursor)
+    assert again.restarted
     assert [e["n"] for e in again.events] == [7, 2]
     log.unlink()
-    assert news(record.log, again.place).anew
+    assert read_new(record.log, again.cursor).restarted
 
 
 def test_a_long_log_is_read_in_pieces_and_only_once(tmp_path: Path) -> None:
@@ -213,18 +215,18 @@ def test_a_long_log_is_read_in_pieces_and_only_once(tmp_path: Path) -> None:
     record.folder.mkdir()
     line = '{"event": "Step", "step": %d, "loss": 1.0, "text": "é' + "x" * 100 + '"}\n'
     (record.folder / "events.jsonl").write_text("".join(line % i for i in range(100_000)), encoding="utf-8")
-    steps, found = [], news(record.log, piece=1 << 20)
+    steps, found = [], read_new(record.log, piece=1 << 20)
     steps += found.events
     while found.more:
-        found = news(record.log, found.place, piece=1 << 20)
+        found = read_new(record.log, found.cursor, piece=1 << 20)
         steps += found.events
     assert [s["step"] for s in steps] == list(range(100_000))
     record.append(Started("one", 3, 1, 1, "cpu"))
     began = time.perf_counter()
-    assert [e["event"] for e in news(record.log, found.place).events] == ["Started"]
+    assert [e["event"] for e in read_new(record.log, found.cursor).events] == ["Started"]
     assert last_event(record.log) is not None
     assert time.perf_counter() - began < 0.05
-    assert news(record.log, piece=5).events[0]["step"] == 0  # a line that is longer than a piece
+    assert read_new(record.log, piece=5).events[0]["step"] == 0  # a line that is longer than a piece
 
 
 def test_last_lines(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from llm_adapters_lab.events import Event, FellBack, Step
-from llm_adapters_lab.models import loading
+from llm_adapters_lab.models.blueprint import Blueprint
 from llm_adapters_lab.runs.execution import run
 from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.spec import RunSpec
@@ -150,9 +150,9 @@ def test_the_estimate_is_what_the_gpu_allocates(tmp_path: Path) -> None:
     base = tmp_path / "base"
     base.mkdir()
     (base / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    model: Any = loading.skeleton(str(base), device="cpu")
+    model: Any = Blueprint(str(base)).build("cpu")
     model.save_pretrained(base)
-    loading.tokenizer("nano").save_pretrained(base)
+    Blueprint("nano").tokenizer.save_pretrained(base)
     torch.cuda.empty_cache()
     done = run(spec(base=str(base), train={**FIELDS["train"], "batch": 64, "max_steps": 3}), root=tmp_path / "runs")
     (told,) = done.events("Estimated")

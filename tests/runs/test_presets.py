@@ -11,7 +11,8 @@ import yaml
 from llm_adapters_lab.core.injection import inject
 from llm_adapters_lab.core.registry import all_adapters, get_adapter
 from llm_adapters_lab.errors import BadSpec
-from llm_adapters_lab.models import loading
+from llm_adapters_lab.models import random_models
+from llm_adapters_lab.models.blueprint import Blueprint
 from llm_adapters_lab.runs.presets import adapter_presets, expand, get_spec_preset, read_spec, spec_presets
 from llm_adapters_lab.runs.spec import RunSpec
 from llm_adapters_lab.training.spec import TrainSpec
@@ -74,8 +75,11 @@ def test_given_fields_win_over_those_of_a_preset() -> None:
         ({"type": "serie"}, "no adapter 'serie'. Did you mean 'series'"),
         ({"type": "xyz"}, "no adapter 'xyz'. Choose one of: .*houlsby.*lora"),
         ({"type": "houlsby", "bottlenek": 3}, "'adapter.bottlenek' is not a known key. Did you mean 'bottleneck'"),
-        ({"type": "houlsby", "bottleneck": 0}, r"adapter\.bottleneck = 0"),
-        ({"type": None}, "no adapter 'None'"),
+        (
+            {"type": "houlsby", "bottleneck": 0},
+            r"adapter\.bottleneck must be a whole number from 1 to 65536; given was 0",
+        ),
+        ({"type": None}, "adapter.type must be the name of an adapter or preset; given was null."),
     ],
 )
 def test_mistakes_offer_adapters_and_presets(fields: dict[str, Any], message: str) -> None:
@@ -88,7 +92,7 @@ def test_mistakes_offer_adapters_and_presets(fields: dict[str, Any], message: st
 def test_every_preset_fits_small_models_and_starts_at_the_base(name: str, family: str) -> None:
     small = {"rank": 4} if "rank" in get_adapter(adapter_presets()[name].fields["type"]).config.model_fields else {}
     spec = RunSpec.parse({"adapter": {"type": name, **(small or {"bottleneck": 4})}})
-    model, ids = loading.tiny(f"tiny:{family}"), torch.arange(3, 10)[None]
+    model, ids = random_models.tiny(f"tiny:{family}"), torch.arange(3, 10)[None]
     assert spec.adapter is not None
     with torch.no_grad():
         plain = model(input_ids=ids).logits
@@ -112,7 +116,7 @@ def test_every_preset_fits_small_models_and_starts_at_the_base(name: str, family
 def test_where_presets_sit_in_llama(name: str, sites: set[str]) -> None:
     adapter = RunSpec.parse({"adapter": name}).adapter
     assert adapter is not None
-    injection = inject(loading.skeleton("tiny:llama"), adapter)
+    injection = inject(Blueprint("tiny:llama").skeleton, adapter)
     assert set(injection.sites) == {f"model.layers.{layer}.{site}" for layer in (0, 1) for site in sites}
 
 

@@ -73,7 +73,7 @@ def test_two_processes_give_the_same_record_to_the_bit(tmp_path: Path) -> None:
     assert all((a / name).read_bytes() == (b / name).read_bytes() for name in same)
     done = in_a_process_of_its_own("rerun", a)
     assert done.returncode == 0, done.stderr
-    assert "came out the same again" in done.stdout
+    assert "is reproduced exactly" in done.stdout
     rewrite(a / "summary.json", environment__torch="1.0", environment__threads=99)
     done = in_a_process_of_its_own("rerun", a.name, "--root", tmp_path / "a", "--json")
     assert done.returncode == 1, done.stderr
@@ -164,7 +164,7 @@ def found_norm(record: Run, name: str) -> str:
 def test_a_run_without_a_result_is_not_repeated(tmp_path: Path) -> None:
     record = Run(tmp_path / "x")
     record.folder.mkdir()
-    with pytest.raises(BadSpec, match="The run x is unfinished: there is no result to compare with"):
+    with pytest.raises(BadSpec, match="The run x is unfinished: there is nothing to compare with"):
         rerun(record)
 
 

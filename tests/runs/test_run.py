@@ -142,7 +142,7 @@ def test_runs_are_found_by_the_beginning_of_their_id(finished: Run) -> None:
     assert list_runs(root) == [finished]
     with pytest.raises(BadSpec, match="no run 'nano-x'"):
         find_run("nano-x", root)
-    with pytest.raises(BadSpec, match="none yet"):
+    with pytest.raises(BadSpec, match="no runs yet"):
         find_run("x", root / "nowhere")
 
 

@@ -20,7 +20,7 @@ from llm_adapters_lab.runs.event_log import last_event
 from llm_adapters_lab.runs.execution import run
 from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.spec import RunSpec
-from llm_adapters_lab.runs.tracker_process import numbers, parameters
+from llm_adapters_lab.runs.tracker_process import metrics, parameters
 from llm_adapters_lab.sweeps.studies import study
 
 # Each prints {name: [[step, value], ...]} of every run that it finds in a folder.
@@ -103,7 +103,7 @@ def told(record: Run) -> dict[str, list[list[float]]]:
     step = 0
     for event in record.events():
         step = event["step"] if event["event"] == "Step" else step
-        for name, value in numbers(event).items():
+        for name, value in metrics(event).items():
             series.setdefault(name, []).append([step, pytest.approx(value, rel=1e-6)])
     return series
 
@@ -247,7 +247,7 @@ def test_a_tracker_that_dies_or_hangs_does_not_hold_up_the_run(
 
     record = run(tracked("tensorboard"), root=tmp_path, on_event=at_two)
     (notice,) = record.events("Noticed")
-    assert ("code -9" if len(signals) == 1 else f"process {ids[0]} goes on") in notice["text"]
+    assert ("code -9" if len(signals) == 1 else f"process {ids[0]} continues") in notice["text"]
     assert record.done and last_event(record.log)["event"] == "Finished"  # type: ignore[index]
     assert len(list(record.events("Step"))) == 3
     for number in signals[1:]:
@@ -280,7 +280,7 @@ def test_one_whose_process_cannot_be_begun_is_told_too(
         monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     record = run(spec, root=tmp_path)
     (notice,) = record.events("Noticed")
-    assert "tensorboard could not begin, and the run goes on without it" in notice["text"]
+    assert "tensorboard could not start; the run continues without it" in notice["text"]
     assert record.done
 
 
@@ -316,7 +316,7 @@ def test_it_ends_with_a_run_that_is_killed(tmp_path: Path) -> None:
 
 def test_names_and_values_are_such_as_every_tracker_takes() -> None:
     event = {"event": "Scored", "task": "own:~/q & a.csv?answer=n", "score": {"accuracy": 0.5}}
-    assert numbers(event) == {"accuracy/own_q_a.csv_answer_n": 0.5}
+    assert metrics(event) == {"accuracy/own_q_a.csv_answer_n": 0.5}
     spec = tracked("tensorboard", eval={"tasks": ["mini-bool", "mini-addsub"]}).model_dump(mode="json")
     found = parameters(spec)
     assert found["eval.tasks"] == "mini-bool, mini-addsub" and found["adapter.rank"] == 4

@@ -1,6 +1,6 @@
-"""Whatever is thrown at the loaders, the outcome is success or a LabError, within seconds, and no folder is left.
+"""Fuzz the loaders: any input is accepted or raises a LabError, within seconds, and leaves no folder behind.
 
-A few hundred examples run by default; ``LAB_FUZZ=10000`` makes it so many over all loaders together.
+A few hundred examples run by default; ``LAB_FUZZ=10000`` sets their total number over all loaders.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from llm_adapters_lab.core.peft_format import to_peft
 from llm_adapters_lab.core.registry import all_adapters
 from llm_adapters_lab.core.saving import load_adapter, save_adapter
 from llm_adapters_lab.errors import LabError
-from llm_adapters_lab.models import loading
+from llm_adapters_lab.models import random_models
 from llm_adapters_lab.runs.preflight import check_spec
 from llm_adapters_lab.runs.rows import read_rows
 from llm_adapters_lab.runs.spec import RunSpec
@@ -41,7 +41,7 @@ FOUND = {"success": 0, "refused": 0}
 
 
 def part(share: float) -> settings:
-    """Return settings for so large a part of all examples; a failing one is printed so that it can be kept."""
+    """Return settings for this share of all examples; a failing example is printed in a reproducible form."""
     unlike = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
     return settings(
         max_examples=max(20, round(WHOLE * share)), deadline=None, suppress_health_check=unlike, print_blob=True
@@ -50,7 +50,7 @@ def part(share: float) -> settings:
 
 @contextmanager
 def fair(folder: Path) -> Iterator[None]:
-    """Let a LabError pass and nothing else; see that it came in time and left no folder."""
+    """Allow a LabError and no other error; assert that it came in time and left no folder."""
     before, began = set(folder.rglob("*")), time.process_time()
     try:
         yield
@@ -92,7 +92,7 @@ LEAVES = [(a,) for a in GOOD] + [(a, b) for a in GOOD if isinstance(GOOD[a], dic
 
 @st.composite
 def specs(draw: st.DrawFn) -> Any:
-    """A good spec with a few fields changed, taken out or added."""
+    """A valid spec with a few fields changed, removed or added."""
     spec = json.loads(json.dumps(GOOD))
     for place in draw(st.lists(st.sampled_from(LEAVES), max_size=3)):
         inner = spec
@@ -125,7 +125,7 @@ def test_specs(tmp_path: Path, fields: Any) -> None:
 
 
 class Kept(str):
-    """Text of the corpus that is not printed at length."""
+    """Text of the corpus, abbreviated in output."""
 
     def __repr__(self) -> str:
         return f"{self[:60]!s} ({len(self)} characters)"
@@ -173,14 +173,14 @@ ROWS = st.lists(
 
 
 def as_csv(rows: list[dict[str, Any]]) -> bytes:
-    """Write rows without care: quotes, commas and line ends stay as they are."""
+    """Write rows naively: quotes, commas and line ends are not escaped."""
     header = list(dict.fromkeys(key for row in rows for key in row))
     lines = [",".join(header), *(",".join(str(row.get(key, ""))[:400] for key in header) for row in rows)]
     return "\r\n".join(lines).encode(errors="surrogatepass")
 
 
 def as_parquet(rows: list[dict[str, Any]]) -> bytes:
-    """Write rows as parquet, or what can be written of them."""
+    """Write rows as parquet, or a plain row if they cannot be written."""
     from pyarrow import ArrowException, BufferOutputStream, Table, parquet
 
     sink = BufferOutputStream()
@@ -201,7 +201,7 @@ SPICE = [b"\x00", b"\xef\xbb\xbf", b"\r", b"\n\r", b"\xff\xfe", b'"', b"," * 99,
 
 
 def damaged(draw: Draw, whole: bytes) -> bytes:
-    """Return a file cut off, with bytes changed or put in, or as it was."""
+    """Return a file that is truncated, has bytes changed or inserted, or is intact."""
     for _ in range(draw(st.integers(0, 3))):
         place = draw(st.integers(0, len(whole)))
         kind = draw(st.sampled_from(["cut", "flip", "put", "spice"]))
@@ -231,13 +231,13 @@ def test_data_files(tmp_path: Path, data: st.DataObject, form: str, rows: list[d
         assert read_rows(spec).digests()
 
 
-MODEL = loading.tiny("tiny:llama")
+MODEL = random_models.tiny("tiny:llama")
 PEFT = [case for case in CASES if all_adapters()[CASES[case]["type"]].cls.peft_type]
 
 
 @cache
 def saved(case: str, peft: bool) -> dict[str, bytes]:
-    """Return the files of a saved adapter, in the lab's form or in that of peft."""
+    """Return the files of a saved adapter, in the lab's format or in peft's."""
     with tempfile.TemporaryDirectory() as folder:
         injection = inject(MODEL, config(case))
         try:
@@ -249,7 +249,7 @@ def saved(case: str, peft: bool) -> dict[str, bytes]:
 
 
 def with_header(whole: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
-    """Return a safetensors file whose header tells something else."""
+    """Return a safetensors file with a changed header."""
     (size,) = struct.unpack("<Q", whole[:8])
     header = json.loads(whole[8 : 8 + size])
     change(header)
@@ -258,7 +258,7 @@ def with_header(whole: bytes, change: Callable[[dict[str, Any]], None]) -> bytes
 
 
 def tensors(draw: Draw, whole: bytes) -> bytes:
-    """Return a safetensors file whose header lies, whose tensors are odd, or that is damaged."""
+    """Return a safetensors file with a false header, odd tensors or damaged bytes."""
     kind = draw(st.sampled_from(["header", "tensors", "bytes", "length"]))
     if kind == "bytes":
         return damaged(draw, whole)
@@ -281,7 +281,7 @@ def tensors(draw: Draw, whole: bytes) -> bytes:
 
 
 def changed(draw: Draw, fields: Any) -> Any:
-    """Return JSON with a value replaced, taken out or put in somewhere."""
+    """Return JSON with a value replaced, removed or inserted somewhere."""
     if isinstance(fields, dict) and fields and draw(st.integers(0, 4)):
         key = draw(st.sampled_from(sorted(fields)) | st.text(max_size=5))
         if key in fields and draw(st.booleans()):
@@ -317,6 +317,6 @@ def test_adapter_folders(tmp_path: Path, data: st.DataObject, which: tuple[str, 
 
 
 def test_both_outcomes_occur() -> None:
-    """A fuzzer that is always refused, or never, tries nothing; runs last."""
+    """A fuzzer whose input is always refused, or never, tests nothing; runs last."""
     assert FOUND["success"] > 20
     assert FOUND["refused"] > 100

@@ -1,4 +1,4 @@
-"""Nothing from outside runs, leaves its folder or passes for markup, and nothing private gets into a record."""
+"""Untrusted input runs no code, stays in its folder and is escaped; records contain nothing private."""
 
 from __future__ import annotations
 
@@ -31,27 +31,29 @@ from llm_adapters_lab.core.saving import load_adapter, save_adapter
 from llm_adapters_lab.errors import (
     BadRow,
     BadSpec,
-    CannotImport,
+    CannotConvert,
     CannotWrite,
     DataUnavailable,
     LabError,
     ModelUnavailable,
 )
-from llm_adapters_lab.models import loading
+from llm_adapters_lab.models import loading, random_models
+from llm_adapters_lab.models.blueprint import NANO, Blueprint
 from llm_adapters_lab.results import plots
 from llm_adapters_lab.results.reports import report
-from llm_adapters_lab.runs.background import follow, launch, spec_of
+from llm_adapters_lab.runs.background import follow, launch
 from llm_adapters_lab.runs.execution import run
 from llm_adapters_lab.runs.record import Run, find_run
 from llm_adapters_lab.runs.rows import read_rows
 from llm_adapters_lab.runs.spec import RunSpec
+from llm_adapters_lab.runs.status import spec_of
 from llm_adapters_lab.tasks.registry import get_task
 
 ESCAPES = "\x1b[2J\x1b]0;title\x07\r\x9b31m\u202e[bold]loud[/bold]"
 
 
 class Bomb:
-    """Makes a folder when it is unpickled."""
+    """Creates a folder when unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -79,7 +81,7 @@ def bomb(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def safe(tmp_path: Path) -> Any:
-    """See at the end of a test that nothing was unpickled and no code of a repository has run."""
+    """Assert after a test that nothing was unpickled and no repository code has run."""
     yield
     assert not (tmp_path / "it-ran").exists()
 
@@ -98,7 +100,7 @@ def rewrite(file: Path, **changes: Any) -> None:
 
 
 def refused(folder: Path, *words: str) -> None:
-    for load in (loading.skeleton, loading.load_base):
+    for load in (lambda base: Blueprint(base).skeleton, loading.load_base):
         with pytest.raises(ModelUnavailable) as caught:
             load(str(folder))
         for word in (str(folder), *words):
@@ -118,7 +120,7 @@ def test_pickles_in_a_model_folder_are_named_and_not_opened(name: str, folder: P
 
 
 @pytest.mark.usefixtures("safe")
-def test_no_file_of_a_model_leads_to_a_pickle(folder: Path, bomb: Callable[..., Path]) -> None:
+def test_no_model_file_leads_to_a_pickle(folder: Path, bomb: Callable[..., Path]) -> None:
     bomb(folder / "adapter_model.bin")
     rewrite(folder / "config.json", transformers_weights="adapter_model.bin")
     refused(folder, "config.json points to 'adapter_model.bin'")
@@ -139,7 +141,9 @@ def test_no_file_of_a_model_leads_to_a_pickle(folder: Path, bomb: Callable[..., 
 
 
 @pytest.mark.usefixtures("safe")
-def test_a_model_folder_brings_no_adapter_and_no_code(folder: Path, tmp_path: Path, bomb: Callable[..., Path]) -> None:
+def test_adapters_and_code_in_a_model_folder_are_refused(
+    folder: Path, tmp_path: Path, bomb: Callable[..., Path]
+) -> None:
     code = f"import os\nos.mkdir({str(tmp_path / 'it-ran')!r})\n"
     (folder / "modeling_x.py").write_text(code)
     own = {"AutoConfig": "modeling_x.X", "AutoModelForCausalLM": "modeling_x.X", "AutoTokenizer": "modeling_x.X"}
@@ -148,7 +152,7 @@ def test_a_model_folder_brings_no_adapter_and_no_code(folder: Path, tmp_path: Pa
     plain = (folder / "tokenizer_config.json").read_text()
     rewrite(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["modeling_x.X", None]}, tokenizer_class="X")
     with pytest.raises(ModelUnavailable, match="custom code"):
-        loading.tokenizer(str(folder))
+        _ = Blueprint(str(folder)).tokenizer
     (folder / "tokenizer_config.json").write_text(plain)
     rewrite(folder / "config.json", model_type="llama", attn_implementation="somebody/kernel")
     refused(folder, "code of somebody/kernel")
@@ -160,19 +164,19 @@ def test_a_model_folder_brings_no_adapter_and_no_code(folder: Path, tmp_path: Pa
 
 
 @pytest.mark.usefixtures("safe")
-def test_adapter_folders_hold_no_pickles_and_start_no_code(tmp_path: Path, bomb: Callable[..., Path]) -> None:
-    injection = inject(loading.tiny("tiny:llama"), config("lora"))
+def test_pickles_and_code_of_adapter_folders_are_not_run(tmp_path: Path, bomb: Callable[..., Path]) -> None:
+    injection = inject(random_models.tiny("tiny:llama"), config("lora"))
     for name, write in (("lab", save_adapter), ("peft", to_peft)):
         write(injection, tmp_path / name, "tiny:llama")
         tensors = next((tmp_path / name).glob("*.safetensors"))
         tensors.unlink()
         for suffix in (".bin", ".pt", ".pkl"):
             bomb(tensors.with_suffix(suffix), plain=suffix == ".pkl")
-        with pytest.raises((BadSpec, CannotImport), match=r"adapter(_model)?\.bin, adapter(_model)?\.pkl"):
-            load_adapter(loading.tiny("tiny:llama"), tmp_path / name)
+        with pytest.raises((BadSpec, CannotConvert), match=r"adapter(_model)?\.bin, adapter(_model)?\.pkl"):
+            load_adapter(random_models.tiny("tiny:llama"), tmp_path / name)
         bomb(tensors)  # in disguise
         with pytest.raises(LabError, match="cannot be read as safetensors"):
-            load_adapter(loading.tiny("tiny:llama"), tmp_path / name)
+            load_adapter(random_models.tiny("tiny:llama"), tmp_path / name)
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "x.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'it-ran')!r})\n")
     fields = {"model_type": "x", "auto_map": {"AutoConfig": "x.X", "AutoModelForCausalLM": "x.X"}}
@@ -185,7 +189,7 @@ def test_adapter_folders_hold_no_pickles_and_start_no_code(tmp_path: Path, bomb:
 
 @pytest.mark.usefixtures("safe")
 @pytest.mark.parametrize("name", ["test.pkl", "test.pt", "test.bin", "test.zip", "test.tar", "test.json.gz"])
-def test_data_are_text_and_nothing_else(name: str, tmp_path: Path, bomb: Callable[..., Path]) -> None:
+def test_only_text_formats_are_read_as_data(name: str, tmp_path: Path, bomb: Callable[..., Path]) -> None:
     place = tmp_path / "boolq"
     place.mkdir()
     bomb(place / name, plain=True)
@@ -200,7 +204,7 @@ def test_data_are_text_and_nothing_else(name: str, tmp_path: Path, bomb: Callabl
             get_task(f"own:{place}/test{suffix}").load("test", None)
 
 
-def test_a_folder_is_no_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_not_taken_for_a_hub_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner" / "name").mkdir(parents=True)
     with pytest.raises(BadSpec, match="owner/name is a folder here"):
@@ -229,7 +233,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_names_of_runs_stay_in_the_root(name: str, tmp_path: Path) -> None:
+def test_run_names_stay_in_the_root(name: str, tmp_path: Path) -> None:
     root = tmp_path / "inner" / "runs"
     make_run(tmp_path, None, {"a": 1}).folder.rename(tmp_path / "inner-x")
     (tmp_path / ".processes").mkdir()
@@ -245,7 +249,7 @@ def test_names_of_runs_stay_in_the_root(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("con", "nul.", "C:\\x")])
-def test_what_a_spec_names_is_not_written_to(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_in_a_spec_are_not_written_to(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     good = {"adapter": "lora", "data": {"task": "mini-math"}}
@@ -259,20 +263,20 @@ def test_what_a_spec_names_is_not_written_to(name: str, tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", "a b", "a\n", "ü", "x" * 65, ".", "<b>"])
-def test_an_adapter_cannot_be_called_like_a_path(name: str) -> None:
+def test_an_adapter_name_cannot_be_a_path(name: str) -> None:
     with pytest.raises(BadSpec, match="cannot be called"):
         register_adapter(name, config=AdapterConfig, at="q", source="")(Adapter)
     with pytest.raises(ValueError, match="There is no adapter"):
         RunSpec(adapter=AdapterConfig(type=name, at="q"))
 
 
-def test_a_linked_folder_is_no_run(tmp_path: Path) -> None:
+def test_a_linked_folder_is_not_a_run(tmp_path: Path) -> None:
     spec = RunSpec.parse({"eval": {"tasks": ["mini-addsub"], "rows": 2, "max_new_tokens": 2}})
     elsewhere = make_run(tmp_path / "elsewhere", None, {"a": 1}).folder
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / spec.id).symlink_to(elsewhere)
     before = {file: file.read_bytes() for file in elsewhere.iterdir()}
-    with pytest.raises(CannotWrite, match="is a link"):
+    with pytest.raises(CannotWrite, match="is a symbolic link"):
         run(spec, root=tmp_path / "runs", fresh=True)
     with pytest.raises(BadSpec, match="no run"):
         find_run(spec.id, tmp_path / "runs")
@@ -280,7 +284,7 @@ def test_a_linked_folder_is_no_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a\x00b", "a\nb.html", "x" * 5000 + ".html", "\x1b[2J", ""])
-def test_what_is_written_has_a_plain_name(name: str, tmp_path: Path) -> None:
+def test_output_paths_have_plain_names(name: str, tmp_path: Path) -> None:
     record = make_run(tmp_path / "runs", None, {"a": 1})
     with pytest.raises(BadSpec):
         report([record], tmp_path / name)
@@ -296,18 +300,16 @@ def test_what_is_written_has_a_plain_name(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", "write out what"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", "aliases are not allowed"),
         ("[" * 40_000, "nested too deeply"),
-        ("seed: 1\nadapter: lora\nseed: 2", "'seed' stands there twice"),
-        ("adapter: {type: lora, rank: 2, rank: 3}", "'rank' stands there twice"),
+        ("seed: 1\nadapter: lora\nseed: 2", "'seed' is given twice"),
+        ("adapter: {type: lora, rank: 2, rank: 3}", "'rank' is given twice"),
         ("base: " + "x" * 50_000_000, "longer than"),
         ("!!python/object/apply:os.mkdir [it-ran]", "could not determine a constructor"),
         ("seed: !!python/name:os.system", "could not determine a constructor"),
     ],
 )
-def test_yaml_is_plain_small_and_without_traps(
-    text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_malicious_yaml_is_refused(text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "spec.yaml").write_text(text)
     began = time.process_time()
@@ -320,7 +322,7 @@ def test_yaml_is_plain_small_and_without_traps(
     assert os.listdir(tmp_path) == ["spec.yaml"]
 
 
-def test_payloads_stay_text_in_html_and_figures(tmp_path: Path) -> None:
+def test_payloads_are_escaped_in_html_and_figures(tmp_path: Path) -> None:
     links = (
         f"{HOSTILE} [x](javascript:alert(1)) <a href='javascript:alert(2)'>y</a> **bold** </pre><style>*{{}}</style>"
     )
@@ -343,7 +345,7 @@ def test_payloads_stay_text_in_html_and_figures(tmp_path: Path) -> None:
     assert "<a " not in figure
 
 
-def test_a_terminal_obeys_no_data(tmp_path: Path) -> None:
+def test_control_characters_do_not_reach_the_terminal(tmp_path: Path) -> None:
     record = make_run(tmp_path, {"type": "lora"}, {ESCAPES: 3}, text=ESCAPES)
     other = make_run(tmp_path, None, {ESCAPES: 2}, text=ESCAPES)
     record.write("summary.json", record.summary | {"leaks": {ESCAPES: {"exact": 5, "total": 9}}})
@@ -360,7 +362,7 @@ def test_a_terminal_obeys_no_data(tmp_path: Path) -> None:
     assert not set(done.output) & set("\x1b\x07\r\x9b\u202e")
 
 
-def test_progress_obeys_no_data(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_does_not_interpret_data(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from llm_adapters_lab.cli.console import Progress
     from llm_adapters_lab.events import Noticed, Scoring
 
@@ -382,12 +384,12 @@ SECRETS = {
 
 
 @pytest.mark.slow
-def test_nothing_private_gets_into_records_logs_and_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_logs_and_reports_hold_nothing_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "home" / "jane-q"
     (home / "data").mkdir(parents=True)
     rows = [{"instruction": f"{n} + 1 ?", "answer": str(n + 1)} for n in range(4)]
     (home / "data" / "mine.json").write_text(json.dumps(rows))
-    shutil.copytree(loading.NANO, home / "base")
+    shutil.copytree(NANO, home / "base")
     for key, value in {**SECRETS, "HOME": str(home)}.items():
         monkeypatch.setenv(key, value)
     monkeypatch.setattr(privacy, "HOME", str(home))
@@ -411,7 +413,7 @@ def test_nothing_private_gets_into_records_logs_and_reports(tmp_path: Path, monk
             assert private.encode() not in content, file
 
 
-def test_the_home_folder_is_a_tilde_and_only_it() -> None:
+def test_only_the_home_folder_becomes_a_tilde() -> None:
     home = privacy.HOME
     assert home
     assert privacy.tilde(f"{home}/x") == "~/x"
@@ -421,8 +423,8 @@ def test_the_home_folder_is_a_tilde_and_only_it() -> None:
     assert privacy.without_home(f'File "{home}/a.py" and {home}x') == f'File "~/a.py" and {home}x'
 
 
-def test_safetensors_are_not_mistaken(tmp_path: Path) -> None:
-    """The check of names asks for nothing that a sound sharded folder lacks."""
+def test_a_sound_sharded_folder_is_loaded(tmp_path: Path) -> None:
+    """The check of file names accepts a sharded folder as transformers writes it."""
     base = loading.load_base("nano")
     base.model.save_pretrained(tmp_path, max_shard_size="1MB")
     base.tokenizer.save_pretrained(tmp_path)
@@ -430,7 +432,7 @@ def test_safetensors_are_not_mistaken(tmp_path: Path) -> None:
     assert loading.load_base(str(tmp_path)).model.num_parameters() == base.model.num_parameters()
 
 
-def test_own_data_are_read_and_never_written(tmp_path: Path) -> None:
+def test_data_files_are_never_written(tmp_path: Path) -> None:
     rows = [{"instruction": "1 + 1 ?", "answer": "2"}] * 2
     (tmp_path / "mine.json").write_text(json.dumps(rows))
     (tmp_path / "mine.json").chmod(0o444)
@@ -445,7 +447,7 @@ def test_own_data_are_read_and_never_written(tmp_path: Path) -> None:
         tmp_path.chmod(0o755)
 
 
-def test_a_spec_that_is_written_is_read_again() -> None:
+def test_a_spec_survives_a_round_trip_through_yaml() -> None:
     fields = {"adapter": {"type": "prompt-tuning", "init": "text", "init_text": "2001-01-01: *a &b !!x"}}
     spec = RunSpec.parse(fields)
     from llm_adapters_lab.config import read_yaml
@@ -453,11 +455,11 @@ def test_a_spec_that_is_written_is_read_again() -> None:
     assert RunSpec.parse(read_yaml(yaml.safe_dump(spec.model_dump(mode="json")))).id == spec.id
 
 
-def test_unread_keys_of_saved_tensors_change_nothing(tmp_path: Path) -> None:
-    """Metadata of a safetensors file is data too."""
-    injection = inject(loading.tiny("tiny:llama"), config("lora"))
+def test_metadata_of_saved_tensors_is_ignored(tmp_path: Path) -> None:
+    """The metadata of a safetensors file is untrusted too."""
+    injection = inject(random_models.tiny("tiny:llama"), config("lora"))
     save_adapter(injection, tmp_path)
     state = injection.state_dict()
     save_file(state, tmp_path / "adapter.safetensors", metadata={"format": HOSTILE, "code": "import os"})
-    again = load_adapter(loading.tiny("tiny:llama"), tmp_path).state_dict()
+    again = load_adapter(random_models.tiny("tiny:llama"), tmp_path).state_dict()
     assert all(torch.equal(again[key], state[key]) for key in state)

@@ -1,4 +1,4 @@
-"""Many adapters at once: each has the losses, the gradients and the record of its own run, or is trained in turn."""
+"""Studies: every adapter has the losses, gradients and record of a run of its own, or is trained separately."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -22,12 +22,12 @@ from llm_adapters_lab.core.injection import inject
 from llm_adapters_lab.core.registry import get_adapter
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.events import Event, FellBack, Noticed, Step
-from llm_adapters_lab.models import loading
-from llm_adapters_lab.runs.background import state
+from llm_adapters_lab.models import random_models
 from llm_adapters_lab.runs.execution import run
 from llm_adapters_lab.runs.forecast.memory import Peak
 from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.spec import RunSpec
+from llm_adapters_lab.runs.status import state
 from llm_adapters_lab.sweeps.executors import EXECUTORS, Studies
 from llm_adapters_lab.sweeps.spec import Sweep
 from llm_adapters_lab.sweeps.studies import study
@@ -51,33 +51,33 @@ STEPS = 4
 def crowd(
     family: str, mix: list[dict[str, Any]], plan: dict[str, Any], tokens: int = 4096, change: Any = None
 ) -> tuple[list[list[float]], list[dict[str, torch.Tensor]], list[str], list[Any]]:
-    """Train adapters side by side; return losses, final tensors and what fell back of each, and the calls' shapes."""
+    """Train adapters side by side; return losses, final tensors and fallbacks of each, and the sizes of all passes."""
     model, first = adapted(family)
     first.eject()
-    together, calls = JointTrainer(model, tokens), []
+    trainer, calls = JointTrainer(model, tokens), []
     model.get_input_embeddings().register_forward_hook(lambda m, x, y: calls.append((m.training, x[0].numel())))
     if change:
         change(model)
     going = []
     for number, fields in enumerate(mix):
-        together.only()
+        trainer.activate()
         injection = shaken(model, fields, f"study{number}")
         spec = TrainSpec(learning_rate=1e-2 / (1 + number), batch=6, max_steps=STEPS, warmup=number % 2, **plan)
-        member = Member(together, model, injection, samples(), spec, 0)
+        member = Member(trainer, model, injection, samples(), spec, 0)
         going.append((injection, train(model, injection, samples(), spec, gradients=member)))
-    together.begin()
+    trainer.start()
     losses: list[list[float]] = [[] for _ in mix]
-    told: list[str] = [""] * len(mix)
+    warned: list[str] = [""] * len(mix)
     for step in range(STEPS):
-        together.round([injection.name for injection, _ in going], step)
+        trainer.begin_step([injection.name for injection, _ in going], step)
         for number, (_, events) in enumerate(going):
             while not isinstance(event := next(events), Step):
-                told[number] += f"{event.setting}: {event.reason}\n" if isinstance(event, FellBack) else ""
+                warned[number] += f"{event.setting}: {event.reason}\n" if isinstance(event, FellBack) else ""
             losses[number].append(event.loss)
     for _, events in going:
         list(events)
-    together.end()
-    return losses, [injection.state_dict() for injection, _ in going], told, [n for training, n in calls if training]
+    trainer.finish()
+    return losses, [injection.state_dict() for injection, _ in going], warned, [n for training, n in calls if training]
 
 
 def shaken(model: Any, fields: dict[str, Any], name: str) -> Any:
@@ -107,7 +107,7 @@ def agree(found: Any, expected: Any) -> None:
         assert all(torch.allclose(tensor, other[key], atol=1e-4) for key, tensor in own.items())
 
 
-# The pass
+# Shared passes
 
 
 PLANS: list[dict[str, Any]] = [
@@ -125,73 +125,73 @@ def test_in_a_shared_pass_every_adapter_has_the_losses_and_gradients_of_its_own(
     family: str, plan: dict[str, Any]
 ) -> None:
     mix = MIX[:-1] if family in ("bloom", "gptj") else MIX
-    losses, ends, told, calls = crowd(family, mix, plan)
+    losses, ends, warned, calls = crowd(family, mix, plan)
     agree((losses, ends), alone(family, mix, plan))
-    assert not any("study" in line for line in told)
-    # The first step is taken one after the other, all further ones in passes for all.
+    assert not any("study" in line for line in warned)
+    # The first step is taken separately, all further ones in shared passes.
     passes = 3 if "micro_batch" in plan else 1
     assert len(calls) == passes * (len(mix) + STEPS - 1)
 
 
-def test_a_slice_that_goes_to_another_adapter_is_noticed() -> None:
+def test_slices_that_go_to_the_wrong_adapter_would_be_noticed() -> None:
     losses, _, _, _ = crowd("llama", MIX[:2], {})
     other, _, _, _ = crowd("llama", MIX[1::-1], {})
     assert losses[0] != pytest.approx(other[0], abs=1e-4)
 
 
-def test_a_pass_has_no_more_tokens_than_it_may() -> None:
+def test_a_shared_pass_respects_the_token_limit() -> None:
     full = crowd("llama", [MIX[0]] * 7, {"packing": False})[3]
     few = crowd("llama", [MIX[0]] * 7, {"packing": False}, tokens=3 * max(full[:7]))[3]
     assert len(full) == 7 + STEPS - 1
-    assert len(few) == 7 + 3 * (STEPS - 1)  # 3 + 3 + 1 adapters, of three at most
+    assert len(few) == 7 + 3 * (STEPS - 1)  # 3 + 3 + 1 adapters, at most three per pass
     assert max(few) <= 3 * max(full[:7])
     assert len(crowd("llama", [MIX[0]] * 3, {}, tokens=1)[3]) == 3 * STEPS
 
 
 TURNS: dict[str, dict[str, Any]] = {
     "acts on the whole model": {"type": "prefix", "virtual_tokens": 3},
-    "stands in for parameters": {"type": "norm-tuning"},
+    "replaces parameters of the base": {"type": "norm-tuning"},
     "looks at earlier tokens": {"type": "conv", "bottleneck": 4},
-    "runs every batch twice": {"type": "series", "bottleneck": 4, "split": {"parts": 2}},
-    "drops out": {"type": "lora", "rank": 4, "dropout": 0.2},
+    "runs every batch several times": {"type": "series", "bottleneck": 4, "split": {"parts": 2}},
+    "draws its dropout": {"type": "lora", "rank": 4, "dropout": 0.2},
 }
 
 
-def test_what_cannot_share_a_pass_is_trained_in_turn_and_says_so() -> None:
+def test_adapters_that_cannot_share_a_pass_are_trained_separately_with_a_reason() -> None:
     mix = [MIX[0], *TURNS.values(), MIX[2]]
-    losses, ends, told, _ = crowd("llama", mix, {})
-    assert told[0] == told[-1] == ""
-    for line, reason in zip(told[1:-1], TURNS, strict=True):
-        assert "study: " in line and reason in line and "trained in turn" in line
+    losses, ends, warned, _ = crowd("llama", mix, {})
+    assert warned[0] == warned[-1] == ""
+    for line, reason in zip(warned[1:-1], TURNS, strict=True):
+        assert "study: " in line and reason in line and "trained separately" in line
     expected = alone("llama", mix, {})
-    for number in (0, 1, 2, 3, 6):  # the others draw numbers, which only whole runs keep apart
+    for number in (0, 1, 2, 3, 6):  # the others draw random numbers, which only whole runs keep separate
         agree(([losses[number]], [ends[number]]), ([expected[0][number]], [expected[1][number]]))
 
 
-def test_a_base_that_drops_out_is_shared_by_none() -> None:
+def test_a_base_with_dropout_is_shared_by_none() -> None:
     def drop(model: Any) -> None:
         model.transformer.drop.p = 0.1
 
-    told = crowd("gpt2", MIX[:2], {}, change=drop)[2]
-    assert all("transformer.drop drops out" in line for line in told)
+    warned = crowd("gpt2", MIX[:2], {}, change=drop)[2]
+    assert all("transformer.drop draws its dropout" in line for line in warned)
 
 
-def test_an_adapter_whose_losses_change_in_a_shared_pass_is_found_by_trying() -> None:
+def test_an_adapter_whose_losses_change_in_a_shared_pass_is_detected_by_a_trial() -> None:
     model, injection = adapted("llama")
     injection.eject()
-    together = JointTrainer(model, 4096)
+    trainer = JointTrainer(model, 4096)
     plan = TrainSpec(learning_rate=1e-2, batch=6, max_steps=2, packing=False)
     members = []
     for number in range(2):
-        together.only()
+        trainer.activate()
         injection = shaken(model, {"type": "lora", "rank": 2, "at": "down"}, f"study{number}")
-        members.append(Member(together, model, injection, samples(), plan, 0))
-    # As if it knew who else is there.
+        members.append(Member(trainer, model, injection, samples(), plan, 0))
+    # As if it depended on the other adapters in the model.
     for adapter in members[1].injection.adapters.values():
         adapter.forward = lambda x, y: y * (2.0 if len(model.__dict__["injections"]) > 1 else 1.0)
-    together.begin()
-    assert members[0].why_not == ""
-    assert "a pass shared with others computes losses that are up to" in members[1].why_not
+    trainer.start()
+    assert members[0].obstacle == ""
+    assert "a shared pass computes losses that are up to" in members[1].obstacle
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -200,13 +200,13 @@ def test_out_of_memory_makes_passes_smaller_and_changes_no_loss(backward: bool) 
         layer = model.model.layers[0]
         layer.post_attention_layernorm = Small(layer.post_attention_layernorm, 150, backward)
 
-    losses, ends, told, calls = crowd("llama", MIX[:4], {"packing": False}, tokens=1000, change=narrow)
+    losses, ends, warned, calls = crowd("llama", MIX[:4], {"packing": False}, tokens=1000, change=narrow)
     agree((losses, ends), alone("llama", MIX[:4], {"packing": False}))
-    assert "study: out of memory with a pass shared by 4; now of 500 tokens at most." in told[0]
+    assert "study: out of memory in a pass shared by 4; now with at most 500 tokens." in warned[0]
     assert max(calls[-2:]) <= 150
 
 
-def test_a_shared_pass_that_fails_is_given_up_and_the_culprit_fails_alone() -> None:
+def test_after_a_failed_shared_pass_adapters_are_trained_separately() -> None:
     def brittle(model: Any) -> None:
         def refuse(module: Any, args: Any) -> None:
             if model.training and args[0].numel() > 100:
@@ -214,25 +214,25 @@ def test_a_shared_pass_that_fails_is_given_up_and_the_culprit_fails_alone() -> N
 
         model.get_input_embeddings().register_forward_pre_hook(refuse)
 
-    losses, ends, told, _ = crowd("llama", MIX[:3], {}, change=brittle)
+    losses, ends, warned, _ = crowd("llama", MIX[:3], {}, change=brittle)
     agree((losses, ends), alone("llama", MIX[:3], {}))
-    assert all("a pass shared with others failed (RuntimeError: too wide)" in line for line in told)
+    assert all("a shared pass failed (RuntimeError: too wide)" in line for line in warned)
 
 
-def test_a_pass_for_eight_needs_the_memory_of_one_run_with_as_many_tokens() -> None:
+def test_a_pass_shared_by_eight_needs_the_memory_of_one_run_with_as_many_tokens() -> None:
     def most(count: int, rows: int) -> int:
-        model = loading.tiny("tiny:llama")
-        together = JointTrainer(model, 10**6)
+        model = random_models.tiny("tiny:llama")
+        trainer = JointTrainer(model, 10**6)
         plan = TrainSpec(learning_rate=1e-2, batch=rows, max_steps=2, share_prefix=False)
         going = []
         for number in range(count):
-            together.only()
+            trainer.activate()
             injection = shaken(model, {"type": "lora", "rank": 2, "at": "q,v"}, f"study{number}")
-            member = Member(together, model, injection, samples(64), plan, 0)
+            member = Member(trainer, model, injection, samples(64), plan, 0)
             going.append(train(model, injection, samples(64), plan, gradients=member))
-        together.begin()
+        trainer.start()
         for step in range(2):
-            together.round([f"study{number}" for number in range(count)] if count > 1 else [], step)
+            trainer.begin_step([f"study{number}" for number in range(count)] if count > 1 else [], step)
             if step:
                 with Peak(list(model.parameters())) as peak:
                     for events in going:
@@ -265,7 +265,7 @@ def summary(record: Run) -> dict[str, Any]:
 
 
 def equal(record: Run, other: Run, resumed: bool = False) -> None:
-    """Compare the record of a run in a study with that of the run alone."""
+    """Compare the record of a run in a study with one of the run alone."""
     assert record.done and other.done and record.id == other.id
     for name in ("Step", "Validated"):
         mine, theirs = ([e["loss"] for e in r.events(name)] for r in (record, other))
@@ -289,16 +289,16 @@ def test_every_record_is_as_if_its_spec_had_been_run_alone(tmp_path: Path) -> No
     assert [record.id for record in found] == [spec.id for spec in chosen]
     for number, (spec, record) in enumerate(zip(chosen, found, strict=True)):
         equal(record, run(spec, root=tmp_path / "alone"))
-        told = [e for e in heard[record.id] if isinstance(e, FellBack) and e.setting == "study"]
-        assert bool(told) == (number >= 7)
+        warned = [e for e in heard[record.id] if isinstance(e, FellBack) and e.setting == "study"]
+        assert bool(warned) == (number >= 7)
         assert not list(record.folder.glob("*lock*"))
     before = {record.id: (record.folder / "summary.json").stat().st_mtime_ns for record in found}
     study(chosen, root=tmp_path / "study", on_event=lambda r, e: pytest.fail("a finished run was done again"))
     assert before == {record.id: (record.folder / "summary.json").stat().st_mtime_ns for record in found}
 
 
-def test_a_stopped_study_and_a_run_that_is_ahead_go_on_to_the_same_end(tmp_path: Path) -> None:
-    chosen = specs([*MIX[:3], TURNS["drops out"]])
+def test_a_stopped_study_with_a_run_ahead_of_the_others_resumes_to_the_same_result(tmp_path: Path) -> None:
+    chosen = specs([*MIX[:3], TURNS["draws its dropout"]])
     stop, ahead = threading.Event(), threading.Event()
 
     def until(step: int, event: threading.Event) -> Any:
@@ -339,7 +339,7 @@ def equal_losses(record: Run, other: Run) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*invalid value.*:RuntimeWarning")
-def test_one_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
+def test_a_failing_run_does_not_stop_the_others(tmp_path: Path) -> None:
     wild = {"type": "series", "bottleneck": 8, "scaling": 1e39, "init": "normal"}
     chosen = specs([MIX[0], wild, MIX[2]])
     heard: list[tuple[str, str]] = []
@@ -355,7 +355,7 @@ def test_one_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
         equal(found[number], run(chosen[number], root=tmp_path / "alone"))
 
 
-def test_what_does_not_belong_together_is_refused_before_anything_is_there(
+def test_incompatible_specs_are_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = specs(MIX[:2])
@@ -363,6 +363,8 @@ def test_what_does_not_belong_together_is_refused_before_anything_is_there(
         ({"seed": 1}, "seed = 0 here and 1 in"),
         ({"base": "smollm2-135m"}, "base = 'nano' here and 'smollm2-135m' in"),
         ({"dtype": "bf16"}, "dtype = 'auto' here and 'bf16' in"),
+        ({"quantization": "nf4"}, "quantization = 'none' here and 'nf4' in"),
+        ({"device_map": "auto"}, "device_map = 'none' here and 'auto' in"),
         ({"data": {"task": "mini-math", "rows": 12}}, "data.rows = 16 here and 12 in"),
         ({"train": {"batch": 8, "max_steps": 5}}, "train.batch = 4 here and 8 in"),
         ({"adapter": None}, "adapter: null"),
@@ -384,7 +386,7 @@ def test_a_study_of_one_is_a_run(tmp_path: Path) -> None:
     assert all(record.done for one in (spec, bare) for record in study([one, one], root=tmp_path))
 
 
-def test_a_killed_study_is_taken_up(tmp_path: Path) -> None:
+def test_a_killed_study_is_resumed(tmp_path: Path) -> None:
     chosen = specs(MIX[:3], train={"max_steps": 30, "checkpoint_every": 1})
     (tmp_path / "specs.json").write_text(json.dumps([spec.model_dump(mode="json") for spec in chosen]))
     code = (
@@ -404,26 +406,26 @@ def test_a_killed_study_is_taken_up(tmp_path: Path) -> None:
         equal_losses(record, run(spec, root=tmp_path / "alone"))
 
 
-# The sweep
+# Sweeps
 
 
-def test_a_sweep_of_studies_ends_as_one_of_single_runs(tmp_path: Path) -> None:
+def test_a_sweep_of_studies_has_the_results_of_single_runs(tmp_path: Path) -> None:
     what = parsed(**{"list": [{"adapter.at": "q"}, {"adapter.at": "v"}, {"adapter.at": "mlp"}], "seeds": [0, 1]})
     where = Studies()
-    ended = sweep(what, root=tmp_path / "study", where=where, every=0.0)
+    ended = sweep(what, root=tmp_path / "study", executor=where, every=0.0)
     assert [standing.state.name for standing in ended] == ["finished"] * 6
     for mine, theirs in zip(ended, sweep(what, root=tmp_path / "local"), strict=True):
         equal(mine.run, theirs.run)
-    assert EXECUTORS["study"] is Studies and "study" in {name.value for name in Where}
+    assert EXECUTORS["study"] is Studies and "study" in get_args(Where)
     with pytest.raises(BadSpec, match="jobs = 2"):
         Studies(2)
 
 
-def test_a_sweep_of_studies_tries_what_fails_once(tmp_path: Path) -> None:
+def test_a_sweep_of_studies_tries_a_failing_run_once(tmp_path: Path) -> None:
     base = {**SMALL, "train": {**SMALL["train"], "gradient_checkpointing": True}}
     wild = {"type": "prefix", "virtual_tokens": 2}  # gradient checkpointing drops its cache
     what = Sweep.parse({"spec": base, "list": [{"adapter.rank": 2}, {"adapter": wild}, {"adapter.rank": 4}]})
-    ended = sweep(what, root=tmp_path, where=Studies(), every=0.0)
+    ended = sweep(what, root=tmp_path, executor=Studies(), every=0.0)
     assert [standing.state.name for standing in ended] == ["finished", "failed", "finished"]
     assert "gradient_checkpointing" in ended[1].state.reason
     assert len(list(ended[1].run.events("Failed"))) == 1

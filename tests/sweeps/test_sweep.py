@@ -1,4 +1,4 @@
-"""Sweeps: what a file means, that nothing starts before all is checked, and that a killed one ends as another."""
+"""Sweeps: the meaning of a file, checks before anything starts, and the same results after a kill."""
 
 import json
 import os
@@ -25,14 +25,13 @@ from llm_adapters_lab.errors import BadSpec, LabError
 from llm_adapters_lab.evaluation.statistics import mean_interval, wilson
 from llm_adapters_lab.results import plots
 from llm_adapters_lab.results.seed_groups import groups
-from llm_adapters_lab.runs.background import State, beside, state
 from llm_adapters_lab.runs.processes import lives
 from llm_adapters_lab.runs.record import Run, list_runs
 from llm_adapters_lab.runs.spec import RunSpec
-from llm_adapters_lab.sweeps.costs import costs
+from llm_adapters_lab.runs.status import State, beside, state
 from llm_adapters_lab.sweeps.executors import EXECUTORS, Local, Processes
-from llm_adapters_lab.sweeps.spec import Draws, Sweep, words
-from llm_adapters_lab.sweeps.sweeping import Standing, check, records, sweep, teller
+from llm_adapters_lab.sweeps.spec import Draws, Sweep, describe_changes
+from llm_adapters_lab.sweeps.sweeping import SweepRun, check_points, costs, progress_printer, records, sweep
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "papermill_runs" / "sweeps").glob("*.yaml"))
@@ -57,7 +56,7 @@ def until(true: Callable[[], Any], seconds: float = 120.0) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A root whose processes are gone after the test, whatever became of it."""
+    """A root whose processes are killed after the test in any case."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     yield tmp_path / "runs"
     for path in (tmp_path / "runs").glob(".processes/*.json"):
@@ -79,14 +78,14 @@ def written(folder: Path, fields: dict[str, Any], name: str = "some") -> Path:
     return path
 
 
-# What a file means
+# The meaning of a file
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_sweep_file_can_be_run(path: Path) -> None:
     points = Sweep.load(path).points()
     assert len(points) == {"nano-families": 12, "nano-placement": 18, "nano-ranks": 18}[path.stem]
-    check(points)
+    check_points(points)
 
 
 def test_all_parts_are_multiplied_and_later_fields_vary_first() -> None:
@@ -95,22 +94,22 @@ def test_all_parts_are_multiplied_and_later_fields_vary_first() -> None:
     )
     seen = [(s.adapter.at, s.adapter.rank, s.seed) for s in found.specs()]  # type: ignore[union-attr]
     assert seen == [(at, rank, seed) for at in ("q", "v") for rank in (2, 4) for seed in (3, 5)]
-    assert words(found.points()[1].changes) == "adapter.at = q, adapter.rank = 2, seed = 5"
+    assert describe_changes(found.points()[1].changes) == "adapter.at = q, adapter.rank = 2, seed = 5"
     assert parsed().specs() == [RunSpec.parse(SMALL)]
 
 
-def test_runs_of_one_id_are_one_run() -> None:
-    # The seed of a bare base changes nothing, and the usual placement may be named or not.
+def test_combinations_with_the_same_id_are_one_run() -> None:
+    # The seed of a bare base has no effect, and naming the default placement makes no difference.
     assert len(parsed(**{"list": [{"adapter": None}], "seeds": [0, 1, 2]}).specs()) == 1
     assert len(parsed(grid={"adapter.at": ["", "q,v"]}).specs()) == 1
 
 
-def test_an_adapter_and_its_fields_go_together_in_any_order() -> None:
+def test_an_adapter_and_its_fields_can_be_varied_in_any_order() -> None:
     found = parsed(grid={"adapter.at": ["q", "v"], "adapter": [{"type": "lora", "rank": 4}, "dora"]})
     assert [s.adapter.type for s in found.specs()] == ["lora", "dora"] * 2  # type: ignore[union-attr]
     assert {s.adapter.at for s in found.specs()} == {"q", "v"}  # type: ignore[union-attr]
     assert found.grid["adapter"][0] == {"type": "lora", "rank": 4}
-    assert words(found.points()[0].changes) == "adapter.at = q, adapter = lora (rank 4)"
+    assert describe_changes(found.points()[0].changes) == "adapter.at = q, adapter = lora (rank 4)"
 
 
 @pytest.mark.parametrize(
@@ -118,11 +117,11 @@ def test_an_adapter_and_its_fields_go_together_in_any_order() -> None:
     [
         ({"gird": {}}, "'gird' is not a known key. Did you mean 'grid'"),
         ({"lits": []}, "Did you mean 'list'"),
-        ({"grid": {"adapter.rank": []}}, "grid.adapter.rank = .*at least 1"),
-        ({"grid": {"adapter.rank": 4}}, "grid.adapter.rank = 4"),
+        ({"grid": {"adapter.rank": []}}, "grid.adapter.rank must be a list that is not empty"),
+        ({"grid": {"adapter.rank": 4}}, "grid.adapter.rank must be a list that is not empty; given was 4"),
         (
             {"grid": {"adapter.rank": [4, 0], "train.batch": [2]}},
-            r"adapter.rank = 0, train.batch = 2: adapter.rank = 0",
+            r"adapter.rank = 0, train.batch = 2: adapter.rank must be a whole number from 1 to 4096",
         ),
         ({"grid": {"adapter.rnak": [4]}}, "adapter.rnak = 4: .*Did you mean 'rank'"),
         ({"grid": {"adapter.rank": [1]}, "list": [{"adapter.rank": 2}]}, "adapter.rank is varied by grid and by list"),
@@ -148,7 +147,7 @@ def test_many_wrong_combinations_are_counted() -> None:
     assert "rank = -4" not in str(caught.value)
 
 
-def test_the_spec_of_a_file_is_looked_for_beside_it_then_here_then_among_the_presets(tmp_path: Path) -> None:
+def test_the_spec_of_a_file_is_searched_beside_it_then_here_then_among_the_presets(tmp_path: Path) -> None:
     written(tmp_path, SMALL, "mine")
     path = written(tmp_path, {"spec": "mine.yaml", "seeds": [4]}, "many")
     found = Sweep.load(path, {"train.max_steps": 1})
@@ -174,14 +173,14 @@ def test_draws_stay_in_their_range(limits: tuple[float, float], seed: int) -> No
         assert drawn["d"] in ("x", None)
 
 
-def test_draws_are_the_same_for_ever_and_grow_without_changing() -> None:
+def test_draws_are_reproducible_and_grow_without_changing() -> None:
     fields: dict[str, Any] = {"train.learning_rate": {"log-uniform": [1e-4, 1e-2]}}
     few = Draws.model_validate({"count": 3, "seed": 1, "fields": fields}).draw()
     assert [d["train.learning_rate"] for d in few] == [0.007361, 0.0001675, 0.001184]
     more = Draws.model_validate({"count": 9, "seed": 1, "fields": {"seed": {"integer": [0, 9]}, **fields}}).draw()
     assert [{name: d[name] for name in fields} for d in more[:3]] == few
     rates = [d["train.learning_rate"] for d in Draws.model_validate({"count": 999, "seed": 0, "fields": fields}).draw()]
-    assert 0.4 < sum(rate < 1e-3 for rate in rates) / 999 < 0.6  # half of them below the middle of the logarithm
+    assert 0.4 < sum(rate < 1e-3 for rate in rates) / 999 < 0.6  # half of them below the geometric mean
 
 
 # Before anything starts
@@ -194,18 +193,18 @@ def test_nothing_starts_if_one_cannot_be_run(root: Path, name: str) -> None:
         ({"grid": {"data.task": ["mini-math", "boolq"], "data.root": [str(root)]}}, "data.task = boolq"),
     ):
         with pytest.raises(BadSpec, match=message):
-            sweep(parsed(**parts), root=root, where=EXECUTORS[name](1))
+            sweep(parsed(**parts), root=root, executor=EXECUTORS[name](1))
     assert not root.exists()
 
 
-def test_local_does_one_at_a_time() -> None:
-    with pytest.raises(BadSpec, match="jobs = 2: local does one run at a time"):
+def test_local_does_one_run_at_a_time() -> None:
+    with pytest.raises(BadSpec, match="jobs = 2: local and study work in this process, one after the other"):
         Local(2)
     with pytest.raises(BadSpec, match="jobs = 0"):
         Processes(0)
 
 
-def test_a_dry_run_says_what_there_is_and_what_it_would_cost(root: Path, tmp_path: Path) -> None:
+def test_a_dry_run_shows_states_and_costs(root: Path, tmp_path: Path) -> None:
     path = written(tmp_path, {"spec": SMALL, "grid": {"adapter.rank": [2, 4]}})
     result = lab("sweep", path, "--dry-run", "--root", root)
     assert result.exit_code == 0
@@ -227,7 +226,7 @@ def test_a_dry_run_says_what_there_is_and_what_it_would_cost(root: Path, tmp_pat
     assert [cost.seconds for cost in costs(longer.points(), root)] == [None, None]
 
 
-# Doing it
+# Execution
 
 
 def test_one_failure_does_not_stop_the_others(root: Path, tmp_path: Path) -> None:
@@ -242,7 +241,7 @@ def test_one_failure_does_not_stop_the_others(root: Path, tmp_path: Path) -> Non
     failed, fine = Sweep.load(path, {"train.gradient_checkpointing": True}).specs()
     assert Run(root / failed.id).summary["status"] == "failed"
     assert Run(root / fine.id).done
-    # Again: what has failed is tried again, what is finished is read.
+    # Failed runs are tried again, finished ones are read.
     before = (root / fine.id / "summary.json").stat().st_mtime_ns
     result = lab("sweep", path, *strict, "--root", root, "--report", tmp_path / "x" / "all.html", "--json")
     assert result.exit_code == 1
@@ -253,13 +252,13 @@ def test_one_failure_does_not_stop_the_others(root: Path, tmp_path: Path) -> Non
     assert (root / fine.id / "summary.json").stat().st_mtime_ns == before
 
 
-def test_what_is_wanted_as_a_whole_names_what_is_missing(tmp_path: Path) -> None:
-    standing = Standing({"adapter.rank": 4}, Run(tmp_path / "a"), State("failed", "CannotInject: no"))
+def test_an_incomplete_sweep_names_the_missing_runs(tmp_path: Path) -> None:
+    standing = SweepRun({"adapter.rank": 4}, Run(tmp_path / "a"), State("failed", "CannotInject: no"))
     with pytest.raises(LabError, match="1 of 1 runs are not finished:\n  adapter.rank = 4: failed, CannotInject: no"):
         records([standing])
 
 
-def test_stop_ends_the_run_at_work_and_starts_no_other(root: Path) -> None:
+def test_stop_ends_the_active_run_and_starts_no_other(root: Path) -> None:
     stop, seen = threading.Event(), []
 
     def look(standings: Any) -> None:
@@ -267,14 +266,14 @@ def test_stop_ends_the_run_at_work_and_starts_no_other(root: Path) -> None:
         if "running" in seen[-1]:
             stop.set()
 
-    ended = sweep(parsed(seeds=[0, 1]), root=root, stop=stop, on_look=look, every=0)
+    ended = sweep(parsed(seeds=[0, 1]), root=root, stop=stop, on_update=look, every=0)
     assert [standing.state.name for standing in ended] == ["stopped", "unfinished"]
     assert seen[0] == ["unfinished"] * 2
     assert not ended[1].run.folder.exists()
 
 
 class Threads:
-    """An executor of another kind: what a cluster would be, in small."""
+    """Another executor: a miniature cluster."""
 
     def __init__(self, jobs: int) -> None:
         self.jobs, self.most, self.started = jobs, 0, []
@@ -302,9 +301,11 @@ class Threads:
         return State("running") if thread and thread.is_alive() else state(run)
 
 
-def test_any_executor_will_do_and_gets_no_more_than_its_jobs(tmp_path: Path) -> None:
+def test_any_executor_works_and_gets_no_more_than_its_jobs(tmp_path: Path) -> None:
     where, said = Threads(3), []
-    ended = sweep(parsed(seeds=list(range(8))), root=tmp_path, where=where, every=0.01, on_look=teller(said.append))
+    ended = sweep(
+        parsed(seeds=list(range(8))), root=tmp_path, executor=where, every=0.01, on_update=progress_printer(said.append)
+    )
     assert [standing.state.name for standing in ended] == ["finished"] * 3 + ["failed"] + ["finished"] * 4
     assert ended[3].state.reason == "OSError: the queue is full"
     assert where.started == list(range(8))
@@ -312,21 +313,21 @@ def test_any_executor_will_do_and_gets_no_more_than_its_jobs(tmp_path: Path) -> 
     assert said[0] == "8 runs: 8 unfinished"
     assert "4 of 8, seed = 3: failed: OSError: the queue is full" in said
     again = Threads(3)
-    sweep(parsed(seeds=list(range(8))), root=tmp_path, where=again, every=0.01)
+    sweep(parsed(seeds=list(range(8))), root=tmp_path, executor=again, every=0.01)
     assert again.started == [3]
 
 
-def test_what_works_elsewhere_is_followed_and_not_started(tmp_path: Path) -> None:
+def test_runs_active_elsewhere_are_followed_and_not_started(tmp_path: Path) -> None:
     where = Threads(2)
     one, two = parsed(seeds=[0, 1]).specs()
     where.start(two, tmp_path, lambda: None, threading.Event())
-    ended = sweep(parsed(seeds=[0, 1]), root=tmp_path, where=where, every=0.01)
+    ended = sweep(parsed(seeds=[0, 1]), root=tmp_path, executor=where, every=0.01)
     assert [standing.state.name for standing in ended] == ["finished"] * 2
     assert where.started == [1, 0]
     assert one.seed == 0
 
 
-# Results of many runs
+# Results of several runs
 
 
 @settings(deadline=None)
@@ -344,7 +345,7 @@ def test_the_interval_of_one_task_is_nearly_that_of_wilson_and_shrinks_with_task
     assert (higher - lower) / (high - low) == pytest.approx(2, rel=0.05)
 
 
-def test_runs_that_differ_in_the_seed_are_one_result(tmp_path: Path) -> None:
+def test_runs_that_differ_only_in_the_seed_are_one_result(tmp_path: Path) -> None:
     lora = [make_run(tmp_path, {"type": "lora"}, {"a": 10 + 2 * seed, "b": 20}, seed=seed) for seed in (2, 0)]
     base, half = make_run(tmp_path, None, {"a": 4, "b": 2}), make_run(tmp_path, {"type": "dora"}, {"a": 4})
     open_ = make_run(tmp_path, {"type": "lora"}, {"a": 1, "b": 1}, seed=5, done=False)
@@ -352,7 +353,7 @@ def test_runs_that_differ_in_the_seed_are_one_result(tmp_path: Path) -> None:
     assert [(group.name, group.seeds) for group in found] == [("lora", (0, 2)), ("base", (0,))]
     assert found[0].means == (0.75, 0.85)
     assert found[0].mean == pytest.approx(0.8)
-    # Two seeds answer the same forty questions; they are not eighty.
+    # Two seeds answer the same forty questions, which do not become eighty.
     assert (found[0].low, found[0].high) == mean_interval([12, 20], [20, 20])
     assert [group.name for group in groups([half, base], ["a"])] == ["dora", "base"]
     figure = plots.means(found)
@@ -372,7 +373,7 @@ def command(path: Path, root: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_that_is_continued_equals_one_that_was_not(root: Path, tmp_path: Path) -> None:
+def test_a_killed_and_resumed_sweep_equals_an_undisturbed_one(root: Path, tmp_path: Path) -> None:
     path, whole = written(tmp_path, TWELVE, "twelve"), tmp_path / "whole"
     expected = {run.id: timeless(run) for run in records(sweep(Sweep.load(path), root=whole))}
     assert len(expected) == 12
@@ -392,7 +393,7 @@ def test_a_killed_sweep_that_is_continued_equals_one_that_was_not(root: Path, tm
 
 
 @pytest.mark.slow
-def test_launched_runs_outlive_the_sweep_are_found_again_and_equal_those_of_this_process(root: Path, tmp_path: Path):
+def test_launched_runs_outlive_the_sweep_and_equal_local_ones(root: Path, tmp_path: Path):
     path = written(tmp_path, {"spec": SMALL, "seeds": [0, 1]})
     with (tmp_path / "log").open("w") as log:
         child = subprocess.Popen(command(path, root, "--executor", "process", "--jobs", "2"), stdout=log, stderr=log)
@@ -402,7 +403,7 @@ def test_launched_runs_outlive_the_sweep_are_found_again_and_equal_those_of_this
     began = [Run(root.resolve() / spec.id) for spec in Sweep.load(path).specs()]
     pids = [json.loads(beside(run, "json").read_text(encoding="utf-8"))["pid"] for run in began]
     assert all(state(run).works for run in began)
-    ended = sweep(Sweep.load(path), root=root, where=Processes(2))
+    ended = sweep(Sweep.load(path), root=root, executor=Processes(2))
     assert [json.loads(beside(run, "json").read_text(encoding="utf-8"))["pid"] for run in began] == pids
     here = records(sweep(Sweep.load(path), root=tmp_path / "here"))
     assert [timeless(run) for run in records(ended)] == [timeless(run) for run in here]

@@ -1,4 +1,4 @@
-"""Test questions seen in training are counted: the known cases, and made-up ones."""
+"""Contaminated test rows are counted, in the known data sets and in invented rows."""
 
 from __future__ import annotations
 
@@ -82,13 +82,13 @@ def test_counts_shares_and_ids() -> None:
     }
 
 
-def test_nothing_is_a_share_of_nothing() -> None:
+def test_shares_of_no_rows_are_zero() -> None:
     assert overlap([row(LONG)], [])["exact_share"] == overlap([], [row(LONG)])["ngram_share"] == 0.0
     assert overlap([row("")], [row(" ?")])["exact"] == 0
 
 
 @pytest.mark.parametrize(("kept", "counts"), [(14, 1), (12, 1), (11, 0), (8, 0)])
-def test_most_runs_of_words_must_be_known(kept: int, counts: int) -> None:
+def test_most_ngrams_must_be_known(kept: int, counts: int) -> None:
     text = LONG.split()  # 14 words: 7 runs of 8
     changed = " ".join(text[:kept] + ["other"] * (14 - kept))
     found = overlap([row(LONG)], [row(changed)])
@@ -96,7 +96,7 @@ def test_most_runs_of_words_must_be_known(kept: int, counts: int) -> None:
     assert found["exact"] == (kept == 14)
 
 
-def test_the_runs_may_come_from_several_rows() -> None:
+def test_the_ngrams_may_come_from_several_rows() -> None:
     text = LONG.split()
     train = [row(" ".join(text[i : i + 8])) for i in range(7)]
     assert overlap(train, [row(LONG)])["ngram"] == 1

@@ -1,4 +1,4 @@
-"""A user's own file or hub data set is a task, and what is wrong with it is named."""
+"""A user's file or hub data set is a task; errors name what is wrong with it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COLUMNS = "?instruction=question&answer=solution&form=number"
 
 
 def save(path: Path, rows: list[dict[str, object]]) -> Path:
-    """Write rows in the form of the suffix."""
+    """Write rows in the format of the suffix."""
     if path.suffix == ".json":
         path.write_text(json.dumps(rows), encoding="utf-8")
     elif path.suffix == ".jsonl":
@@ -40,7 +40,7 @@ def save(path: Path, rows: list[dict[str, object]]) -> Path:
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Callable[..., str]:
-    """Return a function that writes rows and gives the task name that reads them."""
+    """Return a function that writes rows and returns the name of the task that reads them."""
 
     def rows(content: object, query: str = "", name: str = "mine.json") -> str:
         path = tmp_path / name
@@ -51,7 +51,7 @@ def rows(tmp_path: Path) -> Callable[..., str]:
 
 
 @pytest.mark.parametrize("suffix", readers.READERS)
-def test_every_form_of_file_is_read(suffix: str, tmp_path: Path) -> None:
+def test_every_file_format_is_read(suffix: str, tmp_path: Path) -> None:
     path = save(tmp_path / f"mine{suffix}", ROWS)
     task = get_task(f"own:{path}{COLUMNS}")
     for split in task.splits:
@@ -69,7 +69,7 @@ def test_numbers_and_truth_values_are_text(rows: Callable[..., str]) -> None:
     assert (second.instruction, second.output, second.answer) == ("7", "true", "true")
 
 
-def test_the_answer_is_read_out_of_the_output(rows: Callable[..., str]) -> None:
+def test_the_answer_is_extracted_from_the_output(rows: Callable[..., str]) -> None:
     content = [{"instruction": "2 + 3?", "output": "2 + 3 = 5. The answer is 5."}]
     assert get_task(rows(content, "?form=number")).load("train", None)[0].answer == "5"
     with pytest.raises(BadRow, match=r"mine.json, row 1: field 'output' is 'none'; no number can be read"):
@@ -93,46 +93,48 @@ def test_letters_offer_what_the_question_lists(rows: Callable[..., str]) -> None
     assert example.options == (("A", "4"), ("B", "5"))
 
 
-def test_free_text_is_right_when_its_first_line_is() -> None:
+def test_free_text_is_judged_by_its_first_line() -> None:
     task = get_task("own:mine.json")
     assert task.same(str(task.extract("\n  Red  wine\nand more", "lab")), "red wine")
     assert task.extract(" \n", "lab") is None
     assert task.max_new_tokens == 64
 
 
-def test_a_relative_path_counts_from_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_is_relative_to_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "mine.json", ROWS)
     assert len(get_task(f"own:mine.json{COLUMNS}").load("test", tmp_path)) == 2
     monkeypatch.chdir(tmp_path)
     assert len(get_task(f"own:mine.json{COLUMNS}").load("test", tmp_path / "elsewhere")) == 2
 
 
-def test_a_hub_data_set_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No network here: the hub is named with what was asked of it."""
+def test_an_unreachable_hub_data_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no network in tests."""
     name = "own:owner/name?config=main&test=validation&instruction=question&answer=solution"
-    with pytest.raises(DataUnavailable, match="The split 'validation' of owner/name could not be fetched from the hub"):
+    with pytest.raises(
+        DataUnavailable, match="The split 'validation' of owner/name could not be downloaded from the hub"
+    ):
         get_task(name).load("test", None)
     with pytest.raises(DataUnavailable, match="The split 'train' of owner/name"):
         get_task(name).load("train", None)
 
 
 def test_a_data_set_of_the_library_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library loads a folder like a hub data set; here one on this machine."""
+    """The `datasets` library loads a local folder like a hub data set."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "data").mkdir()
     save(tmp_path / "data" / "train.jsonl", ROWS)
     rows = readers.from_hub(str(tmp_path / "data"), None, "train")
-    assert [row for _, row in rows] == ROWS
-    assert rows[1][0] == f"{tmp_path / 'data'} (train), row 2"
+    assert [row.content for row in rows] == ROWS
+    assert rows[1].where == f"{tmp_path / 'data'} (train), row 2"
     with pytest.raises(DataUnavailable, match="The split 'test' of"):
         readers.from_hub(str(tmp_path / "data"), None, "test")
 
 
-def test_own_ids_are_kept_and_must_differ(rows: Callable[..., str]) -> None:
+def test_given_ids_are_kept_and_must_be_unique(rows: Callable[..., str]) -> None:
     content = [{"id": i, "instruction": "Hot?", "answer": "no"} for i in (1, 2, 1)]
     task = get_task(rows(content[:2]))
     assert [e.id.rpartition("/")[2] for e in task.load("test", None)] == ["1", "2"]
-    with pytest.raises(BadRow, match=r"mine.json, row 3: the id '.*/1' is also that of .*mine.json, row 1"):
+    with pytest.raises(BadRow, match=r"mine.json, row 3: the id '.*/1' is also the id of .*mine.json, row 1"):
         get_task(rows(content)).load("test", None)
 
 
@@ -145,9 +147,9 @@ def test_own_ids_are_kept_and_must_differ(rows: Callable[..., str]) -> None:
         ("own:a.json?answer", "give 'answer' once, with a value"),
         ("own:a.json?answer=x&answer=y", "give 'answer' once"),
         ("own:a.json?form=numer", "form = 'numer'. Did you mean 'number'"),
-        ("own:a.json?form=label", "form = label goes with labels"),
+        ("own:a.json?form=label", "form = label needs labels"),
         ("own:a.json?labels=yes|yes", "all different"),
-        ("own:a.json?form=number&labels=1|2", "form = label goes with labels"),
+        ("own:a.json?form=number&labels=1|2", "form = label needs labels"),
         ("own:a.json?template=alpca", "Did you mean 'alpaca'"),
     ],
 )
@@ -192,18 +194,18 @@ def test_text_of_another_encoding_is_named(tmp_path: Path) -> None:
         get_task(f"own:{tmp_path}/mine.csv").load("test", None)
 
 
-def test_a_column_that_was_named_must_be_there(rows: Callable[..., str]) -> None:
+def test_a_given_column_must_exist(rows: Callable[..., str]) -> None:
     with pytest.raises(BadRow, match="row 1: field 'reply' is missing; the row has 'instruction', 'answer'"):
         get_task(rows([{"instruction": "a", "answer": "b"}], "?output=reply")).load("train", None)
 
 
-def test_an_absent_file_is_named_before_a_run_loads_anything(tmp_path: Path) -> None:
+def test_a_missing_file_is_named_before_anything_is_loaded(tmp_path: Path) -> None:
     spec = RunSpec.parse({"eval": {"tasks": f"own:{tmp_path}/none.json"}})
     with pytest.raises(DataUnavailable, match="There is no data file .*none.json"):
         read_rows(spec)
 
 
-def test_own_rows_are_learnt_and_scored(tmp_path: Path) -> None:
+def test_a_run_trains_and_scores_on_own_rows(tmp_path: Path) -> None:
     rows = [{"question": f"Tom has {n} pens . How many pens ?", "solution": n} for n in range(12)]
     name = f"own:{save(tmp_path / 'mine.jsonl', rows)}{COLUMNS}&template=qa"
     spec = RunSpec.parse(
@@ -220,7 +222,7 @@ def test_own_rows_are_learnt_and_scored(tmp_path: Path) -> None:
     assert [p["gold"] for p in record.predictions()] == ["0", "1", "2"]
 
 
-def test_empty_cells_are_absent(rows: Callable[..., str]) -> None:
+def test_empty_cells_count_as_missing(rows: Callable[..., str]) -> None:
     content = "id,instruction,input,output,answer\n,1 + 1 ?,,,2\nb,2 + 2 ?,,It is 4.,\n"
     first, second = get_task(rows(content, name="mine.csv")).load("test", None)
     assert (first.id.rpartition("/")[2], first.input, first.output, first.answer) == ("0", "", "2", "2")
@@ -229,12 +231,12 @@ def test_empty_cells_are_absent(rows: Callable[..., str]) -> None:
         get_task(rows("instruction,answer\n,2\n", name="mine.csv")).load("test", None)
 
 
-def test_a_column_stands_in_a_header_once(rows: Callable[..., str]) -> None:
+def test_duplicate_columns_are_refused(rows: Callable[..., str]) -> None:
     with pytest.raises(BadRow, match=r"mine\.csv: the header has 'answer' more than once\. Rename the columns"):
         get_task(rows("instruction,answer,answer\na,b,c\n", name="mine.csv")).load("test", None)
 
 
-def test_labels_match_in_any_case_and_spacing(rows: Callable[..., str]) -> None:
+def test_labels_match_regardless_of_case_and_spacing(rows: Callable[..., str]) -> None:
     content = [{"instruction": "Cold?", "answer": " YES  sir"}, {"instruction": "Hot?", "answer": "No"}]
     found = get_task(rows(content, "?labels=yes sir|no")).load("test", None)
     assert [row.answer for row in found] == ["yes sir", "no"]
@@ -243,7 +245,7 @@ def test_labels_match_in_any_case_and_spacing(rows: Callable[..., str]) -> None:
         get_task(rows(content, "?labels=yes sir|No|no")).load("test", None)
 
 
-def test_a_list_of_tasks_may_hold_labels_with_commas() -> None:
+def test_labels_in_a_task_list_may_contain_commas() -> None:
     first, second = "own:a,b.csv?labels=yes, sir|no", "own:c.csv"
     for text in (f"{first},boolq, {second}", f"boolq ,{first} ,{second}"):
         tasks = RunSpec.parse({"eval": {"tasks": text}}).eval.tasks

@@ -1,4 +1,4 @@
-"""Answers are read from text as people write it, and the original's rule is repeated exactly."""
+"""Answers are extracted from natural text, and the original rule is reproduced exactly."""
 
 from __future__ import annotations
 
@@ -122,8 +122,8 @@ def test_letter(text: str, lab: str | None, original: str | None) -> None:
     ],
 )
 def test_label(text: str, labels: tuple[str, ...], lab: str | None, original: str | None) -> None:
-    assert label(text, labels) == lab
-    assert label(text, labels, "original") == original
+    assert label(text, labels=labels) == lab
+    assert label(text, "original", labels=labels) == original
 
 
 PIECES = ["the answer is ", "answer:", "####", "\\boxed{", "answer1", "true", "or ", ",000", *"}()ABEa 1-$/.2%^=,\n"]
@@ -136,25 +136,25 @@ TEXT = st.text() | st.lists(st.sampled_from(PIECES)).map("".join)
 @example("answer is" + " " * 5000)
 @example("answer1, " * 5000)
 @example("\N{ARABIC-INDIC DIGIT THREE}")
-def test_any_text_is_read_without_an_error(text: str) -> None:
+def test_no_text_raises_an_error(text: str) -> None:
     found = number(text)
     assert found is None or isinstance(float(found), float)
     assert letter(text) in {None, *"ABCDE"}
-    assert label(text, ANSWERS) in {None, *ANSWERS}
-    assert label(text, BOOL) in {None, *BOOL}
+    assert label(text, labels=ANSWERS) in {None, *ANSWERS}
+    assert label(text, labels=BOOL) in {None, *BOOL}
 
 
 @given(TEXT)
-def test_the_original_rule_is_the_original_scripts(text: str) -> None:
+def test_the_original_rule_equals_the_original_scripts(text: str) -> None:
     numbers = [m.group() for m in re.finditer(r"-?\d+\.?\d*", "".join(text.split(",")))]
     assert number(text, "original") == (numbers[-1] if numbers else None)
     assert letter(text, "original") == next((c for c in text if c in "ABCDE"), None)
     starts = [(at, name) for name in ANSWERS if (at := text.find(name)) >= 0]
-    assert label(text, ANSWERS, "original") == (min(starts)[1] if starts else None)
+    assert label(text, "original", labels=ANSWERS) == (min(starts)[1] if starts else None)
 
 
 @given(st.text(), st.one_of(st.integers(-(10**12), 10**12), st.decimals(-9999, 9999, places=2)))
-def test_the_stated_number_is_read_whatever_stands_before(before: str, value: object) -> None:
+def test_the_stated_number_is_found_after_any_text(before: str, value: object) -> None:
     found = number(f"{before}\nThe answer is {value}.")
     assert found is not None
     assert same_number(found, str(value))
@@ -162,13 +162,13 @@ def test_the_stated_number_is_read_whatever_stands_before(before: str, value: ob
 
 
 @given(st.integers(0, 10**9))
-def test_grouped_digits_and_a_currency_change_nothing(value: int) -> None:
+def test_digit_groups_and_currencies_are_ignored(value: int) -> None:
     assert number(f"The answer is ${value:,}") == str(value)
     assert number(f"It costs {value:,} dollars in all.") == str(value)
 
 
 @given(st.text(), st.sampled_from("ABCDE"))
-def test_the_stated_letter_is_read_whatever_stands_before(before: str, gold: str) -> None:
+def test_the_stated_letter_is_found_after_any_text(before: str, gold: str) -> None:
     assert letter(f"{before}\nThe answer is ({gold}).") == gold
 
 
@@ -249,5 +249,5 @@ def _outputs(folder: str) -> list[str]:
         ("答えははいです", ("はい", "いいえ"), "はい"),
     ],
 )
-def test_labels_that_begin_alike_or_stand_without_spaces(text: str, labels: tuple[str, ...], found: str) -> None:
-    assert label(text, labels, "lab") == found
+def test_labels_with_a_common_prefix_or_without_spaces(text: str, labels: tuple[str, ...], found: str) -> None:
+    assert label(text, "lab", labels=labels) == found

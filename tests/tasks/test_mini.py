@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from transformers import AutoTokenizer
 
-from llm_adapters_lab.errors import DataUnavailable
-from llm_adapters_lab.models.loading import NANO as FOLDER
+from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.models.blueprint import NANO as FOLDER
 from llm_adapters_lab.tasks import mini, mini_phrases
 from llm_adapters_lab.tasks.base import Example
 from llm_adapters_lab.tasks.prompts import prompt, target
@@ -60,9 +60,9 @@ def test_sizes_ids_and_splits(rows) -> None:
         assert len({e.instruction for e in examples}) == len(examples)
         assert examples[7].id == f"{name}/{split}/7"
     assert len(get_task("mini-math").load("train", None)) == 4000
-    with pytest.raises(DataUnavailable, match="mini-math.*'test'"):
+    with pytest.raises(BadSpec, match="mini-math.*'test'"):
         get_task("mini-math").load("test", None)
-    with pytest.raises(DataUnavailable, match="'dev'"):
+    with pytest.raises(BadSpec, match="'dev'"):
         get_task("mini-bool").load("dev", None)
 
 
@@ -159,7 +159,7 @@ def test_the_first_truth_value_is_the_answer() -> None:
     assert get_task("mini-math").extract("false", "lab") == "false"
 
 
-def test_corpus_never_questions_and_answers() -> None:
+def test_the_corpus_never_answers_a_question() -> None:
     texts = list(islice(corpus.documents(0), 5000))
     assert texts == list(islice(corpus.documents(0), 5000)) != list(islice(corpus.documents(1), 5000))
     whole = "\n".join(texts)

@@ -1,4 +1,4 @@
-"""Official releases become the rows of LLM-Adapters, character by character."""
+"""Official releases are converted to the rows of LLM-Adapters, character by character."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ import pytest
 
 from llm_adapters_lab.errors import BadRow, BadSpec, DataUnavailable
 from llm_adapters_lab.tasks.base import Example
-from llm_adapters_lab.tasks.conversions import CONVERTERS, Parts
-from llm_adapters_lab.tasks.official import RELEASES
+from llm_adapters_lab.tasks.paper_datasets import RELEASES
+from llm_adapters_lab.tasks.readers import Row
 from llm_adapters_lab.tasks.registry import get_task
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 WORD = {"arc-e": "Answer", "arc-c": "Answer", "obqa": "Answer", "siqa": "Answer", "piqa": "Solution"}
 WORD |= {"hellaswag": "Ending", "winogrande": "Option"}
-BY_NAME = {release.name: release for release in RELEASES}
 HERE = [
     (name, split)
     for name in ("arc-e", "arc-c", "obqa", "boolq", "piqa", "siqa", "hellaswag", "winogrande", "aqua", "mathqa")
     for split in get_task(name).splits
 ]
 
-# One short row of each release, as its columns are published, and what LLM-Adapters makes of it. Made up.
+# An invented row of each release, and its conversion.
 ROWS: dict[str, tuple[dict[str, object], str, str, str]] = {
     "gsm8k": (
         {"question": "Tom has 3 pens and buys 1,497 more?", "answer": "He has <<3+1497=1500>>1500 pens.\n#### 1,500"},
@@ -116,7 +115,7 @@ ROWS["arc-c"] = ROWS["arc-e"]
 
 
 def stored(name: str, split: str) -> list[Example]:
-    """Return the rows of LLM-Adapters, or skip where they are not beside the checkout."""
+    """Return the rows of LLM-Adapters, or skip if they are not beside the checkout."""
     try:
         return get_task(name).load(split, DATA)
     except DataUnavailable:
@@ -130,7 +129,7 @@ def official_gsm8k(split: str, name: str = "gsm8k-official") -> list[Example]:
 
 
 def published(name: str, row: Example) -> dict[str, object]:
-    """Undo the conversion: the columns that a row of LLM-Adapters must have come from."""
+    """Invert the conversion: return the published columns of a row of LLM-Adapters."""
     body = row.instruction.partition(": ")[2]
     if name == "boolq":
         question = body.removeprefix("question: ").removesuffix("?\n\nAnswer format: true/false")
@@ -161,10 +160,10 @@ def published(name: str, row: Example) -> dict[str, object]:
     return {"activity_label": activity, "ctx": ctx, "endings": texts, "label": str(gold)}
 
 
-@pytest.mark.parametrize("name", CONVERTERS)
+@pytest.mark.parametrize("name", RELEASES)
 def test_a_published_row_is_converted(name: str) -> None:
     row, instruction, output, answer = ROWS[name]
-    parts = CONVERTERS[name](row, "row 1")
+    parts = RELEASES[name].convert(Row(row, "row 1"))
     assert (parts.instruction, parts.output, parts.answer) == (instruction, output, answer)
     labels = get_task(name).labels
     if labels:
@@ -173,13 +172,13 @@ def test_a_published_row_is_converted(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "split"), HERE)
-def test_stored_rows_come_out_of_their_published_columns(name: str, split: str) -> None:
-    """The published files are not all here, so the columns are read back from the rows of LLM-Adapters."""
+def test_conversion_of_published_columns_gives_the_stored_rows(name: str, split: str) -> None:
+    """Not all published files are here, so the columns are recovered from the rows of LLM-Adapters."""
     rows = stored(name, split)
     if name == "mathqa":
         pytest.skip("the conversion of mathqa cannot be undone")
     for row in rows:
-        parts = CONVERTERS[name](published(name, row), row.id)
+        parts = RELEASES[name].convert(Row(published(name, row), row.id))
         assert parts.instruction == row.instruction
         assert (parts.answer, parts.options) == (row.answer, row.options)
         assert name == "aqua" or parts.output == row.output
@@ -204,11 +203,11 @@ def test_the_gsm8k_training_split() -> None:
         assert (brief.instruction, brief.output) == (row.instruction, f"The answer is {row.answer}.")
 
 
-@pytest.mark.parametrize("release", RELEASES, ids=lambda release: release.name)
+@pytest.mark.parametrize("name", RELEASES)
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_a_downloaded_release_is_read(release, suffix: str, tmp_path: Path) -> None:
-    row, instruction, _, answer = ROWS[release.name]
-    name = f"{release.name}-official"
+def test_a_downloaded_release_is_read(name: str, suffix: str, tmp_path: Path) -> None:
+    (row, instruction, _, answer), release = ROWS[name], RELEASES[name]
+    name = f"{name}-official"
     folder = tmp_path / release.hub / (release.config or "data")
     for split, theirs in release.splits.items():
         write(folder / f"{theirs}-00000-of-00001{suffix}", [row] * (1 if split == "test" else 2))
@@ -231,12 +230,12 @@ def write(path: Path, rows: list[dict[str, object]]) -> None:
         path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
 
 
-def test_without_files_the_hub_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataUnavailable, match=r"'test' of allenai/ai2_arc could not be fetched from the hub"):
+def test_without_files_the_error_names_the_hub(tmp_path: Path) -> None:
+    with pytest.raises(DataUnavailable, match=r"'test' of allenai/ai2_arc could not be downloaded from the hub"):
         get_task("arc-e-official").load("test", tmp_path)
 
 
-def test_an_absent_split_is_refused(tmp_path: Path) -> None:
+def test_a_missing_split_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadSpec, match="gsm8k-official has no 'validation' split"):
         get_task("gsm8k-official").load("validation", tmp_path)
 
@@ -260,14 +259,14 @@ def test_an_absent_split_is_refused(tmp_path: Path) -> None:
 )
 def test_a_damaged_row_is_named(name: str, change: dict[str, object], message: str) -> None:
     with pytest.raises(BadRow, match=f"^file, row 3: .*{message}"):
-        CONVERTERS[name]({**ROWS[name][0], **change}, "file, row 3")
+        RELEASES[name].convert(Row({**ROWS[name][0], **change}, "file, row 3"))
 
 
 def test_a_missing_column_is_named() -> None:
     with pytest.raises(BadRow, match="row 1: field 'goal' is missing; the row has 'label'"):
-        CONVERTERS["piqa"]({"label": 0}, "row 1")
+        RELEASES["piqa"].convert(Row({"label": 0}, "row 1"))
 
 
 def test_options_keep_their_order() -> None:
-    parts: Parts = CONVERTERS["obqa"](ROWS["obqa"][0], "row 1")
+    parts = RELEASES["obqa"].convert(Row(ROWS["obqa"][0], "row 1"))
     assert parts.options == (("answer1", "hot"), ("answer2", "cold"))

@@ -1,4 +1,4 @@
-"""The benchmark files of LLM-Adapters are read whole, and a damaged one is named with its row and field."""
+"""The benchmark files of LLM-Adapters are read completely; errors name file, row and field."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ import pytest
 
 from llm_adapters_lab.errors import BadRow, BadSpec, DataUnavailable
 from llm_adapters_lab.evaluation.statistics import chance, majority, options
-from llm_adapters_lab.tasks import paper_benchmarks
-from llm_adapters_lab.tasks.answers import ANSWERS, LETTERS
+from llm_adapters_lab.tasks import paper_datasets
+from llm_adapters_lab.tasks.answers import ANSWERS, LETTERS, parse_options
 from llm_adapters_lab.tasks.base import Example
-from llm_adapters_lab.tasks.options import offered
-from llm_adapters_lab.tasks.paper_benchmarks import BENCHMARKS, Benchmark
+from llm_adapters_lab.tasks.paper_datasets import BENCHMARKS, Benchmark
 from llm_adapters_lab.tasks.prompts import prompt
 from llm_adapters_lab.tasks.registry import all_tasks, get_task
 
@@ -32,7 +31,7 @@ GOOD = {"instruction": "How many?", "input": "", "output": "The answer is 12.", 
 
 
 def real_rows(benchmark: Benchmark, split: str) -> list[Example]:
-    """Return real rows, or skip where the file is not beside the checkout."""
+    """Return real rows, or skip if the file is not beside the checkout."""
     try:
         return get_task(benchmark.name).load(split, DATA)
     except DataUnavailable:
@@ -41,7 +40,7 @@ def real_rows(benchmark: Benchmark, split: str) -> list[Example]:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
-    """Return a function that writes rows as the file of a set and gives the root."""
+    """Return a function that writes rows as the file of a set and returns the root."""
 
     def write(content: object, folder: str = "gsm8k", file: str = "test.json") -> Path:
         path = tmp_path / folder / file
@@ -110,10 +109,10 @@ def test_training_targets_are_read_back(benchmark: Benchmark, split: str) -> Non
     ],
 )
 def test_the_options_are_read_from_the_question(labels: tuple[str, ...], instruction: str, texts: list[str]) -> None:
-    assert offered(instruction, labels) == tuple(zip(labels, texts, strict=False))
+    assert parse_options(instruction, labels) == tuple(zip(labels, texts, strict=False))
 
 
-def test_every_question_of_the_embedded_choice_task_offers_both() -> None:
+def test_every_question_of_mini_bool_has_both_options() -> None:
     assert {row.options for row in get_task("mini-bool").load("test", None)} == {(("true", "true"), ("false", "false"))}
 
 
@@ -147,16 +146,16 @@ def test_root_may_be_in_the_environment(write: Callable[..., Path], monkeypatch:
     assert len(get_task("gsm8k").load("test", None)) == 1
 
 
-def test_no_root_fetches_the_original_file(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_root_the_file_is_downloaded(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LAB_DATA", raising=False)
-    monkeypatch.setattr(paper_benchmarks, "RAW", str(write([GOOD], "dataset/gsm8k")))
+    monkeypatch.setattr(paper_datasets, "RAW", str(write([GOOD], "dataset/gsm8k")))
     assert len(get_task("gsm8k").load("test", None)) == 1
 
 
-def test_a_file_is_fetched_over_http(
+def test_a_file_is_downloaded_over_http(
     write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The raw files are plain files on a web server; here one on this machine."""
+    """The raw files are plain files on a web server; here a local one."""
     monkeypatch.delenv("LAB_DATA", raising=False)
     for switch in ("datasets.config.HF_DATASETS_OFFLINE", "datasets.config.HF_HUB_OFFLINE"):
         monkeypatch.setattr(switch, False)
@@ -165,7 +164,7 @@ def test_a_file_is_fetched_over_http(
     handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr(paper_benchmarks, "RAW", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(paper_datasets, "RAW", f"http://127.0.0.1:{server.server_port}")
         (example,) = get_task("gsm8k").load("test", None)
         server.shutdown()
     assert example.instruction == GOOD["instruction"]
@@ -173,12 +172,12 @@ def test_a_file_is_fetched_over_http(
 
 def test_an_unreachable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LAB_DATA", raising=False)
-    monkeypatch.setattr(paper_benchmarks, "RAW", str(tmp_path / "nowhere"))
-    with pytest.raises(DataUnavailable, match=r"No boolq/train.json.*nowhere.*git clone.*LAB_DATA.*data.root"):
+    monkeypatch.setattr(paper_datasets, "RAW", str(tmp_path / "nowhere"))
+    with pytest.raises(DataUnavailable, match=r"No dataset/boolq/train.json.*nowhere.*git clone.*LAB_DATA.*data.root"):
         get_task("boolq").load("train", None)
 
 
-def test_every_place_looked_at_is_named(tmp_path: Path) -> None:
+def test_the_error_names_every_place_searched(tmp_path: Path) -> None:
     with pytest.raises(DataUnavailable) as caught:
         get_task("arc-c").load("test", tmp_path)
     for place in ("ARC-Challenge", "dataset/ARC-Challenge", "llm_adapters/dataset/ARC-Challenge"):
@@ -187,7 +186,7 @@ def test_every_place_looked_at_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "split"), [("gsm8k", "train"), ("boolq", "validation")])
-def test_an_absent_split_is_refused(name: str, split: str) -> None:
+def test_a_missing_split_is_refused(name: str, split: str) -> None:
     with pytest.raises(BadSpec, match=f"{name} has no '{split}' split"):
         get_task(name).load(split, DATA)
 

@@ -1,4 +1,4 @@
-"""The training sets of LLM-Adapters, from files of their form."""
+"""The training sets of LLM-Adapters, from files in their format."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 from llm_adapters_lab.errors import BadRow, BadSpec, DataUnavailable
 from llm_adapters_lab.runs.spec import RunSpec
-from llm_adapters_lab.tasks import paper_training_sets
-from llm_adapters_lab.tasks.paper_training_sets import SETS, TrainingSet
+from llm_adapters_lab.tasks import paper_datasets
+from llm_adapters_lab.tasks.paper_datasets import SETS, TrainingSet
 from llm_adapters_lab.tasks.registry import get_task
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -29,9 +29,9 @@ GOOD = {"math": MATH, "label": CHOICE, "text": PLAIN}
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
-    """Return a function that writes rows as the file of a set and gives the root."""
+    """Return a function that writes rows as the file of a set and returns the root."""
 
-    def write(training_set: TrainingSet, rows: object, below: str = paper_training_sets.FOLDER) -> Path:
+    def write(training_set: TrainingSet, rows: object, below: str = paper_datasets.FOLDER) -> Path:
         path = tmp_path / below / training_set.file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(rows), encoding="utf-8")
@@ -41,7 +41,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.mark.parametrize("training_set", SETS, ids=lambda s: s.name)
-@pytest.mark.parametrize("below", [".", paper_training_sets.FOLDER, f"llm_adapters/{paper_training_sets.FOLDER}"])
+@pytest.mark.parametrize("below", [".", paper_datasets.FOLDER, f"llm_adapters/{paper_datasets.FOLDER}"])
 def test_every_set_is_read(training_set: TrainingSet, below: str, write: Callable[..., Path]) -> None:
     row = GOOD[training_set.answer]
     task = get_task(training_set.name)
@@ -90,8 +90,8 @@ def test_the_real_commonsense_rows_are_read_as_a_mixture(write: Callable[..., Pa
         assert task.extract(example.output, "lab") == example.answer
 
 
-def test_a_set_is_fetched_from_the_original(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paper_training_sets, "RAW", str(write(SETS[0], [MATH])))
+def test_without_a_root_the_set_is_downloaded(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paper_datasets, "RAW", str(write(SETS[0], [MATH])))
     assert len(get_task("math10k").load("train", None)) == 1
 
 

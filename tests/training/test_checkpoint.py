@@ -1,4 +1,4 @@
-"""Checkpoints: what is interrupted goes on to the same bits, and what is damaged is passed over."""
+"""Checkpoints: interrupted runs resume to the same bits, and damaged checkpoints are skipped."""
 
 import errno
 import json
@@ -16,13 +16,13 @@ from llm_adapters_lab.core.injection import inject
 from llm_adapters_lab.core.registry import all_adapters
 from llm_adapters_lab.errors import BadSpec, CannotWrite, TrainingFailed
 from llm_adapters_lab.events import Event, Scoring, Step, Validated
-from llm_adapters_lab.models import loading
+from llm_adapters_lab.models import random_models
 from llm_adapters_lab.runs.execution import run
 from llm_adapters_lab.runs.record import Run, list_runs
 from llm_adapters_lab.runs.recovery import checkpointing
 from llm_adapters_lab.runs.spec import RunSpec
 from llm_adapters_lab.training import checkpoints
-from llm_adapters_lab.training.checkpoints import Checkpoint, State
+from llm_adapters_lab.training.checkpoints import Checkpoint, TrainingState
 
 SMALL: dict[str, Any] = {
     "base": "nano",
@@ -46,7 +46,7 @@ def stopped(spec: RunSpec, root: Path, when: Callable[[Event], bool]) -> Run:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the run leaves that nothing has interrupted."""
+    """The record of a run that was not interrupted."""
     return timeless(run(small(), root=tmp_path_factory.mktemp("whole")))
 
 
@@ -68,7 +68,7 @@ def at_step(number: int) -> Callable[[Event], bool]:
 
 
 @pytest.mark.parametrize("kind", sorted(all_adapters()))
-def test_a_stopped_run_goes_on_to_the_same_bits(kind: str, tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_to_the_same_bits(kind: str, tmp_path: Path) -> None:
     fields = {"type": kind} | ({"dropout": 0.1} if "dropout" in all_adapters()[kind].config.model_fields else {})
     spec = small(adapter=fields)
     whole = run(spec, root=tmp_path / "whole")
@@ -97,17 +97,17 @@ def test_a_stopped_run_goes_on_to_the_same_bits(kind: str, tmp_path: Path) -> No
         {"train": {**SMALL["train"], "gradient_checkpointing": True, "clip": 0.0}},
     ],
 )
-def test_variants_go_on_to_the_same_bits(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_variants_resume_to_the_same_bits(changes: dict[str, Any], tmp_path: Path) -> None:
     spec = small(**changes)
     whole, record = run(spec, root=tmp_path / "whole"), stopped(spec, tmp_path / "parts", at_step(3))
     assert run(spec, root=tmp_path / "parts").done
     assert timeless(record) == timeless(whole)
 
 
-def test_a_stop_after_the_last_step_goes_on_with_the_best(tmp_path: Path) -> None:
+def test_after_a_stop_at_the_last_step_the_best_adapter_is_used(tmp_path: Path) -> None:
     plan = {**SMALL["train"], "learning_rate": 1.0, "schedule": "constant"}
     specs = [small(train=plan, seed=seed) for seed in range(8)]
-    # One whose last check is not its best, else this shows nothing; at this rate every other one is so.
+    # Needs a run whose last validation is not its best; at this learning rate, every other one is such.
     whole = next(
         r for r in (run(s, root=tmp_path / "whole") for s in specs) if not list(r.events("Validated"))[-1]["best"]
     )
@@ -116,7 +116,7 @@ def test_a_stop_after_the_last_step_goes_on_with_the_best(tmp_path: Path) -> Non
     assert timeless(record) == timeless(whole)
 
 
-def test_how_often_it_is_saved_changes_neither_result_nor_id(tmp_path: Path, whole: dict[str, Any]) -> None:
+def test_the_checkpoint_interval_changes_neither_result_nor_id(tmp_path: Path, whole: dict[str, Any]) -> None:
     often = small(train={**SMALL["train"], "checkpoint_every": 1})
     assert often.id == small().id
     assert (
@@ -131,7 +131,7 @@ def test_how_often_it_is_saved_changes_neither_result_nor_id(tmp_path: Path, who
     assert not list(folder.glob("checkpoints/*"))
 
 
-def test_without_a_number_of_steps_it_is_saved_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_are_written_by_time_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpointing, "SECONDS", 0.0)
     monkeypatch.setattr(checkpointing, "SHARE", 1e9)
     record = Run(tmp_path / small().id)
@@ -167,7 +167,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], Any]]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_a_damaged_checkpoint_is_passed_over_and_told(
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(
     interrupted: Run, name: str, tmp_path: Path, whole: dict[str, Any]
 ) -> None:
     record = interrupted
@@ -180,7 +180,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(
     assert timeless(record) == whole
 
 
-def test_without_any_usable_checkpoint_it_begins_again_and_says_so(interrupted: Run, tmp_path: Path) -> None:
+def test_without_a_usable_checkpoint_training_starts_again_with_a_warning(interrupted: Run, tmp_path: Path) -> None:
     record = interrupted
     for path in record.folder.glob("checkpoints/*/state.json"):
         flip(path)
@@ -191,7 +191,7 @@ def test_without_any_usable_checkpoint_it_begins_again_and_says_so(interrupted: 
     assert [e["step"] for e in record.events("Step")] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_log_that_ends_too_soon_or_a_strange_checkpoint_is_no_way_on(interrupted: Run, tmp_path: Path) -> None:
+def test_a_checkpoint_is_not_used_with_a_shorter_log_or_by_another_training(interrupted: Run, tmp_path: Path) -> None:
     record = interrupted
     first = record.folder / "checkpoints" / "00000003"
     with (record.folder / "events.jsonl").open("rb+") as file:
@@ -204,7 +204,7 @@ def test_a_log_that_ends_too_soon_or_a_strange_checkpoint_is_no_way_on(interrupt
 
 
 @pytest.mark.parametrize("what", ["the base", "the train rows", "the test/mini-bool rows"])
-def test_what_has_changed_since_is_refused_and_nothing_is_lost(interrupted: Run, what: str, tmp_path: Path) -> None:
+def test_changed_rows_or_bases_are_refused_and_nothing_is_lost(interrupted: Run, what: str, tmp_path: Path) -> None:
     record = interrupted
     path = record.folder / "hashes.json"
     hashes = json.loads(path.read_text(encoding="utf-8"))
@@ -218,7 +218,7 @@ def test_what_has_changed_since_is_refused_and_nothing_is_lost(interrupted: Run,
     assert not list(record.events("Resumed"))
 
 
-def test_fresh_takes_nothing_over(interrupted: Run, tmp_path: Path) -> None:
+def test_fresh_reuses_nothing(interrupted: Run, tmp_path: Path) -> None:
     record = interrupted
     stop = threading.Event()
     stop.set()
@@ -227,9 +227,7 @@ def test_fresh_takes_nothing_over(interrupted: Run, tmp_path: Path) -> None:
     assert not list(record.folder.glob("checkpoints/*"))
 
 
-def test_what_a_killed_process_was_writing_is_swept_away(
-    interrupted: Run, tmp_path: Path, whole: dict[str, Any]
-) -> None:
+def test_partial_files_of_a_killed_process_are_removed(interrupted: Run, tmp_path: Path, whole: dict[str, Any]) -> None:
     record = interrupted
     shutil.copytree(record.folder / "checkpoints" / "00000004", record.folder / "checkpoints" / "00000005.part")
     (record.folder / "spec.json12345678.part").write_text("{", encoding="utf-8")
@@ -240,7 +238,7 @@ def test_what_a_killed_process_was_writing_is_swept_away(
 
 
 @pytest.mark.filterwarnings("ignore:.*(invalid value|overflow).*:RuntimeWarning")
-def test_where_training_explodes_the_last_finite_state_is_kept(tmp_path: Path) -> None:
+def test_when_training_diverges_the_last_finite_state_is_kept(tmp_path: Path) -> None:
     plan = {"batch": 4, "max_steps": 9, "epochs": 9.0, "learning_rate": 10.0, "clip": 0.0, "schedule": "constant"}
     spec = small(adapter={"type": "full-fine-tuning"}, train=plan)
     with pytest.raises(TrainingFailed, match=r"step 4 is (nan|inf); its rows begin with mini-.*/train/\d+, mini-"):
@@ -262,14 +260,16 @@ def test_where_training_explodes_the_last_finite_state_is_kept(tmp_path: Path) -
     assert next(record.events("Resumed"))["step"] == 3
 
 
-def test_a_state_goes_through_a_file_to_the_bit(tmp_path: Path) -> None:
-    def made() -> tuple[Any, State]:
-        model = loading.tiny("tiny:llama")
+def test_a_state_is_saved_and_restored_to_the_bit(tmp_path: Path) -> None:
+    def made() -> tuple[Any, TrainingState]:
+        model = random_models.tiny("tiny:llama")
         torch.manual_seed(0)
         injection = inject(model, RunSpec.parse({"adapter": "lora"}).adapter)
         optimizer = torch.optim.AdamW(injection.parameters(), lr=0.1)
         scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
-        return model, State(injection, optimizer, scaler, {"all": [p.detach().clone() for p in injection.parameters()]})
+        return model, TrainingState(
+            injection, optimizer, scaler, {"all": [p.detach().clone() for p in injection.parameters()]}
+        )
 
     model, state = made()
     scaled = state.scaler.scale(model(torch.tensor([[5, 6, 7]])).logits.square().mean())
@@ -277,8 +277,8 @@ def test_a_state_goes_through_a_file_to_the_bit(tmp_path: Path) -> None:
     state.scaler.step(state.optimizer)
     state.scaler.update(32.0)
     state.best = 0.25, state.injection.state_dict()
-    state.done(1, 3, 0.5)
-    taken = state.take()
+    state.step_done(1, 3, 0.5)
+    taken = state.checkpoint()
     checkpoints.write(tmp_path, Checkpoint(taken.tensors, {**taken.facts, "log": 0}))
     drawn = torch.rand(3)
     (tmp_path / "events.jsonl").touch()
@@ -289,13 +289,15 @@ def test_a_state_goes_through_a_file_to_the_bit(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(3), drawn)
     assert (again.step, again.tokens, again.seconds, again.best and again.best[0]) == (1, 3, 0.5, 0.25)
     assert again.scaler.get_scale() == 32.0
-    assert again.take().tensors.keys() == taken.tensors.keys()
+    assert again.checkpoint().tensors.keys() == taken.tensors.keys()
     assert all(
-        torch.equal(value, taken.tensors[key]) for key, value in again.take().tensors.items() if "random" not in key
+        torch.equal(value, taken.tensors[key])
+        for key, value in again.checkpoint().tensors.items()
+        if "random" not in key
     )
 
 
-def test_an_error_of_the_disk_is_told_as_one(tmp_path: Path, whole: dict[str, Any]) -> None:
+def test_a_disk_error_is_reported_as_such(tmp_path: Path, whole: dict[str, Any]) -> None:
     def full(event: Event) -> None:
         if isinstance(event, Step) and event.step == 3:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -305,6 +307,6 @@ def test_an_error_of_the_disk_is_told_as_one(tmp_path: Path, whole: dict[str, An
     (record,) = list_runs(tmp_path)
     summary = record.summary
     assert (summary["status"], summary["stage"], summary["step"]) == ("failed", "training", 2)
-    assert summary["advice"] == "Run the same spec again: it goes on after step 2."
+    assert summary["advice"] == "Run the same spec again: it resumes after step 2."
     assert run(small(), root=tmp_path).done
     assert timeless(record) == whole

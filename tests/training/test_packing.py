@@ -1,4 +1,4 @@
-"""Rows end to end and rows in micro-batches: every token once, no look at other rows, positions from zero."""
+"""Packed rows and micro-batches: every token once, no attention to other rows, positions from zero."""
 
 from collections import Counter
 from itertools import pairwise
@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_adapters_lab.models import loading
+from llm_adapters_lab.models import random_models
 from llm_adapters_lab.tasks.tokens import IGNORED, Sample
-from llm_adapters_lab.training.batches import split
-from llm_adapters_lab.training.packing import pack, running
+from llm_adapters_lab.training.batches import micro_batches
+from llm_adapters_lab.training.packing import pack, packed_attention
 
-# Few different tokens, so that rows often begin alike.
+# Few different tokens, so that rows often have a common beginning.
 IDS = st.lists(st.integers(3, 5), min_size=1, max_size=9)
 ROWS = st.lists(st.tuples(IDS, st.integers(0, 9)), min_size=1, max_size=7).map(
     lambda rows: [
@@ -24,21 +24,21 @@ ROWS = st.lists(st.tuples(IDS, st.integers(0, 9)), min_size=1, max_size=7).map(
 
 
 @given(ROWS)
-def test_without_sharing_every_token_stands_once(rows: list[Sample]) -> None:
+def test_without_sharing_every_token_is_stored_once(rows: list[Sample]) -> None:
     packed = pack(rows, share=False)
     assert packed.ids[0].tolist() == [token for row in rows for token in row.ids]
     assert packed.positions[0].tolist() == [column for row in rows for column in range(len(row.ids))]
 
 
 @given(ROWS)
-def test_with_sharing_every_beginning_stands_once(rows: list[Sample]) -> None:
+def test_with_sharing_every_prefix_is_stored_once(rows: list[Sample]) -> None:
     packed = pack(rows, share=True)
     beginnings = {row.ids[: end + 1] for row in rows for end in range(len(row.ids))}
     assert packed.ids.shape[1] == len(beginnings)
 
 
 @given(ROWS, st.booleans())
-def test_rows_places_and_labels_lead_back_to_the_rows(rows: list[Sample], share: bool) -> None:
+def test_the_rows_can_be_recovered_from_a_packed_batch(rows: list[Sample], share: bool) -> None:
     packed = pack(rows, share=share)
     longest = packed.rows.shape[1]
     for number, row in enumerate(rows):
@@ -57,14 +57,14 @@ def test_rows_places_and_labels_lead_back_to_the_rows(rows: list[Sample], share:
 
 @settings(max_examples=20, deadline=None)
 @given(ROWS, st.booleans(), st.integers(0, 6))
-def test_no_row_looks_at_another(rows: list[Sample], share: bool, changed: int) -> None:
-    model = loading.tiny("tiny:llama")
+def test_no_row_attends_to_another(rows: list[Sample], share: bool, changed: int) -> None:
+    model = random_models.tiny("tiny:llama")
     changed %= len(rows)
     other = [Sample(r.id, tuple(t + 60 for t in r.ids), r.labels) if i == changed else r for i, r in enumerate(rows)]
 
     def hidden(given: list[Sample]) -> list[torch.Tensor]:
         packed = pack(given, share=share)
-        with torch.no_grad(), running(model.config, packed):
+        with torch.no_grad(), packed_attention(model.config, packed):
             out = model.model(input_ids=packed.ids, position_ids=packed.positions, use_cache=False).last_hidden_state[0]
         return [out[packed.rows[n, : len(row.ids)]] for n, row in enumerate(given)]
 
@@ -77,7 +77,7 @@ def test_no_row_looks_at_another(rows: list[Sample], share: bool, changed: int) 
 def test_micro_batches_hold_every_row_once_within_their_limits(
     rows: list[Sample], most: int | None, tokens: int | None, padded: bool, halvings: int
 ) -> None:
-    chunks = split(rows, most, tokens, padded=padded, halvings=halvings)
+    chunks = micro_batches(rows, most, tokens, padded=padded, halvings=halvings)
     assert Counter(row.id for chunk in chunks for row in chunk) == Counter(row.id for row in rows)
     lengths = [len(row.ids) for chunk in chunks for row in chunk]
     assert lengths == sorted(lengths)
@@ -88,12 +88,12 @@ def test_micro_batches_hold_every_row_once_within_their_limits(
     if not halvings and tokens:
         for one, two in pairwise(chunks):
             fuller = (len(one) + 1) * len(two[0].ids) if padded else sum(len(r.ids) for r in one) + len(two[0].ids)
-            assert fuller > tokens or len(one) == most, "a row more would have had room"
+            assert fuller > tokens or len(one) == most, "there was room for another row"
 
 
-def test_the_model_is_as_it_was_after_an_error() -> None:
-    model = loading.tiny("tiny:llama")
+def test_the_model_is_restored_after_an_error() -> None:
+    model = random_models.tiny("tiny:llama")
     packed = pack([Sample("a", (5, 6), (5, 6))], share=True)
-    with pytest.raises(ValueError, match="on purpose"), running(model.config, packed):
+    with pytest.raises(ValueError, match="on purpose"), packed_attention(model.config, packed):
         raise ValueError("on purpose")
     assert model.config._attn_implementation == "sdpa"

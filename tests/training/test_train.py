@@ -1,4 +1,4 @@
-"""The loop: what it computes, in which order, and that it can be repeated."""
+"""The training loop: losses, row order, schedules, diagnostics, reproducibility."""
 
 import math
 from typing import Any
@@ -14,11 +14,12 @@ from llm_adapters_lab.adapters.prefix import PrefixConfig
 from llm_adapters_lab.core.injection import Injection, inject
 from llm_adapters_lab.errors import CannotInject, TrainingFailed
 from llm_adapters_lab.events import Norms, Probed, Step, Validated
-from llm_adapters_lab.models import loading
+from llm_adapters_lab.models import random_models
 from llm_adapters_lab.tasks.tokens import IGNORED, Sample
-from llm_adapters_lab.training.batches import collate, order, step_count
-from llm_adapters_lab.training.loop import learning_rate, train
+from llm_adapters_lab.training.batches import collate, row_order, step_count
+from llm_adapters_lab.training.loop import train
 from llm_adapters_lab.training.loss import token_loss
+from llm_adapters_lab.training.optimizer import learning_rate
 from llm_adapters_lab.training.spec import TrainSpec
 
 GOLDEN = [4.915895, 4.862844, 4.911875, 4.850648, 4.886246, 4.810813]
@@ -35,7 +36,7 @@ def samples(count: int = 12) -> list[Sample]:
 
 
 def prepared(config: Any = None) -> tuple[Any, Injection]:
-    model = loading.tiny("tiny:llama")
+    model = random_models.tiny("tiny:llama")
     torch.manual_seed(0)
     return model, inject(model, config or LoRAConfig(rank=4, at="q,v,down"))
 
@@ -62,7 +63,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_another_order() -> N
 
 
 @pytest.mark.parametrize("on", [False, True])
-def test_deterministic_kernels_are_asked_for_while_it_trains(on: bool) -> None:
+def test_deterministic_kernels_are_requested_during_training_only(on: bool) -> None:
     model, injection = prepared()
     plan = PLAN.model_copy(update={"deterministic": on})
     seen = {torch.are_deterministic_algorithms_enabled() for _ in train(model, injection, samples(), plan)}
@@ -95,7 +96,7 @@ def test_only_the_adapter_learns() -> None:
     assert not model.training
 
 
-def test_norms_are_told_by_site_or_by_tensor() -> None:
+def test_norms_are_reported_by_site_or_by_tensor() -> None:
     def last_norms(config: Any) -> dict[str, float]:
         model, injection = prepared(config)
         return [e for e in train(model, injection, samples(), PLAN) if isinstance(e, Norms)][-1].norms
@@ -105,11 +106,11 @@ def test_norms_are_told_by_site_or_by_tensor() -> None:
 
 
 @pytest.mark.parametrize("clip", [0.0, 1e-3, 1e3])
-def test_probes_are_what_one_computes_by_hand(clip: float) -> None:
+def test_probes_equal_a_computation_by_hand(clip: float) -> None:
     model, injection = prepared(LoRAConfig(rank=4, at="q,down"))
     plan = TrainSpec(learning_rate=1e-2, batch=4, max_steps=2, probe_every=1, clip=clip, schedule="constant")
     start = injection.state_dict()
-    rows = [samples()[i] for i in next(iter(order(12, 4, 2, 0)))]
+    rows = [samples()[i] for i in next(iter(row_order(12, 4, 2, 0)))]
     model.train()
     (token_loss(model, collate(rows, 0)) / sum(r.counted for r in rows)).backward()
     slopes = {f"{k}/{n}": p.grad.clone() for k, a in injection.adapters.items() for n, p in a.named_parameters()}
@@ -147,7 +148,7 @@ def test_probing_changes_no_bit_of_the_training(given: Any) -> None:
     assert not [e for e in train(model, injection, samples(), PLAN) if isinstance(e, Probed)]
 
 
-def test_the_first_step_from_zero_is_all_there_is() -> None:
+def test_the_update_ratio_of_a_first_step_from_zero_is_one() -> None:
     model, injection = prepared(BitFitConfig())
     events = train(model, injection, samples(), PLAN.model_copy(update={"probe_every": 1}))
     probed = next(e for e in events if isinstance(e, Probed))
@@ -202,13 +203,13 @@ def test_a_loss_that_is_not_finite_names_step_and_rows() -> None:
 
 
 @given(st.integers(1, 50), st.integers(1, 20), st.integers(1, 30), st.integers(0, 9))
-def test_every_row_comes_once_per_epoch(count: int, batch: int, steps: int, seed: int) -> None:
-    batches = list(order(count, batch, steps, seed))
+def test_every_row_is_used_once_per_epoch(count: int, batch: int, steps: int, seed: int) -> None:
+    batches = list(row_order(count, batch, steps, seed))
     assert [len(b) for b in batches] == [batch] * steps
     flat = [i for b in batches for i in b]
     for start in range(0, len(flat) - count + 1, count):
         assert sorted(flat[start : start + count]) == list(range(count))
-    assert batches == list(order(count, batch, steps, seed))
+    assert batches == list(row_order(count, batch, steps, seed))
 
 
 def test_steps_and_schedules() -> None:

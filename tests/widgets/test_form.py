@@ -1,4 +1,4 @@
-"""Forms made from configs: every field has a control, every fault its message, and no text raises."""
+"""Forms made from configs: every field has a control, every error its message, and no input raises."""
 
 from typing import Annotated, Any, Literal
 
@@ -116,7 +116,7 @@ def test_a_slider_moves_the_number_and_back():
     assert form.value.learning_rate == 0.01
     text.value = "0.5"
     assert slider.value == pytest.approx(0.5)
-    text.value = "1e-20"  # further than the slider goes
+    text.value = "1e-20"  # outside the range of the slider
     assert form.value.learning_rate == 1e-20
     size, powers = form.controls["batch"].widget.children
     powers.value = 64
@@ -125,7 +125,7 @@ def test_a_slider_moves_the_number_and_back():
     assert form.value.batch == 20
 
 
-def test_a_number_or_a_word():
+def test_a_field_may_be_a_number_or_a_word():
     form = Form(all_adapters()["parallel"].config)
     form.controls["scaling"].entry.value = "learned"
     assert form.value.scaling == "learned"
@@ -158,7 +158,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("model", "name", "text"), BAD, ids=[f"{n}={t[:12]}" for _, n, t in BAD])
-def test_what_is_wrong_stands_under_its_field_in_the_words_of_the_library(model, name, text):
+def test_errors_appear_below_their_field_with_the_message_of_the_library(model, name, text):
     form = Form(model, prefix="part.")
     form.controls[name].entry.value = text
     assert form.value is None
@@ -171,7 +171,7 @@ def test_what_is_wrong_stands_under_its_field_in_the_words_of_the_library(model,
     assert not form.errors[name].value
 
 
-def test_bounds_of_every_adapter_are_kept():
+def test_the_bounds_of_every_adapter_are_enforced():
     for entry in all_adapters().values():
         for name, made in Form(entry.config).controls.items():
             form = Form(entry.config)
@@ -183,7 +183,7 @@ def test_bounds_of_every_adapter_are_kept():
                 assert form.value is None and "much" in form.errors[name].value
 
 
-def test_what_concerns_several_fields_stands_under_the_form():
+def test_errors_of_several_fields_appear_below_the_form():
     form = Form(TrainSpec)
     form.controls["micro_batch"].entry.value = "5"
     assert form.value is None
@@ -192,7 +192,7 @@ def test_what_concerns_several_fields_stands_under_the_form():
     assert form.value.micro_batch is None and not form.problem.value
 
 
-def test_observers_hear_of_every_change_once_and_may_fail():
+def test_observers_are_called_once_per_change_and_may_fail():
     form, heard = Form(TrainSpec), []
 
     def broken(form):
@@ -229,7 +229,7 @@ def test_names_can_be_picked():
     assert form.value.tasks == ("mini-bool", "mini-addsub")
 
 
-def test_faults_are_what_parse_says():
+def test_faults_have_the_messages_of_parse():
     class Two(BaseModel):
         a: int = 1
         b: int = 2

@@ -1,4 +1,4 @@
-"""The inspect panel without a browser: each view shows what the library computes, and says why where there is none."""
+"""The inspect panel without a browser: each view shows what the library computes, or why there is nothing to show."""
 
 import asyncio
 import html
@@ -19,15 +19,14 @@ from llm_adapters_lab.runs.record import find_run
 from llm_adapters_lab.runs.restoring import restore
 from llm_adapters_lab.tasks.registry import get_task
 from llm_adapters_lab.tasks.tokens import encode
-from widgets.figures.figure_view import ROWS, Shown
-from widgets.figures.inspect_views import ALL, VIEWS, Asked
-from widgets.kit.model_cache import Loaded
-from widgets.kit.tokenized_text import LONGEST, Text, words_of
+from widgets.figures.figure_view import MAX_ROWS, FigureView
+from widgets.figures.inspect_views import ALL, VIEWS, Request
+from widgets.kit.loaded_runs import MAX_TOKENS, LoadedRun, TokenizedText, token_texts
 from widgets.panels.inspect_panel import InspectPanel
 
 Finished = tuple[Path, dict[str, str]]
-WITHOUT_A_CHANGE = {"size of the change", "size of the change beside the weights", "singular values of the change"}
-WITHOUT_SITES = {"added at a site", "one layer switched off", "more or less of it"}
+WITHOUT_A_CHANGE = {"Update norm ‖ΔW‖", "Relative update norm ‖ΔW‖ / ‖W‖", "Singular values of ΔW"}
+WITHOUT_SITES = {"Adapter contribution per token", "Layer ablation", "Scaling λ"}
 
 
 def panel_of(finished: Finished, name: str) -> InspectPanel:
@@ -36,9 +35,9 @@ def panel_of(finished: Finished, name: str) -> InspectPanel:
 
 
 def look(panel: InspectPanel, view: str) -> list[dict[str, Any]]:
-    """Choose a view, look, and return the table behind its first figure."""
+    """Compute a view, and return the table behind its first figure."""
     panel.view.value = view
-    asyncio.run(panel.look())
+    asyncio.run(panel.compute())
     assert panel.status.value == ""
     return plots.data(panel.shown[0].figure) if panel.shown else []
 
@@ -49,10 +48,10 @@ def test_every_view_is_drawn_and_explained(finished: Finished, view: str) -> Non
     rows = look(panel, view)
     assert panel.problem.value == ""
     assert rows
-    assert html.escape(VIEWS[view].words) in panel.line.value
-    assert ("Source: " in panel.line.value) == (VIEWS[view].source is not None)
+    assert html.escape(VIEWS[view].description) in panel.caption.value
+    assert ("Source: " in panel.caption.value) == (VIEWS[view].source is not None)
     for shown in panel.shown:
-        (output,) = shown.picture.outputs
+        (output,) = shown.output.outputs
         assert output["data"]["application/vnd.plotly.v1+json"]["data"]
         shown.table.value = True
         assert shown.rows.value.count("<tr>") == 1 + len(plots.data(shown.figure))
@@ -61,7 +60,7 @@ def test_every_view_is_drawn_and_explained(finished: Finished, view: str) -> Non
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_a_view_that_a_method_does_not_have_says_why(finished: Finished, view: str) -> None:
+def test_a_view_that_does_not_apply_to_a_method_says_why(finished: Finished, view: str) -> None:
     panel = panel_of(finished, "prefix")
     rows = look(panel, view)
     none = view in WITHOUT_A_CHANGE | WITHOUT_SITES
@@ -70,7 +69,7 @@ def test_a_view_that_a_method_does_not_have_says_why(finished: Finished, view: s
     assert "Traceback" not in panel.problem.value
 
 
-def test_what_is_shown_is_what_the_library_computes(finished: Finished) -> None:
+def test_views_show_what_the_library_computes(finished: Finished) -> None:
     root, names = finished
     panel = panel_of(finished, "lora")
     record = find_run(names["lora"], root)
@@ -81,27 +80,27 @@ def test_what_is_shown_is_what_the_library_computes(finished: Finished) -> None:
     ids = torch.tensor(sample.ids[:-1])  # an example has no end token
     first = next(i for i, label in enumerate(sample.labels) if label >= 0)
 
-    rows = look(panel, "loss of each token")
+    rows = look(panel, "Loss per token")
     assert panel.range.value == (first, len(ids) - 1)
     assert panel.part.value == f"“{base.tokenizer.decode(ids[first:])}”"
     bare, adapted = probes.both(injection, lambda: probes.token_loss(base.model, ids))
     values = [row["change (nats)"] for row in rows]
-    assert [row["token"] for row in rows] == [t.replace("\n", "↵") for t in words_of(base.tokenizer, ids.tolist())]
+    assert [row["token"] for row in rows] == [t.replace("\n", "↵") for t in token_texts(base.tokenizer, ids.tolist())]
     assert all(v != v for v in values[:first])
     assert values[first:] == pytest.approx((adapted - bare)[first - 1 :].tolist(), abs=1e-6)
 
-    (shown,) = look(panel, "one layer switched off") and panel.shown
+    (shown,) = look(panel, "Layer ablation") and panel.shown
     words = shown.figure.layout.title.subtitle.text
     assert f"{float(adapted[first - 1 :].mean()):.3f}, without any of it {float(bare[first - 1 :].mean()):.3f}" in words
-    panel.range.value = (1, 3)  # followed, as there is a model
+    panel.range.value = (1, 3)  # drawn at once, since the model is loaded
     words = panel.shown[0].figure.layout.title.subtitle.text
     assert f"with the whole adapter {float(adapted[:3].mean()):.3f}" in words
 
-    rows = look(panel, "size of the change")
+    rows = look(panel, "Update norm ‖ΔW‖")
     norms = weight_metrics.norms(injection)
     assert sorted(row["‖ΔW‖"] for row in rows) == pytest.approx(sorted(norm.change for norm in norms.values()))
 
-    rows = look(panel, "logit lens")  # up to the end of the range
+    rows = look(panel, "Logit lens")  # up to the end of the range
     lens = probes.logit_lens(base.model, ids[:4])
     assert len(rows) == lens.top.shape[0] * 4
     assert rows[-1]["probability"] == pytest.approx(float(lens.probability[-1, -1, 0]), abs=1e-6)
@@ -109,8 +108,8 @@ def test_what_is_shown_is_what_the_library_computes(finished: Finished) -> None:
 
 def test_sites_are_chosen_by_kind_and_layer(finished: Finished) -> None:
     panel = panel_of(finished, "lora")
-    look(panel, "singular values of the change")
-    assert panel.sites.layout.display == "flex"
+    look(panel, "Singular values of ΔW")
+    assert panel.sites.layout.display == ""
     assert panel.reading.layout.display == panel.span.layout.display == "none"
     assert panel.kind.options == (ALL, "self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
     assert len(panel.shown[0].figure.data) == 18
@@ -118,62 +117,62 @@ def test_sites_are_chosen_by_kind_and_layer(finished: Finished) -> None:
     assert {trace.name for trace in panel.shown[0].figure.data} == {f"model.layers.{i}.mlp.down_proj" for i in range(6)}
     panel.layer.value = "2"
     assert [trace.name for trace in panel.shown[0].figure.data] == ["model.layers.2.mlp.down_proj"]
-    rows = look(panel, "added at a site")
+    rows = look(panel, "Adapter contribution per token")
     assert [row["position"] for row in rows] == list(range(len(rows)))
     assert all(row["‖c‖ / ‖y‖"] > 0 for row in rows)
     panel.layer.value = panel.kind.value = ALL
     assert len(panel.shown) == 3
 
 
-def test_nothing_is_loaded_before_the_first_look_and_all_is_let_go(finished: Finished) -> None:
+def test_the_model_is_loaded_by_compute_and_released_with_its_run(finished: Finished) -> None:
     _, names = finished
     panel = panel_of(finished, "lora")
-    panel.view.value = "logit lens"
-    assert not panel.pick.has_loaded
+    panel.view.value = "Logit lens"
+    assert not panel.has_loaded
     assert panel.shown == []
-    panel.look_at.click()
-    assert panel.pick.has_loaded
+    panel.start.click()
+    assert panel.has_loaded
     old = panel.shown
     assert len(old) == 2
     panel.run_id = names["prefix"]
-    assert not panel.pick.has_loaded
+    assert not panel.has_loaded
     assert panel.shown == []
     assert panel.figures.children == ()
-    assert all(one.picture.comm is None for one in old)  # closed, not only out of sight
+    assert all(one.output.comm is None for one in old)  # closed, not only hidden
     panel.run_id = "nowhere"
-    panel.look_at.click()
+    panel.start.click()
     assert "nowhere is not finished" in panel.problem.value
     panel.run_id = names["lora"]
     assert panel.problem.value == ""
 
 
-def test_what_is_chosen_meanwhile_is_drawn_next(finished: Finished) -> None:
+def test_a_selection_made_meanwhile_is_computed_next(finished: Finished) -> None:
     panel = panel_of(finished, "lora")
-    asyncio.run(panel.look())
+    asyncio.run(panel.compute())
 
     async def use() -> None:
-        task = asyncio.create_task(panel.look())
+        task = asyncio.create_task(panel.compute())
         await asyncio.sleep(0)
-        assert panel.look_at.disabled
-        assert panel.status.value == "computing…"
-        panel.view.value = "more or less of it"
-        panel.view.value = "stream with and without"
+        assert panel.start.disabled
+        assert panel.status.value == "computing …"
+        panel.view.value = "Scaling λ"
+        panel.view.value = "Residual-stream similarity"
         await task
 
     asyncio.run(use())
-    assert not panel.look_at.disabled
+    assert not panel.start.disabled
     assert "The stream with and without" in panel.shown[0].figure.layout.title.text
 
 
-def test_own_text_is_read_and_its_length_minded(finished: Finished) -> None:
+def test_own_text_is_inspected_and_its_length_checked(finished: Finished) -> None:
     panel = panel_of(finished, "lora")
     panel.text.value = "tom has 3 coins ."
-    rows = look(panel, "loss of each token")
+    rows = look(panel, "Loss per token")
     assert panel.range.value == (1, len(rows) - 1)
     for text in ("", "tom has 3 coins . " * 99):
         panel.text.value = text
-        assert "tokens; it can be looked at with 2 to 256" in panel.problem.value
-    assert LONGEST > 256
+        assert "tokens, but must have 2 to 256" in panel.problem.value
+    assert MAX_TOKENS > 256
     panel.examples.another.click()
     assert panel.problem.value == ""
     assert panel.shown
@@ -184,29 +183,27 @@ def test_own_text_is_read_and_its_length_minded(finished: Finished) -> None:
 def test_hostile_text_stays_text(finished: Finished) -> None:
     panel = panel_of(finished, "own")
     assert HOSTILE in panel.text.value
-    for view in ("loss of each token", "logit lens", "added at a site"):
+    for view in ("Loss per token", "Logit lens", "Adapter contribution per token"):
         look(panel, view)
         assert panel.problem.value == ""
         for shown in panel.shown:
             shown.table.value = True
             assert "<img" not in shown.rows.value
             assert "&amp;lt;" not in shown.rows.value
-            (output,) = shown.picture.outputs
+            (output,) = shown.output.outputs
             assert "<img" not in str(output["data"])
     assert type(panel.part).__name__ == "Label"
     panel.text.value = HOSTILE * 40
-    assert "tokens; it can be looked at" in panel.problem.value
+    assert "tokens, but must have" in panel.problem.value
     panel.run_id = HOSTILE
-    panel.look_at.click()
+    panel.start.click()
     assert "<img" not in panel.problem.value
     assert "&lt;img" in panel.problem.value
 
 
 @pytest.mark.parametrize("name", all_adapters())
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_views_of_every_method_are_drawn_or_refused_in_the_librarys_words(
-    finished: Finished, name: str, family: str
-) -> None:
+def test_views_of_every_method_are_drawn_or_refused_with_a_reason(finished: Finished, name: str, family: str) -> None:
     root, names = finished
     record = find_run(names["lora"], root)
     model = tiny(f"tiny:{family}")
@@ -215,7 +212,7 @@ def test_views_of_every_method_are_drawn_or_refused_in_the_librarys_words(
     with torch.no_grad():
         for p in injection.parameters():
             p.add_(0.1 * torch.randn(p.shape))
-    text = Text(torch.arange(3, 12), [f"t{i}" for i in range(9)], 1, 8)
+    text = TokenizedText(torch.arange(3, 12), [f"t{i}" for i in range(9)], 1, 8)
 
     class Letters:
         def decode(self, ids: list[int]) -> str:
@@ -224,12 +221,12 @@ def test_views_of_every_method_are_drawn_or_refused_in_the_librarys_words(
         def convert_ids_to_tokens(self, token: int) -> str:
             return str(token)
 
-    asked = Asked(Loaded(record, record.spec, model, Letters(), injection), text)
+    asked = Request(LoadedRun(record, model, Letters(), injection), text)
     drawn = set()
     for title, view in VIEWS.items():
         try:
             figures = view.draw(asked)
-            # What has no share of anything says so in its figure.
+            # A figure without data has an annotation.
             assert all(plots.data(figure) or figure.layout.annotations for figure in figures)
             drawn.add(title)
         except LabError as error:
@@ -241,8 +238,8 @@ def test_long_tables_are_cut() -> None:
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    figure.add_scatter(x=list(range(ROWS + 5)), y=list(range(ROWS + 5)))
-    shown = Shown(figure)
+    figure.add_scatter(x=list(range(MAX_ROWS + 5)), y=list(range(MAX_ROWS + 5)))
+    shown = FigureView(figure)
     shown.table.value = True
-    assert shown.rows.value.count("<tr>") == ROWS + 1
-    assert f"the first {ROWS} of {ROWS + 5} rows" in shown.rows.value
+    assert shown.rows.value.count("<tr>") == MAX_ROWS + 1
+    assert f"the first {MAX_ROWS} of {MAX_ROWS + 5} rows" in shown.rows.value

@@ -1,4 +1,4 @@
-"""The run panel without a browser: buttons are clicked and values read, and it looks when it is told to."""
+"""The run panel without a browser: buttons are clicked, values read, and the panel is refreshed by the test."""
 
 import asyncio
 import json
@@ -12,13 +12,12 @@ import pytest
 from launches import LONG, small, until
 
 from llm_adapters_lab.events import Failed, Norms, Started, Step, Validated
-from llm_adapters_lab.runs.background import beside
 from llm_adapters_lab.runs.execution import run
 from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.spec import RunSpec
-from widgets.figures.training_curves import POINTS, Curves
-from widgets.kit.errors import guarded
-from widgets.panels.run_panel import RunPanel
+from llm_adapters_lab.runs.status import beside
+from widgets.kit.panel import guarded
+from widgets.panels.run_panel import POINTS, RunPanel, TrainingCurves
 
 HOSTILE = '<img src=x onerror="alert(1)"><script>alert(2)</script> [x](javascript:alert(3)) & </pre>'
 ESCAPED = "&lt;img src=x onerror=&quot;alert(1)&quot;&gt;&lt;script&gt;alert(2)&lt;/script&gt;"
@@ -29,7 +28,7 @@ def step(number: int, loss: float = 1.0, of: int = 100) -> Step:
 
 
 def enabled(panel: RunPanel) -> set[str]:
-    buttons = (panel.start, panel.halt, panel.resume, panel.clone)
+    buttons = (panel.start, panel.stop, panel.resume, panel.clone)
     return {button.description for button in buttons if not button.disabled}
 
 
@@ -40,14 +39,14 @@ def test_from_start_to_finish(root: Path) -> None:
     panel.start.click()
     assert panel.problem.value == ""
     assert panel.state.name == "running"
-    assert "being loaded" in panel.status.value
+    assert "Loading libraries" in panel.status.value
     assert enabled(panel) == {"Stop", "Clone"}
     until(lambda: panel.state.name == "finished", panel.refresh)
     assert "✓ finished" in panel.status.value
     assert "mini-bool" in panel.status.value
     assert panel.progress.bar.value == 1
     assert enabled(panel) == {"Clone"}
-    assert panel.heartbeat.value.startswith("last looked at ")
+    assert panel.heartbeat.value.startswith("Updated ")
     assert '"status": "finished"' in panel.log.value
     again = RunPanel(root=root, run_id=panel.run_id)
     assert again.spec == small()
@@ -65,27 +64,27 @@ def test_from_start_to_finish(root: Path) -> None:
 def test_stop_and_resume(root: Path) -> None:
     panel = RunPanel(small(train=LONG), root)
     panel.start.click()
-    until(lambda: "tokens/s" in panel.progress.words.value, panel.refresh)
+    until(lambda: "tokens/s" in panel.progress.text.value, panel.refresh)
     assert 0 < panel.progress.bar.value < 1
-    assert "of 3000" in panel.progress.words.value
-    panel.halt.click()
+    assert "of 3000" in panel.progress.text.value
+    panel.stop.click()
     assert panel.state.name in ("stopping", "stopped")
     until(lambda: panel.state.name == "stopped", panel.refresh)
     assert enabled(panel) == {"Resume", "Clone"}
     reached = panel.curves.points()[0][0][-1]
-    assert f"Stopped while training. · Resume goes on after step {reached:.0f}." in panel.status.value
+    assert f"Stopped while training. · Resume continues after step {reached:.0f}." in panel.status.value
     panel.resume.click()
     assert panel.problem.value == ""
     until(lambda: panel.curves.points()[0][0][-1:] > [reached], panel.refresh)
     assert panel.curves.points()[0][0] == list(range(1, int(panel.curves.points()[0][0][-1]) + 1))
-    panel.halt.click()
+    panel.stop.click()
     until(lambda: panel.state.name == "stopped", panel.refresh)
 
 
 def test_a_dead_run_is_shown_as_such_and_can_be_resumed(root: Path) -> None:
     panel = RunPanel(small(train=LONG), root)
     panel.start.click()
-    until(lambda: panel.progress.words.value.startswith("step"), panel.refresh)
+    until(lambda: panel.progress.text.value.startswith("step"), panel.refresh)
     process = json.loads(beside(Run(root / panel.run_id), "json").read_text(encoding="utf-8"))
     os.kill(process["pid"], signal.SIGKILL)
     until(lambda: panel.state.name == "dead", panel.refresh)
@@ -116,18 +115,18 @@ def test_without_a_spec_there_is_nothing_to_start(tmp_path: Path) -> None:
     assert "no spec to run" in panel.problem.value
 
 
-def test_without_a_spec_nothing_is_left_of_the_run_before(tmp_path: Path) -> None:
+def test_without_a_spec_nothing_of_the_previous_run_is_shown(tmp_path: Path) -> None:
     record = Run(tmp_path / small().id)
     record.folder.mkdir()
     record.append(step(50))
     panel = RunPanel(small(), tmp_path)
     assert panel.progress.bar.value == 0.5
     panel.spec = None
-    assert (panel.run_id, panel.title.value, panel.progress.words.value, panel.progress.bar.value) == ("", "", "", 0)
+    assert (panel.run_id, panel.title.value, panel.progress.text.value, panel.progress.bar.value) == ("", "", "", 0)
     assert panel.curves.points()[0] == ([], [])
 
 
-def test_clone_hands_the_spec_on(tmp_path: Path) -> None:
+def test_clone_passes_the_spec_on(tmp_path: Path) -> None:
     panel, got = RunPanel(small(), tmp_path), []
     panel.on_clone(got.append)
     panel.clone.click()
@@ -163,7 +162,7 @@ def test_hostile_text_is_escaped_once(tmp_path: Path) -> None:
         assert "&amp;lt;" not in line
     assert panel.error.value.count(ESCAPED) == 3
     assert "<summary>traceback</summary>" in panel.error.value
-    assert panel.log.value == HOSTILE  # a text area shows text as it stands
+    assert panel.log.value == HOSTILE  # a text area shows plain text
 
 
 def test_a_run_of_another_process_is_followed(tmp_path: Path) -> None:
@@ -176,7 +175,7 @@ def test_a_run_of_another_process_is_followed(tmp_path: Path) -> None:
     record.append(Norms(50, {"a": 3.0, "b": 4.0}))
     record.append(Validated(50, 2.5, True))
     panel.refresh()
-    assert panel.progress.words.value == "step 50 of 100 · loss 50.000 · 3,400 tokens/s · 0:00:41 left"
+    assert panel.progress.text.value == "step 50 of 100 · loss 50.000 · 3,400 tokens/s · 0:00:41 left"
     assert panel.progress.bar.value == 0.5
     batches, means, held_out, norms, moved = panel.curves.points()
     assert batches[0] == list(range(1, 51))
@@ -186,7 +185,7 @@ def test_a_run_of_another_process_is_followed(tmp_path: Path) -> None:
     assert norms[1] == [0.5] * 50
     assert panel.curves.widget.figure["data"][0]["y"] == batches[1]
     with (record.folder / "events.jsonl").open("a", encoding="utf-8") as file:
-        file.write('{"event": "Step", "st')  # torn
+        file.write('{"event": "Step", "st')  # an incomplete line
     panel.refresh()
     assert panel.problem.value == ""
     record.clear()
@@ -196,7 +195,7 @@ def test_a_run_of_another_process_is_followed(tmp_path: Path) -> None:
     assert panel.curves.points()[0] == ([1], [7.0])
 
 
-def test_a_broken_record_is_reported_and_the_panel_looks_on(tmp_path: Path) -> None:
+def test_a_broken_record_is_reported_and_the_panel_keeps_reading(tmp_path: Path) -> None:
     record = Run(tmp_path / small().id)
     panel = RunPanel(small(), tmp_path)
     record.folder.mkdir()
@@ -210,7 +209,7 @@ def test_a_broken_record_is_reported_and_the_panel_looks_on(tmp_path: Path) -> N
 
 
 def test_a_long_run_is_drawn_with_few_points() -> None:
-    curves = Curves()
+    curves = TrainingCurves()
     curves.add(step(number, of=100_000).to_json() for number in range(1, 20_001))
     for x, y in curves.points():
         assert len(x) == len(y) <= POINTS + 1
@@ -220,16 +219,16 @@ def test_a_long_run_is_drawn_with_few_points() -> None:
     assert time.perf_counter() - began < 2
     drawn = curves.widget.figure
     curves.add([step(20_001).to_json()])
-    curves.update(all_of_them=False)
-    assert curves.widget.figure is drawn  # nobody could see it
+    curves.update(force=False)
+    assert curves.widget.figure is drawn  # one more point would make no visible difference
     curves.update()
     assert curves.widget.figure["data"][0]["x"][-1] == 20_001
     curves.add(step(number).to_json() for number in range(20_002, 20_041))
-    curves.update(all_of_them=False)
+    curves.update(force=False)
     assert curves.widget.figure["data"][0]["x"][-1] == 20_040
 
 
-def test_inside_a_loop_it_looks_by_itself(tmp_path: Path) -> None:
+def test_in_an_event_loop_the_panel_refreshes_itself(tmp_path: Path) -> None:
     async def kernel() -> int:
         panel = RunPanel(small(), tmp_path, every=0.01)
         record = Run(tmp_path / panel.run_id)
@@ -242,7 +241,7 @@ def test_inside_a_loop_it_looks_by_itself(tmp_path: Path) -> None:
     assert asyncio.run(kernel()) == 1
 
 
-def test_a_finished_run_is_shown_whoever_did_it(tmp_path: Path) -> None:
+def test_a_finished_run_is_shown_wherever_it_was_started(tmp_path: Path) -> None:
     record = run(small(adapter=None), root=tmp_path)
     panel = RunPanel(root=tmp_path, run_id=record.id[:-2])
     assert panel.state.name == "finished"

@@ -1,4 +1,4 @@
-"""The runs panel without a browser: rows are ticked, buttons clicked, and what is shown is read."""
+"""The runs panel without a browser: rows are selected, buttons clicked, and values read."""
 
 import asyncio
 import json
@@ -11,10 +11,10 @@ import pytest
 from records import HOSTILE, make_run
 
 from llm_adapters_lab.events import Failed, Finished
-from llm_adapters_lab.runs.background import beside
 from llm_adapters_lab.runs.processes import who
 from llm_adapters_lab.runs.record import Run, note, write_note
 from llm_adapters_lab.runs.spec import RunSpec
+from llm_adapters_lab.runs.status import beside
 from widgets.figures.run_table import PAGE
 from widgets.panels.runs_panel import RunsPanel
 
@@ -37,7 +37,7 @@ def four(tmp_path: Path) -> list[Run]:
 
 
 def at_work(root: Path, seed: int = 7) -> Run:
-    """Write what `launch` leaves, with this very process as that of the run."""
+    """Write the files of a launched run, with this process as the process of the run."""
     spec = RunSpec.parse({"adapter": LORA, "seed": seed})
     run = Run(root / spec.id)
     beside(run, "json").parent.mkdir(exist_ok=True)
@@ -55,48 +55,48 @@ def headings(panel: RunsPanel) -> list[str]:
     return [child.value for child in panel.table.rows.children[1:] if hasattr(child, "value")]
 
 
-def test_every_run_has_a_line_with_what_is_known(four: list[Run], tmp_path: Path) -> None:
+def test_every_run_has_a_row_with_its_facts(four: list[Run], tmp_path: Path) -> None:
     panel = RunsPanel(tmp_path)
     assert shown(panel) == [run.id for run in reversed(four)]
     assert list(panel.table.lines) == shown(panel)
     base, lora, _, failed = (panel.table.lines[run.id] for run in four)
-    for text in ("✓ finished", ">nano<", ">lora<", ">1,000<", ">62.5 % (2)<"):
+    for text in ("✓ finished", ">nano<", ">lora<", ">1,000<", ">62.5% (2)<"):
         assert text in lora.cells.value
     assert ">none<" in base.cells.value
     assert "✗ failed" in failed.cells.value
     assert "ValueError: the loss is nan (training)" in failed.cells.value
-    assert "4 runs, 4 shown, 0 chosen" in panel.counts.value
-    assert panel.contrast.disabled
-    assert panel.remove.disabled
+    assert "4 runs, 4 shown, 0 selected" in panel.counts.value
+    assert panel.compare_selected.disabled
+    assert panel.delete_selected.disabled
 
 
-def test_runs_are_chosen_one_by_one_all_or_none(four: list[Run], tmp_path: Path) -> None:
+def test_runs_are_selected_one_by_one_all_or_none(four: list[Run], tmp_path: Path) -> None:
     panel, told = RunsPanel(tmp_path), list[list[str]]()
-    panel.observe(lambda p: told.append(p.chosen))
-    panel.table.lines[four[1].id].chosen.value = True
-    panel.table.lines[four[0].id].chosen.value = True
-    assert panel.chosen == [four[1].id, four[0].id]
-    panel.table.lines[four[1].id].chosen.value = False
+    panel.observe(lambda p: told.append(p.selected))
+    panel.table.lines[four[1].id].selected.value = True
+    panel.table.lines[four[0].id].selected.value = True
+    assert panel.selected == [four[1].id, four[0].id]
+    panel.table.lines[four[1].id].selected.value = False
     panel.filter.value = "adapter=series"
-    assert "1 of them hidden" in panel.counts.value
-    panel.all.click()
-    assert panel.chosen == [four[0].id, four[2].id]
-    panel.none.click()
+    assert "1 hidden by the filter" in panel.counts.value
+    panel.select_all.click()
+    assert panel.selected == [four[0].id, four[2].id]
+    panel.clear_selection.click()
     assert told == [[four[1].id], [four[1].id, four[0].id], [four[0].id], [four[0].id, four[2].id], []]
     panel.filter.value = ""
-    panel.chosen = [four[3].id, "unknown", four[3].id]
-    assert panel.chosen == [four[3].id]
-    assert [line.id for line in panel.table.lines.values() if line.chosen.value] == [four[3].id]
+    panel.selected = [four[3].id, "unknown", four[3].id]
+    assert panel.selected == [four[3].id]
+    assert [line.id for line in panel.table.lines.values() if line.selected.value] == [four[3].id]
 
 
-def test_what_a_listener_raises_is_shown(four: list[Run], tmp_path: Path) -> None:
+def test_an_exception_of_an_observer_is_shown(four: list[Run], tmp_path: Path) -> None:
     panel = RunsPanel(tmp_path)
 
     def broken(_: object) -> None:
         raise RuntimeError(HOSTILE)
 
     panel.observe(broken)
-    panel.all.click()
+    panel.select_all.click()
     assert "RuntimeError" in panel.problem.value
     assert "<img" not in panel.problem.value
 
@@ -108,24 +108,24 @@ def test_filter_sort_and_direction(four: list[Run], tmp_path: Path) -> None:
     assert shown(panel) == [lora]
     panel.filter.value = "ramk=4"
     assert shown(panel) == []
-    assert "Did you mean &#x27;rank&#x27;" in panel.wrong.value
+    assert "Did you mean &#x27;rank&#x27;" in panel.filter_error.value
     panel.filter.value = "finished"
-    assert panel.wrong.value == ""
+    assert panel.filter_error.value == ""
     panel.sort.value = "accuracy"
-    assert panel.falling.value
+    assert panel.descending.value
     assert shown(panel) == [series, lora, base]
     panel.filter.value = ""
     assert shown(panel) == [series, lora, base, failed]
-    panel.falling.value = False
+    panel.descending.value = False
     assert shown(panel) == [base, lora, series, failed]
-    panel.sort.value = "begun"
+    panel.sort.value = "started"
     assert shown(panel) == [failed, series, lora, base]
     panel.sort.value = "adapter"
-    assert [panel.falling.value, shown(panel)[-1]] == [False, series]
+    assert [panel.descending.value, shown(panel)[-1]] == [False, series]
 
 
-@pytest.mark.parametrize("name", ["begun", "run", "state", "base", "adapter", "parameters", "accuracy", "note"])
-def test_every_order_holds_all_runs_also_those_that_cannot_be_read(name: str, four: list[Run], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["started", "run", "state", "base", "adapter", "parameters", "accuracy", "note"])
+def test_every_order_includes_unreadable_runs(name: str, four: list[Run], tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "spec.json").write_text("{", encoding="utf-8")
     at_work(tmp_path)
@@ -140,17 +140,17 @@ def test_every_order_holds_all_runs_also_those_that_cannot_be_read(name: str, fo
 def test_groups_have_headings_with_count_and_mean(four: list[Run], tmp_path: Path) -> None:
     panel = RunsPanel(tmp_path)
     names = [value for _, value in panel.group.options]
-    assert names[:2] == ["", "adapter.type"]  # what differs stands first
+    assert names[:2] == ["", "adapter.type"]  # fields that differ come first
     assert names.index("adapter.rank") < names.index("base")
     panel.group.value = "adapter.type"
     first, second, third = headings(panel)
-    assert "adapter.type = lora</b> · 2 runs · mean accuracy 62.5 %<" in first
-    assert "adapter.type = none</b> · 1 run · mean accuracy 10.0 %<" in second
+    assert "adapter.type = lora</b> · 2 runs · mean accuracy 62.5%<" in first
+    assert "adapter.type = none</b> · 1 run · mean accuracy 10.0%<" in second
     assert "series" in third
     assert shown(panel)[2] == four[0].id
     before = panel.table.rows.children
     panel.refresh()
-    assert panel.table.rows.children == before  # nothing is taken from under a hand
+    assert panel.table.rows.children == before  # widgets in use are kept
     panel.group.value = ""
     assert headings(panel) == []
 
@@ -160,27 +160,27 @@ def test_many_runs_come_in_pages_and_quickly(tmp_path: Path) -> None:
         make_run(tmp_path, LORA, {"a": seed % 20}, seed=seed, steps=1)
     panel = RunsPanel(tmp_path)
     seen = set(panel.table.lines)
-    assert panel.table.place.value == "page 1 of 3"
+    assert panel.table.position.value == "page 1 of 3"
     assert panel.table.back.disabled
-    panel.table.further.click()
+    panel.table.forward.click()
     seen |= set(panel.table.lines)
-    panel.table.further.click()
+    panel.table.forward.click()
     assert len(panel.table.lines) == 3
-    assert panel.table.further.disabled
+    assert panel.table.forward.disabled
     assert seen | set(panel.table.lines) == set(shown(panel))
     panel.filter.value = "seed=1"
-    assert panel.table.place.value == "page 1 of 1"
+    assert panel.table.position.value == "page 1 of 1"
     assert len(panel.table.lines) == 1
     panel.filter.value, panel.group.value = "", "adapter.rank"
     assert len(headings(panel)) == 1
-    panel.all.click()
-    assert len(panel.chosen) == 2 * PAGE + 3
+    panel.select_all.click()
+    assert len(panel.selected) == 2 * PAGE + 3
     began = time.process_time()
     panel.refresh()
     assert time.process_time() - began < 1
 
 
-def test_a_note_is_kept_and_comes_back(four: list[Run], tmp_path: Path) -> None:
+def test_a_note_is_saved_and_shown_again(four: list[Run], tmp_path: Path) -> None:
     panel = RunsPanel(tmp_path)
     panel.table.lines[four[1].id].note.value = f"best so far {HOSTILE}"
     assert panel.problem.value == ""
@@ -196,51 +196,51 @@ def test_a_note_is_kept_and_comes_back(four: list[Run], tmp_path: Path) -> None:
     assert "no folder" in panel.problem.value
 
 
-def test_open_names_the_run(four: list[Run], tmp_path: Path) -> None:
+def test_open_passes_the_run_id(four: list[Run], tmp_path: Path) -> None:
     panel, got = RunsPanel(tmp_path), list[str]()
     panel.on_open(got.append)
     panel.table.lines[four[2].id].open.click()
     assert got == [four[2].id]
 
 
-def test_delete_asks_first_and_can_be_taken_back(four: list[Run], tmp_path: Path) -> None:
+def test_delete_asks_for_confirmation_and_can_be_cancelled(four: list[Run], tmp_path: Path) -> None:
     panel = RunsPanel(tmp_path)
-    panel.chosen = [four[0].id, four[3].id]
-    panel.remove.click()
-    assert "Delete 2 runs for good" in panel.question.value
+    panel.selected = [four[0].id, four[3].id]
+    panel.delete_selected.click()
+    assert "Delete 2 runs permanently" in panel.question.value
     assert all(run.id in panel.question.value for run in (four[0], four[3]))
-    assert panel.confirm.layout.display == "flex"
-    panel.keep.click()
+    assert panel.confirm.layout.display == ""
+    panel.cancel_delete.click()
     assert panel.confirm.layout.display == "none"
-    panel.sure.click()
+    panel.confirm_delete.click()
     assert all(run.folder.is_dir() for run in four)
-    panel.remove.click()
-    panel.table.lines[four[1].id].chosen.value = True  # another choice is another question
+    panel.delete_selected.click()
+    panel.table.lines[four[1].id].selected.value = True  # a new selection cancels the question
     assert panel.confirm.layout.display == "none"
-    panel.sure.click()
+    panel.confirm_delete.click()
     assert all(run.folder.is_dir() for run in four)
-    panel.chosen = [four[3].id]
-    panel.remove.click()
-    panel.sure.click()
+    panel.selected = [four[3].id]
+    panel.delete_selected.click()
+    panel.confirm_delete.click()
     assert panel.problem.value == ""
     assert [run.folder.is_dir() for run in four] == [True, True, True, False]
-    assert (four[3].id in shown(panel), panel.chosen) == (False, [])
+    assert (four[3].id in shown(panel), panel.selected) == (False, [])
 
 
-def test_a_run_at_work_is_refused_and_the_others_go(four: list[Run], tmp_path: Path) -> None:
+def test_an_active_run_is_not_deleted_but_the_others_are(four: list[Run], tmp_path: Path) -> None:
     busy = at_work(tmp_path)
     panel, told = RunsPanel(tmp_path), list[list[str]]()
     assert "▶ running" in panel.table.lines[busy.id].cells.value
-    panel.chosen = [busy.id, four[0].id]
-    panel.observe(lambda p: told.append(p.chosen))
-    panel.remove.click()
-    panel.sure.click()
+    panel.selected = [busy.id, four[0].id]
+    panel.observe(lambda p: told.append(p.selected))
+    panel.delete_selected.click()
+    panel.confirm_delete.click()
     assert f"The run {busy.id} is running. Stop it before it is deleted." in panel.problem.value
     assert not four[0].folder.exists()
     assert beside(busy, "json").exists()
-    assert panel.chosen == [busy.id]
+    assert panel.selected == [busy.id]
     assert told == [[busy.id]]
-    panel.remove.click()
+    panel.delete_selected.click()
     assert panel.problem.value == ""
 
 
@@ -257,9 +257,9 @@ def test_hostile_text_is_escaped_once(tmp_path: Path) -> None:
     (folder / "spec.json").write_text(json.dumps({"base": HOSTILE, HOSTILE: 1}), encoding="utf-8")
     panel = RunsPanel(tmp_path)
     panel.group.value = "base"
-    panel.all.click()
-    panel.contrast.click()
-    panel.remove.click()
+    panel.select_all.click()
+    panel.compare_selected.click()
+    panel.delete_selected.click()
     texts = markup(panel.widget)
     assert len(texts) > 15
     assert not [text for text in texts if "<img" in text or "<script" in text or "&amp;lt;" in text]
@@ -274,8 +274,8 @@ def markup(widget: Any) -> list[str]:
 
 def test_compare_shows_the_chosen_runs_in_their_order(four: list[Run], tmp_path: Path) -> None:
     panel = RunsPanel(tmp_path)
-    panel.chosen = [four[2].id, four[1].id]
-    panel.contrast.click()
+    panel.selected = [four[2].id, four[1].id]
+    panel.compare_selected.click()
     assert [run.id for run in panel.compare.runs] == [four[2].id, four[1].id]
     assert panel.compare.problem.value == ""
 
@@ -283,11 +283,11 @@ def test_compare_shows_the_chosen_runs_in_their_order(four: list[Run], tmp_path:
 def test_an_empty_folder_says_so(tmp_path: Path) -> None:
     panel = RunsPanel(tmp_path / "none yet")
     assert "There are no runs yet" in panel.counts.value
-    panel.all.click()
+    panel.select_all.click()
     assert panel.problem.value == ""
 
 
-def test_inside_a_loop_it_looks_while_a_run_works(tmp_path: Path) -> None:
+def test_in_an_event_loop_the_end_of_a_run_is_noticed(tmp_path: Path) -> None:
     async def kernel() -> list[str]:
         busy = at_work(tmp_path)
         panel = RunsPanel(tmp_path, every=0.01)

@@ -1,1 +1,1 @@
-"""Figures and tables that panels show."""
+"""What the panels show: figures, tables, and the views of the Inspect panel."""

@@ -1,77 +1,92 @@
-"""A figure with, on request, the numbers behind it as a table."""
+"""Plotly figures in a panel: as the output of a cell, with a table of its numbers, and as a live figure.
+
+Plotly's own figure widget sends its data only once, so that a slow or reloaded page misses it, and sends plotly's
+source again with every figure. In `LiveFigure`, figure and source are synced traits instead.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from html import unescape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import anywidget
 import ipywidgets as W
+import plotly.graph_objects as go
+import traitlets
+from plotly.offline import get_plotlyjs
 
 from llm_adapters_lab.markup import Html, el
 from llm_adapters_lab.results import plots
-from llm_adapters_lab.results.plots import CONFIG
+from llm_adapters_lab.results.formatting import cell, heads
+from widgets.kit.elements import static
+
+MIN_WIDTH = 460
+"""Minimum width in pixels. In a narrower column the figure scrolls, since its title does not wrap."""
+MAX_ROWS = 1000
+"""Maximum number of rows of a table."""
 
 
-def picture(figure: Any) -> dict[str, Any]:
+def figure_output(figure: go.Figure) -> dict[str, Any]:
     """Return a plotly figure as the output of a cell, for `Output.outputs`."""
-    words = f"figure: {unescape(figure.layout.title.text or '')}"
-    data = {"application/vnd.plotly.v1+json": json.loads(figure.to_json()) | {"config": CONFIG}, "text/plain": words}
+    content = json.loads(figure.to_json()) | {"config": plots.CONFIG}
+    title = f"figure: {unescape(figure.layout.title.text or '')}"
+    data = {"application/vnd.plotly.v1+json": content, "text/plain": title}
     return {"output_type": "display_data", "data": data, "metadata": {}}
 
 
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
-LEAST = 460
-"""Pixels of a figure's width; in a narrower column it scrolls by itself, as its title does not wrap."""
-ROWS = 1000
-"""A table has no more."""
-_CELL = "padding: 1px 10px 1px 0; text-align: left; white-space: pre-wrap; overflow-wrap: anywhere"
-_BOX = "max-height: 24em; overflow: auto; line-height: 1.4; font-variant-numeric: tabular-nums"
-
-
-class Shown:
-    """Figure and table.
-
-    Attributes:
-        figure: what is drawn.
-        table: button that shows the numbers.
-        widget: all of it.
-    """
+class FigureView:
+    """A figure (`output`) with a button (`table`) that shows its numbers (`rows`)."""
 
     def __init__(self, figure: go.Figure) -> None:
         """Show a figure of `plots`."""
         self.figure = figure
-        least = (figure.layout.meta or {}).get("least", LEAST)
-        self.picture = W.Output(layout=W.Layout(width="100%", min_width=f"{least}px"))
-        self.picture.outputs = (picture(figure),)
-        self.table: Any = W.ToggleButton(description="Table", tooltip="The numbers behind the figure")
-        self.rows: Any = W.HTML(layout=W.Layout(width="100%"))
+        least = (figure.layout.meta or {}).get("least", MIN_WIDTH)
+        self.output = W.Output(layout=W.Layout(min_width=f"{least}px", margin="0"))
+        self.output.outputs = (figure_output(figure),)
+        self.table = W.ToggleButton(description="Table", tooltip="Show the numbers behind the figure")
         self.table.observe(self._toggled, "value")
-        self._frame: Any = W.Box([self.picture], layout=W.Layout(overflow="auto"))
-        self.widget: Any = W.VBox(
-            [self._frame, self.table, self.rows], layout=W.Layout(width="100%", margin="0 0 16px")
-        )
+        self.rows, self._frame = W.HTML(), W.Box([self.output], layout=W.Layout(overflow="auto"))
+        self.widget = W.VBox([self._frame, self.table, self.rows], layout=W.Layout(width="100%", margin="0 0 16px"))
 
     def close(self) -> None:
-        """Be gone."""
-        for widget in (self.picture, self._frame, self.table, self.rows, self.widget):
+        """Close all widgets."""
+        for widget in (self.output, self._frame, self.table, self.rows, self.widget):
             widget.close()
 
     def _toggled(self, change: Any) -> None:
-        self.rows.value = _table(plots.data(self.figure)) if change["new"] else ""
+        self.rows.value = _numbers(plots.data(self.figure)) if change["new"] else ""
 
 
-def _table(rows: list[dict[str, Any]]) -> Html:
-    heads = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [el("tr", *(el("td", _word(row.get(head)), style=_CELL) for head in heads)) for row in rows[:ROWS]]
-    top = el("tr", *(el("th", head, scope="col", style=_CELL) for head in heads))
-    more = el("div", f"the first {ROWS} of {len(rows)} rows") if len(rows) > ROWS else el("span")
-    return el("div", el("table", el("thead", top), el("tbody", *lines)), more, style=_BOX, tabindex="0")
+def _numbers(rows: list[dict[str, Any]]) -> Html:
+    shown = [{head: _number(value) for head, value in row.items()} for row in rows[:MAX_ROWS]]
+    more = f"the first {MAX_ROWS} of {len(rows)} rows" if len(rows) > MAX_ROWS else ""
+    return el("div", table(shown), more, class_="lab-numbers")
 
 
-def _word(value: Any) -> str:
-    if value is None or value != value:  # not a number: there is none
+def _number(value: Any) -> str:
+    if value is None or value != value:  # missing, or not a number
         return ""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> Html:
+    """Return rows as an HTML table that scrolls; the first column names the row. `Html` cells are kept as markup."""
+    names, lines = heads(rows), []
+    for row in rows:
+        first, *rest = (value if isinstance(value, str) else cell(value) for value in map(row.get, names))
+        lines.append(el("tr", el("th", first, scope="row"), *(el("td", text) for text in rest)))
+    top = el("tr", *(el("th", name, scope="col") for name in names))
+    return el("div", el("table", el("thead", top), el("tbody", *lines)), class_="scroll", tabindex="0")
+
+
+class LiveFigure(anywidget.AnyWidget):
+    """A plotly figure whose plain data, `figure`, may change at any time; {} shows nothing.
+
+    Plotly's source is a synced trait and not part of the module, because a module must load within two seconds.
+    """
+
+    _esm = static("live_figure.js")
+    source = traitlets.Unicode(get_plotlyjs()).tag(sync=True)
+    figure = traitlets.Dict().tag(sync=True)

@@ -1,32 +1,31 @@
-"""What the inspect panel can show: each view computed for one run, one text and one choice of sites, as figures."""
+"""The views of the inspect panel: each computes figures for one run, one text and a selection of sites."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import plotly.graph_objects as go
 import torch
 
+from llm_adapters_lab.core.injection import Injection
 from llm_adapters_lab.core.sites import Site
 from llm_adapters_lab.errors import NoView
-from llm_adapters_lab.inspection import ablations, probes, weight_metrics
+from llm_adapters_lab.inspection import ablations, activation_metrics, probes, weight_metrics
 from llm_adapters_lab.inspection.recorder import Recorder
 from llm_adapters_lab.results import plots
 from llm_adapters_lab.results.plots.style import place
-from widgets.kit.model_cache import Loaded
-from widgets.kit.tokenized_text import Text, words_of
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
+from widgets.kit.loaded_runs import LoadedRun, TokenizedText, token_texts
 
 ALL, LINE = "all", 64
+Figures = Sequence[go.Figure]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a view is asked for.
+class Request:
+    """The input of a view: a run, a text and a selection of sites.
 
     Attributes:
         loaded: the run with its model.
@@ -35,29 +34,39 @@ class Asked:
         layer: number of a layer; `ALL` for all.
     """
 
-    loaded: Loaded
-    text: Text
+    loaded: LoadedRun
+    text: TokenizedText
     kind: str = ALL
     layer: str = ALL
 
     @property
+    def model(self) -> Any:
+        """The model."""
+        return self.loaded.model
+
+    @property
+    def injection(self) -> Injection:
+        """The adapter."""
+        return self.loaded.injection
+
+    @property
     def name(self) -> str:
         """Type of the adapter."""
-        return self.loaded.injection.config.type
+        return self.injection.config.type
 
     def sites(self) -> list[str]:
-        """Return the keys of the sites that are asked for.
+        """Return the keys of the selected sites.
 
         Raises:
             NoView: there are none.
         """
-        found = [key for key in self.loaded.injection.sites if self._fits(*place(key))]
-        if not found and self.loaded.injection.sites:
+        places = {key: place(key) for key in self.injection.sites}
+        found = [
+            key for key, (layer, kind) in places.items() if self.kind in (ALL, kind) and self.layer in (ALL, str(layer))
+        ]
+        if places and not found:
             raise NoView(f"There is no adapter at {self.kind!r} in layer {self.layer}. Choose another site.")
         return found
-
-    def _fits(self, layer: int | None, kind: str) -> bool:
-        return self.kind in (ALL, kind) and self.layer in (ALL, str(layer))
 
 
 @dataclass(frozen=True)
@@ -65,109 +74,96 @@ class View:
     """A view.
 
     Attributes:
-        draw: makes its figures.
-        words: what is drawn, in a line.
-        source: what has its source in its docstring.
-        needs: "text" for a text, "range" for a choice among its tokens, "site" for one among the sites.
+        draw: computes its figures.
+        description: one line about what is shown.
+        needs: "text" for a text, "range" for a range of its tokens, "site" for a selection of sites.
+        source: the function whose docstring names the source of the method.
     """
 
-    draw: Callable[[Asked], Sequence[go.Figure]]
-    words: str
+    draw: Callable[[Request], Figures]
+    description: str
+    needs: Sequence[str] = ()
     source: Callable[..., Any] | None = None
-    needs: frozenset[str] = frozenset()
 
 
-def _placement(asked: Asked) -> Sequence[go.Figure]:
-    injection = asked.loaded.injection
-    return [plots.placement(injection.anatomy, injection.sites.values(), asked.name)]
+def _spectra(request: Request) -> Figures:
+    keys = request.sites()
+    if request.kind == request.layer == ALL:
+        return [plots.spectra(weight_metrics.spectra(request.injection), request.name)]
+    found = {key: weight_metrics.spectrum(weight_metrics.weight_change(request.injection, key)) for key in keys}
+    return [plots.spectra(found, request.name)]
 
 
-def _norms(asked: Asked, *, relative: bool) -> Sequence[go.Figure]:
-    return [plots.site_norms(weight_metrics.norms(asked.loaded.injection), asked.name, relative=relative)]
-
-
-def _spectra(asked: Asked) -> Sequence[go.Figure]:
-    injection, keys = asked.loaded.injection, asked.sites()
-    if asked.kind == asked.layer == ALL:
-        return [plots.spectra(weight_metrics.spectra(injection), asked.name)]
-    found = {key: weight_metrics.spectrum(weight_metrics.weight_change(injection, key)) for key in keys}
-    return [plots.spectra(found, asked.name)]
-
-
-def _lens(asked: Asked) -> Sequence[go.Figure]:
-    loaded, text = asked.loaded, asked.text
+def _lens(request: Request) -> Figures:
+    text, tokenizer = request.text, request.loaded.tokenizer
     ids, tokens = text.ids[: text.last + 1], text.words[: text.last + 1]
-    found = probes.both(loaded.injection, lambda: probes.logit_lens(loaded.model, ids, k=1))
+    found = probes.both(request.injection, lambda: probes.logit_lens(request.model, ids, k=1))
     known = {token for lens in found for token in lens.top.flatten().tolist()}
-    names = dict(zip(known, words_of(loaded.tokenizer, list(known)), strict=True))
+    names = dict(zip(known, token_texts(tokenizer, list(known)), strict=True))
     bare, adapted = ([[names[int(t)] for t in row[-len(ids) :]] for row in lens.top[..., 0]] for lens in found)
     chances = [lens.probability[..., 0][:, -len(ids) :].cpu() for lens in found]
     ranks = [lens.target_rank[:, -len(ids) :].cpu() for lens in found]
     return [
-        plots.lens_grid(tokens, adapted, chances[1], base=bare, rank=ranks[1], name=asked.name),
+        plots.lens_grid(tokens, adapted, chances[1], base=bare, rank=ranks[1], name=request.name),
         plots.lens_grid(tokens, bare, chances[0], rank=ranks[0], name="base"),
     ]
 
 
-def _losses(asked: Asked) -> Sequence[go.Figure]:
-    loaded, text = asked.loaded, asked.text
-    found = probes.both(loaded.injection, lambda: probes.token_loss(loaded.model, text.ids).cpu())
-    bare, adapted = (_within(text, loss) for loss in found)
-    each: dict[str, Any] = {"unit": "loss (nats)", "words": "the stronger, the less the model expected the token"}
-    each["line"] = LINE
+def _losses(request: Request) -> Figures:
+    text = request.text
+    found = probes.both(request.injection, lambda: probes.token_loss(request.model, text.ids).cpu())
+    bare, adapted = (_in_range(text, loss) for loss in found)
+    look: dict[str, Any] = {"unit": "loss (nats)", "words": "the stronger, the less the model expected the token"}
     strips = [
         plots.token_strip(text.words, adapted - bare, line=LINE),
-        plots.token_strip(text.words, adapted, title=f"Loss of each token: {asked.name}", **each),
-        plots.token_strip(text.words, bare, title="Loss of each token: base", **each),
+        plots.token_strip(text.words, adapted, title=f"Loss per token: {request.name}", line=LINE, **look),
+        plots.token_strip(text.words, bare, title="Loss per token: base", line=LINE, **look),
     ]
-    most = float(torch.stack([bare, adapted]).nan_to_num().max()) or 1.0
-    for strip in strips[1:]:  # one scale, so that before and after can be compared
-        strip.update_traces(marker={"cmax": most, "colorbar": {"tickvals": [0, most]}})
+    highest = float(torch.stack([bare, adapted]).nan_to_num().max()) or 1.0
+    for strip in strips[1:]:  # the same scale for both
+        strip.update_traces(marker={"cmax": highest, "colorbar": {"tickvals": [0, highest]}})
     return strips
 
 
-def _within(text: Text, loss: torch.Tensor) -> torch.Tensor:
-    """Return a value for each token, not a number outside the range."""
+def _in_range(text: TokenizedText, loss: torch.Tensor) -> torch.Tensor:
+    """Return a loss for each token, NaN outside the range."""
     values = torch.full((len(text.ids),), float("nan"))
     values[text.first : text.last + 1] = loss.float()[text.first - 1 : text.last]
     return values
 
 
-def _score(text: Text, model: Any, ids: torch.Tensor) -> float:
+def _mean_loss(text: TokenizedText, model: Any, ids: torch.Tensor) -> float:
     return float(probes.token_loss(model, ids)[text.first - 1 : text.last].mean())
 
 
-def _ablation(asked: Asked) -> Sequence[go.Figure]:
-    loaded, text = asked.loaded, asked.text
-    found = ablations.ablation(loaded.model, text.ids, loaded.injection, partial(_score, text))
-    return [plots.ablation_bars(found, asked.name)]
+def _ablation(request: Request) -> Figures:
+    score = partial(_mean_loss, request.text)
+    found = ablations.ablation(request.model, request.text.ids, request.injection, score)
+    return [plots.ablation_bars(found, request.name)]
 
 
-def _interpolation(asked: Asked) -> Sequence[go.Figure]:
-    loaded, text = asked.loaded, asked.text
-    score = partial(_score, text)
-    found = ablations.interpolation(loaded.model, text.ids, loaded.injection, score=score)
-    return [plots.interpolation_curve(found, asked.name)]
+def _scaling(request: Request) -> Figures:
+    score = partial(_mean_loss, request.text)
+    found = ablations.interpolation(request.model, request.text.ids, request.injection, score=score)
+    return [plots.interpolation_curve(found, request.name)]
 
 
-def _similarity(asked: Asked) -> Sequence[go.Figure]:
-    loaded = asked.loaded
-    cosine, cka = probes.layer_similarity(loaded.model, asked.text.ids, loaded.injection)
-    return [plots.stream_similarity(cosine.cpu(), cka, asked.name)]
+def _similarity(request: Request) -> Figures:
+    cosine, cka = probes.layer_similarity(request.model, request.text.ids, request.injection)
+    return [plots.stream_similarity(cosine.cpu(), cka, request.name)]
 
 
-def _added(asked: Asked) -> Sequence[go.Figure]:
-    sites = asked.loaded.injection.sites
-    if not sites:
-        raise NoView(f"{asked.name!r} acts on the whole model: there is no site at which it adds something.")
+def _contributions(request: Request) -> Figures:
+    if not request.injection.sites:
+        raise NoView(f"{request.name!r} acts on the whole model and has no sites. Choose another view.")
     kinds: dict[str, list[str]] = {}
-    for key in asked.sites():
+    for key in request.sites():
         kinds.setdefault(place(key)[1], []).append(key)
-    return [_added_at(asked, kind, keys) for kind, keys in kinds.items()]
+    return [_contribution(request, kind, keys) for kind, keys in kinds.items()]
 
 
-def _added_at(asked: Asked, kind: str, keys: Sequence[str]) -> go.Figure:
-    model, injection, text = asked.loaded.model, asked.loaded.injection, asked.text
+def _contribution(request: Request, kind: str, keys: Sequence[str]) -> go.Figure:
+    model, injection, text = request.model, request.injection, request.text
     terms = [_term(injection.sites[key]) for key in keys]
     with torch.no_grad(), Recorder(model, terms, ("base", "contributions"), device="cpu") as seen:
         model(input_ids=text.ids[None].to(model.device), use_cache=False)
@@ -175,12 +171,12 @@ def _added_at(asked: Asked, kind: str, keys: Sequence[str]) -> go.Figure:
     for key in keys:
         added, base = seen[key].contributions[injection.name][0], seen[key].base[0]
         shares.append((added.float().norm(dim=-1) / base.float().norm(dim=-1))[-len(text.ids) :])
-    title, unit = f"Added by {asked.name}: {kind}", "‖c‖ / ‖y‖"
+    title, unit = f"Contribution of {request.name}: {kind}", "‖c‖ / ‖y‖"
     if len(shares) == 1:
-        words = f"at {keys[0]}, beside what the base computes there"
+        words = f"at {keys[0]}, relative to the output of the base"
         return plots.token_strip(text.words, shares[0], title=title, words=words, unit=unit, line=LINE)
-    words = "in each layer, beside what the base computes at the same place"
-    return plots.layer_tokens(text.words, torch.stack(shares), asked.name, title=title, unit=unit, words=words)
+    words = "in each layer, relative to the output of the base at the same site"
+    return plots.layer_tokens(text.words, torch.stack(shares), request.name, title=title, unit=unit, words=words)
 
 
 def _term(site: Site) -> str:
@@ -190,61 +186,58 @@ def _term(site: Site) -> str:
     return f"{site.role}{'.in' if site.side == 'in' else ''}@{site.layer}"
 
 
-def _recorded(asked: Asked) -> Sequence[go.Figure]:
-    return [plots.norm_evolution(asked.loaded.run)]
-
-
-_TEXT, _RANGE, _SITE = frozenset({"text"}), frozenset({"text", "range"}), frozenset({"site"})
+_RANGE = ("text", "range")
 VIEWS = {
-    "where it sits": View(_placement, "The projections of every layer in order of execution, those adapted filled."),
-    "size of the change": View(
-        partial(_norms, relative=False), "‖Δθ‖, the Frobenius norm of what merging would add to the weights of a site."
+    "Placement": View(
+        lambda r: [plots.placement(r.injection.anatomy, r.injection.sites.values(), r.name)],
+        "The projections of every layer in order of execution; adapted ones are filled.",
     ),
-    "size of the change beside the weights": View(
-        partial(_norms, relative=True), "‖Δθ‖ / ‖θ‖, the same beside the weights of the base, in percent."
+    "Update norm ‖ΔW‖": View(
+        lambda r: [plots.site_norms(weight_metrics.norms(r.injection), r.name)],
+        "‖ΔW‖, the Frobenius norm of what merging would add to the weights of a site.",
     ),
-    "singular values of the change": View(
+    "Relative update norm ‖ΔW‖ / ‖W‖": View(
+        lambda r: [plots.site_norms(weight_metrics.norms(r.injection), r.name, relative=True)],
+        "‖ΔW‖ / ‖W‖, relative to the weights of the base, in percent.",
+    ),
+    "Singular values of ΔW": View(
         _spectra,
         "σ₁ ≥ σ₂ ≥ … of ΔW at each site; effective rank exp(−Σ pᵢ ln pᵢ) with pᵢ = σᵢ / Σσ.",
+        ("site",),
         weight_metrics.effective_rank,
-        _SITE,
     ),
-    "growth during training": View(
-        _recorded, "‖θ − θ₀‖ of the adapter's own tensors at each site, as recorded; move the slider for earlier steps."
+    "Distance from initialisation over training": View(
+        lambda r: [plots.norm_evolution(r.loaded.run)],
+        "‖θ − θ₀‖ of the adapter's own tensors at each site, as recorded; the slider selects the step.",
     ),
-    "loss of each token": View(
+    "Loss per token": View(
         _losses,
-        "−ln p(token | those before it), in nats; first with the adapter less without it, then each.",
-        None,
+        "−ln p(token | preceding tokens), in nats: the difference due to the adapter, then with and without it.",
         _RANGE,
     ),
-    "logit lens": View(
+    "Logit lens": View(
         _lens,
-        "softmax(head(norm(h))) of the stream h after each layer, read with the model's own ending: with the adapter, "
-        "then without.",
+        "softmax(head(norm(h))) of the residual stream h after each layer, first with the adapter, then without.",
+        _RANGE,
         probes.logit_lens,
-        _RANGE,
     ),
-    "stream with and without": View(
+    "Residual-stream similarity": View(
         _similarity,
-        "cos(h, h′) of the residual stream at each token, and linear CKA ‖YᵀX‖² / (‖XᵀX‖ ‖YᵀY‖) over all of them.",
-        weight_metrics.cka,
-        _TEXT,
+        "cos(h, h′) of the residual streams without and with the adapter at each token, and linear CKA "
+        "‖YᵀX‖² / (‖XᵀX‖ ‖YᵀY‖) over all tokens.",
+        ("text",),
+        activation_metrics.cka,
     ),
-    "added at a site": View(
-        _added,
-        "‖c‖ / ‖y‖: what the adapter adds beside what the base computes there, token by token.",
-        None,
-        _TEXT | _SITE,
+    "Adapter contribution per token": View(
+        _contributions,
+        "‖c‖ / ‖y‖: what the adapter adds at a site relative to the output of the base, for each token.",
+        ("text", "site"),
     ),
-    "one layer switched off": View(
-        _ablation,
-        "Mean loss of the chosen tokens without the adapter of one layer, less that with all of it.",
-        None,
-        _RANGE,
+    "Layer ablation": View(
+        _ablation, "Increase of the mean loss of the selected tokens when the adapter of one layer is disabled.", _RANGE
     ),
-    "more or less of it": View(
-        _interpolation, "Mean loss of the chosen tokens with y + λ (Δ(x, y) − y) at every site, over λ.", None, _RANGE
+    "Scaling λ": View(
+        _scaling, "Mean loss of the selected tokens with y + λ (Δ(x, y) − y) at every site, over λ.", _RANGE
     ),
 }
-"""All views by the name they have in the list."""
+"""All views by name."""

@@ -1,1 +1,1 @@
-"""Forms: controls for specs, placements and runs."""
+"""Controls for a spec: forms made from configs, the placement grid, descriptions and costs of adapters."""

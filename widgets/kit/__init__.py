@@ -1,1 +1,1 @@
-"""What every panel is made of: base class, errors, folding, progress, live models."""
+"""Building blocks of the panels: base class, error display, small widgets, run status, loaded models."""

@@ -1,1 +1,1 @@
-"""The panels: each stands alone, `Lab` holds all of them."""
+"""The panels, one for each step of the work. Each also works on its own; `Lab` combines them."""

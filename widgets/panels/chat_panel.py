@@ -1,206 +1,278 @@
-"""Try panel: asks the base and the adapted model the same, and shows both answers side by side as they come.
+"""The playground: one prompt, and the answers of the base and of the adapted model side by side.
 
-Questions become prompts, and answers end, as in scoring. Each step of a model runs beside the kernel's loop, which has
-its turn between two steps: a click on Stop counts at the next token.
+Prompts and stop rules are those of the evaluation. Each token is computed outside the kernel's event loop, so a click
+on Stop takes effect at the next one.
 """
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as W
 
+from llm_adapters_lab.evaluation.decoding import Sampler, StopRule, answer_text, check_fits, make_sampler, stream
 from llm_adapters_lab.evaluation.scoring import RULES
-from llm_adapters_lab.evaluation.streaming import picker
+from llm_adapters_lab.markup import Html, el
 from llm_adapters_lab.tasks import prompts
 from llm_adapters_lab.tasks.base import Example
 from llm_adapters_lab.tasks.registry import get_task
-from widgets.figures.answers import SideBySide, boxed
-from widgets.forms.example_picker import Examples
-from widgets.forms.run_picker import IntoRun, start
-from widgets.kit.collapsible import Fold
-from widgets.kit.errors import error_markup, guarded, note
+from llm_adapters_lab.tasks.tokens import prompt_ids
+from widgets.kit.elements import Collapsible, button, column, field, row, show_if, text_area
+from widgets.kit.loaded_runs import LoadedRun
+from widgets.kit.panel import error_markup, guarded, note
+from widgets.panels.finished_run import FinishedRunPanel, schedule
 
-RAW = "none: the text as it stands"
-LONGEST = 4096
+RAW = "none (raw text)"
+MAX_NEW_TOKENS = 4096
+GREEDY = "temperature 0: greedy decoding, as in the evaluation"
 
 
-class TryPanel(IntoRun):
-    """Question in, two answers out.
+def text_box(text: str, css: str = "lab-box") -> Html:
+    """Return the markup of a text in a box, with its line breaks and spaces."""
+    return el("pre", text, class_=css, tabindex="0")
+
+
+class Answer:
+    """One answer: its text, tokens, and the seconds of computation so far."""
+
+    def __init__(self, name: str) -> None:
+        """Start empty."""
+        self.name, self.box, self.foot = W.Label(name, style={"font_weight": "bold"}), W.HTML(), W.Label()
+        self.widget = W.VBox([self.name, self.box, self.foot], layout=W.Layout(flex="1 1 320px", min_width="0"))
+        self.clear()
+
+    def clear(self) -> None:
+        """Remove the answer."""
+        self.tokens: list[int] = []
+        self.seconds = 0.0
+        self.show("", "")
+
+    def show(self, text: str, verdict: str) -> None:
+        """Show the answer so far and a verdict on it."""
+        count = len(self.tokens)
+        speed = count / max(self.seconds, 1e-9)
+        words = f"{count} token{'s' * (count != 1)} · {speed:.0f} tokens/s" if count else ""
+        self.text, self.box.value = text, text_box(text)
+        self.foot.value = " · ".join(part for part in (words, verdict) if part)
+
+
+class AnswerPair:
+    """The answers of the base and of the adapted model; set `stopped` to stop at the next token."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.base, self.adapted, self.stopped = Answer("base"), Answer("with the adapter"), False
+        layout = W.Layout(flex_flow="row wrap", grid_gap="0 16px")
+        self.widget = W.HBox([self.base.widget, self.adapted.widget], layout=layout)
+
+    def clear(self) -> None:
+        """Remove both answers."""
+        self.base.clear()
+        self.adapted.clear()
+
+    async def generate(
+        self,
+        loaded: LoadedRun,
+        prompt: str,
+        template: str | None,
+        limit: int,
+        new_sampler: Callable[[], Sampler],
+        judge: Callable[[str], str],
+    ) -> None:
+        """Generate both answers, alternating token by token, until both have ended or `stopped` is set.
+
+        Each token is computed in another thread, so the event loop stays responsive.
+
+        Args:
+            loaded: the model.
+            prompt: the prompt.
+            template: prompt template, for its stop strings; without one, only the end token and `limit` end an answer.
+            limit: maximum number of tokens per answer.
+            new_sampler: returns the sampler of one answer.
+            judge: returns the verdict on a complete answer.
+
+        Raises:
+            BadSpec: the prompt is empty or too long.
+        """
+        ids = prompt_ids(loaded.tokenizer, prompt)
+        await asyncio.to_thread(_check, loaded, ids, limit)
+        ended = StopRule(loaded.model, loaded.tokenizer, template)
+        active = [(side, stream(loaded.model, ids, limit, ended, new_sampler())) for side in (self.base, self.adapted)]
+        while active:
+            for side, tokens in list(active):
+                began = time.perf_counter()
+                token = await asyncio.to_thread(_step, loaded, tokens, side is self.base)
+                if self.stopped:
+                    return
+                side.seconds += time.perf_counter() - began
+                if token is not None:
+                    side.tokens.append(token)
+                text = answer_text(loaded.tokenizer, side.tokens, template)
+                if token is None:
+                    active.remove((side, tokens))
+                    side.show(text, judge(text))
+                else:
+                    side.show(text.rstrip("\ufffd"), "")  # the bytes of one character may span several tokens
+
+
+def _check(loaded: LoadedRun, ids: list[int], limit: int) -> None:
+    with loaded.lock:
+        check_fits(loaded.model, ids, limit)
+
+
+def _step(loaded: LoadedRun, tokens: Iterator[int], bare: bool) -> Any:
+    """Return the next token of an answer, or None at its end."""
+    with loaded.lock:
+        if not bare:
+            return next(tokens, None)
+        with loaded.injection.disabled():
+            return next(tokens, None)
+
+
+class ChatPanel(FinishedRunPanel):
+    """A question, its settings, and two answers.
 
     Attributes:
-        examples: questions of its tasks.
-        question: the text that is asked; `further` is its input, where the question has one.
-        template: prompt form, or `RAW`.
+        question: the instruction.
+        input: the input of the instruction, if it has one.
+        template: prompt template, or `RAW`.
         both: the answers.
     """
 
     def __init__(self, root: str | Path = "runs", run_id: str = "") -> None:
-        """Build the panel; nothing is loaded before the first question.
+        """Build the panel; the model is loaded for the first question.
 
         Args:
             root: folder of all runs.
-            run_id: of the run, or the beginning of it; default: the newest.
+            run_id: any unambiguous prefix of the id of a run; by default, the newest run.
         """
         super().__init__(root, run_id)
-        self._asks, self._quiet, self._front = False, False, ""
+        self._busy, self._shots = False, ""
         self._example: Example | None = None
-        self.status = W.Label()
-        self.examples = Examples()
-        self.both = SideBySide()
         self._build()
-        self.pick.observe(self._picked)
-        self._arrange()
-        for box in (self.question, self.further, self.template):
+        for box in (self.question, self.input, self.template):
             box.observe(self._changed, "value")
-        self.examples.task.observe(self._task_chosen, "value")
-        for button, callback in (
-            (self.examples.another, self._another),
-            (self.ask, lambda _: start(self.answer)),
-            (self.halt, self._stop),
-        ):
-            button.on_click(callback)
+        self.examples.task.observe(self._another, "value")
+        self.examples.another.on_click(self._another)
         self._picked()
 
     @property
     def prompt(self) -> str:
-        """The text that the model is given."""
-        example = Example("", self.question.value, self.further.value, "", "")
+        """The prompt as the model gets it."""
         if self.template.value == RAW:
-            return "\n".join(part for part in (self.question.value, self.further.value) if part)
-        return self._front + prompts.prompt(example, self.template.value)
+            return "\n".join(part for part in (self.question.value, self.input.value) if part)
+        example = Example("", self.question.value, self.input.value, "", "")
+        return self._shots + prompts.prompt(example, self.template.value)
 
     def close(self) -> None:
-        """Stop answering, and let go of the model."""
+        """Stop generating and release the model."""
         self.both.stopped = True
         super().close()
 
     async def answer(self) -> None:
-        """Ask both, token by token in turn, until both have ended or Stop is clicked."""
-        if self._asks:
+        """Generate both answers until both have ended or Stop is clicked."""
+        if self._busy:
             return
-        self._say(True, "loading the model…")
+        self._set_status(True, "loading the model …")
         self.problem.value, self.both.stopped = "", False
         self.both.clear()
         try:
-            loaded = await self.pick.loaded()
+            loaded = await self.loaded()
             template = None if self.template.value == RAW else self.template.value
-            self.status.value = "answering…"
-            make = partial(picker, self.temperature.value, self.seed.value)
+            self.status.value = "generating …"
+            make = partial(make_sampler, self.temperature.value, self.seed.value)
             if not self.both.stopped:
-                await self.both.answer(loaded, self.prompt, template, self.limit.value, make, self._judged)
+                await self.both.generate(loaded, self.prompt, template, self.limit.value, make, self._verdict)
         except Exception as error:
             self.problem.value = error_markup(error)
-            self._say(False, "")
+            self._set_status(False, "")
         else:
-            self._say(False, "stopped" if self.both.stopped else "done")
+            self._set_status(False, "stopped" if self.both.stopped else "done")
 
-    def _judged(self, text: str) -> str:
-        """Say how scoring would read an answer; nothing where there is no gold answer."""
-        if self._example is None or self.pick.run is None:
+    def _verdict(self, text: str) -> str:
+        """Return how the evaluation would judge an answer; "" if there is no gold answer."""
+        if self._example is None or self.run is None:
             return ""
-        task, plan = get_task(self.examples.task.value), self.pick.run.spec.eval
-        found = task.extract(text, plan.extraction or RULES[plan.protocol])
+        task, spec = get_task(self.examples.task.value), self.run.spec.eval
+        found = task.extract(text, spec.extraction or RULES[spec.protocol])
         if found is None:
-            return "no answer in the asked form"
-        return f"reads as {found} {'✓' if task.same(found, self._example.answer) else '✗'}"
+            return "no answer in the requested format"
+        return f"read as {found} {'✓' if task.same(found, self._example.answer) else '✗'}"
 
     def _build(self) -> None:
-        hint = "Type a question, or take an example."
-        self.question: Any = W.Textarea(placeholder=hint, tooltip="question", rows=4, layout=W.Layout(width="auto"))
-        self.further: Any = W.Textarea(tooltip="input of the question", rows=2, layout=W.Layout(width="auto"))
-        self.gold: Any = W.Label()
-        self.template: Any = W.Dropdown(
-            **{"description": "template", "options": [*prompts.TEMPLATES, RAW]},
-            layout=W.Layout(width="300px", max_width="100%"),
+        self.both, self.gold, self.shown = AnswerPair(), W.Label(), W.HTML()
+        self.question = text_area("question", 4, placeholder="Type a question, or take an example.")
+        self.input = text_area("input of the question", 2)
+        self.template = field(W.Dropdown, "template", "300px", options=[*prompts.TEMPLATES, RAW])
+        self.limit = field(
+            W.BoundedIntText,
+            "new tokens",
+            "150px",
+            value=32,
+            min=1,
+            max=MAX_NEW_TOKENS,
+            tooltip="maximum length of an answer",
         )
-        small: dict[str, Any] = {"style": {"description_width": "initial"}}
-        self.limit: Any = W.BoundedIntText(
-            **{"description": "new tokens", "min": 1, "max": LONGEST, "value": 32, **small},
-            **{"tooltip": "most tokens of an answer", "layout": W.Layout(width="150px")},
-        )
-        self.temperature: Any = W.BoundedFloatText(
-            **{"description": "temperature", "min": 0, "max": 5, "step": 0.1, "value": 0, **small},
-            **{"tooltip": "0: always the likeliest token, as in scoring", "layout": W.Layout(width="150px")},
-        )
-        self.seed: Any = W.BoundedIntText(
-            **{"description": "seed", "min": 0, "max": 2**31 - 1, "value": 0, **small},
-            **{"tooltip": "of the draws, where the temperature is above 0", "layout": W.Layout(width="120px")},
-        )
-        self.ask: Any = W.Button(description="Ask", button_style="primary", tooltip="Ask both")
-        self.halt: Any = W.Button(description="Stop", disabled=True, tooltip="Stop at the next token")
-        self.shown: Any = W.HTML()
-
-    def _arrange(self) -> None:
-        row = W.Layout(flex_flow="row wrap", align_items="center")
-        hint = "temperature 0: always the likeliest token, as in scoring"
-        self.widget: Any = W.VBox(
-            [
-                self.pick.widget,
-                W.HBox([self.examples.widget, self.template], layout=row),
-                *(self.question, self.further, self.gold),
-                W.HBox([self.limit, self.temperature, self.seed, W.HTML(note(hint))], layout=row),
-                W.HBox([self.ask, self.halt, self.status], layout=row),
-                self.problem,
-                self.both.widget,
-                Fold("The prompt as the model reads it", self.shown).widget,
-            ],
-            layout=W.Layout(width="100%"),
-        )
+        self.temperature = field(W.BoundedFloatText, "temperature", "150px", min=0, max=5, step=0.1, tooltip=GREEDY)
+        self.seed = field(W.BoundedIntText, "seed", "120px", min=0, max=2**31 - 1, tooltip="for sampling")
+        self.generate = button("Generate", "Generate both answers", "primary", click=lambda _: schedule(self.answer))
+        self.stop = button("Stop", "Stop at the next token", disabled=True, click=self._stop)
+        hint = W.HTML(note(GREEDY))
+        text = [row(self.examples.widget, self.template), self.question, self.input, self.gold]
+        settings = row(self.limit, self.temperature, self.seed, hint)
+        act = [settings, row(self.generate, self.stop, self.status), self.problem]
+        seen = Collapsible("The prompt as the model sees it", self.shown)
+        self.widget = column(self.picker, *text, *act, self.both.widget, seen.widget)
 
     @guarded
     def _picked(self) -> None:
-        """Another run: offer its tasks, and forget the answers of the old one."""
         self.both.stopped, self.status.value = True, ""
         self.both.clear()
-        spec = self.pick.run.spec if self.pick.run else None
+        spec = self.run.spec if self.run else None
         self.both.adapted.name.value = f"with the adapter: {spec.adapter.type}" if spec and spec.adapter else ""
-        self._quiet = True
-        try:
+        with self.silently():
             self.examples.offer(spec)
-        finally:
-            self._quiet = False
         self._take()
-
-    def _task_chosen(self, change: Any) -> None:
-        if not self._quiet:
-            self._another(None)
 
     @guarded
-    def _another(self, button: Any) -> None:
-        self._take()
+    def _another(self, _: Any) -> None:
+        if not self.quiet:
+            self._take()
 
     def _take(self) -> None:
-        """Show the next example of the task, to be asked as it was scored."""
-        self._front, self._example, self._quiet = "", None, True
+        """Take the next example of the task, with template and length as in the evaluation."""
+        self._shots, self._example = "", None
         try:
-            if self.examples.task.value:
-                self.template.value = self.examples.template
-                self.limit.value = self.examples.max_new_tokens
-                self._front, example = self.examples.front(), self.examples.take()
-                self.question.value, self.further.value = example.instruction, example.input
-                self._example = example
+            with self.silently():
+                if self.examples.task.value:
+                    self.template.value = self.examples.template
+                    self.limit.value = self.examples.max_new_tokens
+                    self._shots, example = self.examples.demonstrations(), self.examples.take()
+                    self.question.value, self.input.value = example.instruction, example.input
+                    self._example = example
         finally:
-            self._quiet = False
-            self._changed(None)
+            self._changed()
 
-    def _changed(self, change: Any) -> None:
-        """The question follows the boxes; one that was changed has no gold answer any more."""
-        if self._quiet:
+    def _changed(self, change: Any = None) -> None:
+        """Show the prompt; an edited question has no gold answer."""
+        if self.quiet:
             return
         kept = self._example
-        if kept and (kept.instruction, kept.input) != (self.question.value, self.further.value):
+        if kept and (kept.instruction, kept.input) != (self.question.value, self.input.value):
             self._example = None
-        self.further.layout.display = "flex" if self.further.value or (kept and kept.input) else "none"
+        show_if(self.input.value or (kept and kept.input), self.input)
         self.gold.value = f"gold answer: {self._example.answer}" if self._example else ""
-        self.gold.layout.display = "flex" if self._example else "none"
-        self.shown.value = boxed(self.prompt, "0")
+        show_if(self._example, self.gold)
+        self.shown.value = text_box(self.prompt, "lab-box lab-prompt")
 
-    def _say(self, asks: bool, words: str) -> None:
-        self._asks = asks
-        self.ask.disabled, self.halt.disabled, self.status.value = asks, not asks, words
+    def _set_status(self, busy: bool, words: str) -> None:
+        self._busy = self.generate.disabled = busy
+        self.stop.disabled, self.status.value = not busy, words
 
-    def _stop(self, button: Any) -> None:
+    def _stop(self, _: Any) -> None:
         self.both.stopped = True

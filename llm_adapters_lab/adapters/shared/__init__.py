@@ -1,1 +1,1 @@
-"""Base classes that several adapters share."""
+"""Base classes and functions that several adapters share."""

@@ -1,4 +1,4 @@
-"""The bottleneck that series and parallel adapters share: s f(x W_down) W_up."""
+"""The bottleneck of series and parallel adapters: s f(x W_down) W_up."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ class BottleneckConfig(AdapterConfig):
 
     bottleneck: int = Field(default=256, ge=1, le=65536, description="bottleneck size b")
     nonlinearity: Literal["tanh", "relu", "gelu", "silu", "linear"] = Field(
-        default="tanh", description="non-linearity f between the two projections"
+        default="tanh", description="non-linearity f"
     )
-    bias: bool = Field(default=False, description="biases on both projections")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout after f, training only")
+    bias: bool = Field(default=False, description="add biases to both projections")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout after f")
     scaling: float | Literal["learned", "channel"] = Field(
-        default=1.0, description="s: a number, or learned for a scalar that starts at 1, or channel for one a feature"
+        default=1.0, description="scale s: a number, learned (a scalar, from 1) or channel (one per feature, from 1)"
     )
     init: Literal["zero", "normal"] = Field(
         default="zero",
-        description="zero: W_up is zero, the start is the base; normal: both N(0, 0.02) as in the original code",
+        description="zero: W_up is zero, so training starts at the base; normal: both N(0, 0.02²)",
     )
 
 
 class Bottleneck(nn.Module):
-    """Two projections with a non-linearity between, without the residual.
+    """Two projections with a non-linearity in between, without residual connection.
 
-    Parameters: b (d_in + d_out), plus b + d_out with biases, plus 1 with a learned scale or d_out with one a channel.
+    Parameters: b (d_in + d_out), plus b + d_out with biases, plus 1 with a learned scale or d_out with one per channel.
     """
 
     def __init__(self, config: BottleneckConfig, d_in: int, d_out: int) -> None:
-        """Make W_down (b, d_in) and W_up (d_out, b)."""
+        """Create W_down (b, d_in) and W_up (d_out, b)."""
         super().__init__()
         self.down = nn.Linear(d_in, config.bottleneck, bias=config.bias)
         self.up = nn.Linear(config.bottleneck, d_out, bias=config.bias)
@@ -67,7 +67,7 @@ class Bottleneck(nn.Module):
         if self.dropout and self.training:
             hidden = dropout(hidden, self.dropout)
         branch: torch.Tensor = self.up(hidden)
-        # Not multiplying by one spares a copy of the branch.
+        # Not multiplying by one saves a copy of the branch.
         return branch if isinstance(self.scale, float) and self.scale == 1.0 else branch * self.scale
 
 

@@ -1,4 +1,4 @@
-"""What low-rank adapters share: how the two factors start, and the form they have in peft."""
+"""Initialisation of low-rank adapters, and their conversion to and from peft."""
 
 from __future__ import annotations
 
@@ -12,37 +12,39 @@ from llm_adapters_lab.core import weights
 from llm_adapters_lab.core.sites import Site
 from llm_adapters_lab.errors import CannotInject, CannotMerge
 
-# What peft may have started from without leaving a trace in base or adapter.
-_TRACELESS = (True, False, "gaussian", "orthogonal", "eva")
+# Initialisations of peft that change neither the base nor the meaning of the saved tensors.
+_NEUTRAL = (True, False, "gaussian", "orthogonal", "eva")
 
 
 def base_weight(site: Site, base: nn.Module) -> torch.Tensor:
-    """Return the weight W (d_out, d_in) that an adapter works with, in fp32.
+    """Return the weight W (d_out, d_in) of the host, in fp32.
 
     Raises:
-        CannotInject: the site has no weight of its own, or it is quantised.
+        CannotInject: the site is an input, or its weight cannot be read.
     """
     if site.side == "out":
         try:
             return weights.read(base).detach().float()
         except CannotMerge as error:
-            raise CannotInject(f"This adapter works with the weight of {site.path}. {error}") from None
-    raise CannotInject(f"This adapter works with a projection's weight; {site.key} is an input and has none.")
+            raise CannotInject(f"This adapter needs the weight of {site.path}. {error}") from None
+    raise CannotInject(f"This adapter needs the weight of a projection; {site.key} is an input and has none.")
 
 
-def start(init: str, rank: int, factor: float, site: Site, base: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the first A (r, d_in) and B (d_out, r).
+def initial_factors(
+    init: str, rank: int, factor: float, site: Site, base: nn.Module
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the initial A (r, d_in) and B (d_out, r).
 
     Args:
         init: kaiming (A Kaiming-uniform, B zero), gaussian (A with standard deviation 1 / r, B zero) or pissa
-            (factor B A is the best approximation of rank r to W).
+            (factor B A is the best rank-r approximation of W).
         rank: r.
-        factor: with which B A is multiplied.
-        site: where they sit.
-        base: the module there.
+        factor: by which B A is multiplied.
+        site: of the adapter.
+        base: the host.
 
     Raises:
-        CannotInject: pissa needs a weight that cannot be read, or has not so many singular directions.
+        CannotInject: for pissa, the weight cannot be read, or has fewer than r singular values.
     """
     a, b = torch.empty(rank, site.d_in), torch.zeros(site.d_out, rank)
     if init == "gaussian":
@@ -52,7 +54,7 @@ def start(init: str, rank: int, factor: float, site: Site, base: nn.Module) -> t
     else:
         weight = base_weight(site, base)
         if rank > min(weight.shape):
-            raise CannotInject(f"{site.path} is {tuple(weight.shape)}, so it has no {rank} singular directions.")
+            raise CannotInject(f"{site.path} is {tuple(weight.shape)}, so it does not have {rank} singular values.")
         if weight.device.type != "meta":
             u, s, v = torch.linalg.svd(weight, full_matrices=False)
             root = (s[:rank] / factor).sqrt()
@@ -61,9 +63,9 @@ def start(init: str, rank: int, factor: float, site: Site, base: nn.Module) -> t
 
 
 def to_peft(adapter: Any, config: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Return peft's config fields and tensors of a low-rank adapter.
+    """Return peft's config fields and tensors for a low-rank adapter.
 
-    peft changes the base for PiSSA; so that it need not, the change of rank r is written as one of rank 2 r:
+    For PiSSA, peft would change the base. Instead, the update of rank r is saved as one of rank 2 r:
     B A - B_0 A_0 = [B, -B_0] [A; A_0].
     """
     a, b, rank = adapter.A, adapter.B, config.rank
@@ -79,15 +81,15 @@ def to_peft(adapter: Any, config: Any) -> tuple[dict[str, Any], dict[str, torch.
 
 
 def from_peft(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the lab's fields for a peft config of the LoRA kind; what is understood is taken out of `fields`."""
-    began = fields.get("init_lora_weights", True)
-    if began == "pissa" or began in _TRACELESS:
+    """Return the lab's fields for a peft config of LoRA; the converted fields are removed from `fields`."""
+    init = fields.get("init_lora_weights", True)
+    if init == "pissa" or init in _NEUTRAL:
         fields.pop("init_lora_weights", None)
-    fields.pop("fan_in_fan_out", None)  # says how the base stores its weight, which the lab sees for itself
+    fields.pop("fan_in_fan_out", None)  # how the base stores its weight
     return {
         "rank": fields.pop("r"),
         "alpha": fields.pop("lora_alpha"),
         "dropout": fields.pop("lora_dropout", 0.0),
-        "init": "pissa" if began == "pissa" else "kaiming",
+        "init": "pissa" if init == "pissa" else "kaiming",
         "scale": "rslora" if fields.pop("use_rslora", False) else "alpha",
     }

@@ -1,4 +1,4 @@
-"""Base class of adapters that mix tokens: each output may depend on earlier tokens of its row."""
+"""Base class of adapters that mix information across tokens."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from llm_adapters_lab.errors import CannotInject
 
 
 class SequenceAdapter(Adapter):
-    """An adapter that looks at earlier tokens."""
+    """An adapter whose outputs depend on earlier tokens of their row."""
 
     looks_back = True
     sliceable = False
 
     def with_past(self, x: torch.Tensor, k: int) -> torch.Tensor:
-        """Return x with zeros for padding, and in front of it the k columns that stood there before: zeros at first.
+        """Return x with padding set to zero, preceded by the k previous columns, which are zeros at the beginning.
 
         Args:
-            x: (rows, n, width), or (rows n, width) from a model that runs its MLP so.
-            k: columns to look back, 1 or more.
+            x: (rows, n, width), or (rows n, width) in models that flatten the input of their MLP.
+            k: number of previous columns, at least 1.
 
         Returns:
             (rows, k + n, width).
 
         Raises:
-            CannotInject: the order of the tokens cannot be told, or mask and tokens do not agree.
+            CannotInject: the rows cannot be separated, or the mask has fewer columns than x.
         """
         call = self.context
         if x.ndim == 2 and call.rows:
             x = x.view(call.rows, -1, x.shape[-1])
         if x.ndim != 3:
             raise CannotInject(
-                f"Here the model lays all rows into one, {tuple(x.shape)}, and under gradient checkpointing an adapter "
-                "that looks at earlier tokens cannot tell them apart. Turn train.gradient_checkpointing off."
+                f"Outside a call of the model, an adapter that looks at earlier tokens needs (rows, tokens, width), "
+                f"not {tuple(x.shape)}."
             )
         if call.mask is not None:
             if call.mask.shape[1] < x.shape[1]:
                 raise CannotInject(
-                    f"The mask has {call.mask.shape[1]} columns where {x.shape[1]} tokens are run: an adapter that was "
-                    "injected later puts tokens in front. Inject that one first."
+                    f"The mask has {call.mask.shape[1]} columns, but the model runs {x.shape[1]} tokens: an adapter "
+                    "injected later prepends tokens. Inject that one first."
                 )
             x = x * call.mask[:, -x.shape[1] :, None].to(x.device, x.dtype)
         past = None if call.cache is None else call.cache.memory.get(id(self))

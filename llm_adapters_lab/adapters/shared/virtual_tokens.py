@@ -1,7 +1,7 @@
-"""Virtual tokens: learned entries in front of every sequence, and the room that mask and positions leave for them.
+"""Virtual tokens: learned keys and values, or embeddings, that are prepended to every sequence.
 
-Real tokens keep their order behind t virtual ones: the first is at position t. Positions follow the mask, so that
-padding on the left moves no token.
+The first real token is at position t, after t virtual tokens. Positions are derived from the mask, so padding on the
+left does not shift any token.
 """
 
 from __future__ import annotations
@@ -14,39 +14,39 @@ from torch import nn
 from transformers import DynamicCache
 
 from llm_adapters_lab.core.adapter import Finish, ModelAdapter
-from llm_adapters_lab.errors import CannotExport, CannotInject
+from llm_adapters_lab.errors import CannotConvert, CannotInject
 
 
-def make_room(decoder: nn.Module, kwargs: dict[str, Any], t: int, *, cached: bool) -> tuple[bool, dict[str, Any]]:
-    """Widen mask and positions of a decoder call by t virtual tokens.
+def extend_call(decoder: nn.Module, kwargs: dict[str, Any], t: int, *, cached: bool) -> tuple[bool, dict[str, Any]]:
+    """Extend the mask and positions of a decoder call by t virtual tokens.
 
     Args:
-        decoder: the one that is called.
-        kwargs: of the call: input_ids or inputs_embeds, perhaps attention_mask (rows, real tokens so far) and
-            past_key_values. Positions are made anew.
+        decoder: the module that is called.
+        kwargs: of the call: input_ids or inputs_embeds, optionally attention_mask (rows, real tokens so far) and
+            past_key_values; given positions are replaced.
         t: number of virtual tokens.
-        cached: the virtual tokens live in the cache, in its first columns; else right before the first real token.
+        cached: whether the virtual tokens are the first columns of the cache, or directly precede the first real token.
 
     Returns:
-        Whether the virtual tokens have yet to be put in front; and the arguments with an attention_mask over virtual
-        and real tokens and the position_ids of the real tokens of this call.
+        Whether the virtual tokens must be prepended in this call; and the arguments with an attention_mask over virtual
+        and real tokens, and with the position_ids of this call's real tokens.
 
     Raises:
-        CannotInject: the call is of a kind in which virtual tokens would go wrong in silence.
+        CannotInject: virtual tokens would silently be wrong in a call of this kind.
     """
     inputs = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
     rows, tokens = inputs.shape[:2]
     cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
     if cache is not None and not isinstance(cache, DynamicCache):
-        raise CannotInject(f"Virtual tokens need a cache that grows, not a {type(cache).__name__}.")
+        raise CannotInject(f"Virtual tokens need a DynamicCache, not a {type(cache).__name__}.")
     past = 0 if cache is None else cache.get_seq_length()
     mask = torch.ones(rows, max(past - t, 0) + tokens, dtype=torch.long, device=inputs.device) if mask is None else mask
     if mask.ndim != 2:
-        raise CannotInject(f"Virtual tokens need a mask (rows, tokens), not one of {mask.ndim} dimensions.")
+        raise CannotInject(f"Virtual tokens need a mask (rows, tokens), not one with {mask.ndim} dimensions.")
     if past and (seen := mask.shape[1] - tokens) != past - t:
         raise CannotInject(
-            f"The cache holds {past} tokens, {t} of them virtual, but the mask speaks of {seen} before "
-            f"the {tokens} given. Give the mask of all real tokens, and only those that are not cached yet."
+            f"The cache holds {past} tokens, {t} of them virtual, but the mask covers {seen} before the {tokens} "
+            "given. Pass the mask of all real tokens, and only the tokens that are not in the cache."
         )
     padded = mask.long().argmax(-1, keepdim=True)
     if cached:
@@ -69,22 +69,22 @@ def _insert(virtual: torch.Tensor, real: torch.Tensor, at: torch.Tensor) -> torc
 
 
 def _refuse_counting(decoder: nn.Module, padded: bool, columns: int) -> None:
-    """Refuse padding between the virtual and the real tokens where attention counts columns instead of positions."""
+    """Reject padding between virtual and real tokens if attention depends on columns instead of positions."""
     config: Any = decoder.config
     windows = [w for name in ("sliding_window", "window_size") if isinstance(w := getattr(config, name, None), int)]
     alibi = getattr(getattr(config, "attn_config", None), "alibi", False)
     if padded and (alibi or any(columns > window for window in windows)):
         raise CannotInject(
             "The attention of this model counts padding between the virtual tokens of the cache and the real ones. "
-            "Give rows of one length without padding, one at a time (eval.batch 1), or use an adapter of another kind."
+            "Pass rows of equal length, or one row at a time (eval.batch 1), or use another adapter."
         )
 
 
-def unfold(flat: torch.Tensor, shapes: list[tuple[int, int, int]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def unflatten_cache(flat: torch.Tensor, shapes: list[tuple[int, int, int]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return keys (n_kv, t, d_k) and values (n_kv, t, d_v) of each layer.
 
     Args:
-        flat: (t, sum over layers of n_kv (d_k + d_v)), in the order layer, key before value, head, width.
+        flat: (t, sum over layers of n_kv (d_k + d_v)), ordered by layer, key before value, head, width.
         shapes: (n_kv, d_k, d_v) of each layer.
     """
     sizes = [(heads, width) for heads, *widths in shapes for width in widths]
@@ -93,20 +93,20 @@ def unfold(flat: torch.Tensor, shapes: list[tuple[int, int, int]]) -> list[tuple
     return list(zip(heads[::2], heads[1::2], strict=True))
 
 
-def fold(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-    """Return the flat form that `unfold` takes apart."""
+def flatten_cache(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """Return the flat tensor for the output of `unflatten_cache`."""
     return torch.cat([part.transpose(0, 1).flatten(1) for pair in pairs for part in pair], dim=1)
 
 
-def only_size(shapes: list[tuple[int, int, int]]) -> tuple[int, int]:
-    """Return key/value heads and width where all layers, keys and values agree on them.
+def uniform_size(shapes: list[tuple[int, int, int]]) -> tuple[int, int]:
+    """Return the number of key/value heads and their width, if they are the same everywhere.
 
     Raises:
-        CannotExport: they do not.
+        CannotConvert: layers, or keys and values, differ.
     """
     sizes = {(heads, width) for heads, *widths in shapes for width in widths}
     if len(sizes) > 1:
-        raise CannotExport(f"peft has one size of keys and values for all layers; this model has {sorted(sizes)}.")
+        raise CannotConvert(f"peft has one size of keys and values for all layers; this model has {sorted(sizes)}.")
     return sizes.pop()
 
 
@@ -119,7 +119,7 @@ def embedding_width(model: nn.Module) -> int:
 class VirtualCache(ModelAdapter):
     """An adapter that fills an empty cache with learned keys and values.
 
-    A subclass sets `virtual_tokens` and gives `keys_and_values`.
+    Subclasses set `virtual_tokens` and override `keys_and_values`.
     """
 
     virtual_tokens: int
@@ -129,17 +129,17 @@ class VirtualCache(ModelAdapter):
         raise NotImplementedError(f"{type(self).__name__} has no keys_and_values")
 
     def prepare(self, decoder: nn.Module, kwargs: dict[str, Any]) -> tuple[dict[str, Any], Finish | None]:
-        """Fill an empty cache; give mask and positions room for it. A cache nobody asked for is kept back again.
+        """Fill an empty cache, and extend mask and positions; the cache is returned only if the caller wants one.
 
         Raises:
-            CannotInject: gradient checkpointing is on, which drops the cache, or see `make_room`.
+            CannotInject: gradient checkpointing is on, which drops the cache; or see `extend_call`.
         """
         if decoder.training and getattr(decoder, "gradient_checkpointing", False):
             raise CannotInject(
-                "Gradient checkpointing drops the key/value cache that carries the virtual tokens, so they would not "
-                "be trained. Turn train.gradient_checkpointing off, or choose another adapter."
+                "Gradient checkpointing drops the key/value cache with the virtual tokens, so they would not be "
+                "trained. Turn train.gradient_checkpointing off, or choose another adapter."
             )
-        first, kwargs = make_room(decoder, kwargs, self.virtual_tokens, cached=True)
+        first, kwargs = extend_call(decoder, kwargs, self.virtual_tokens, cached=True)
         if not first:
             return kwargs, None
         mask, config, wanted = kwargs["attention_mask"], decoder.config, kwargs.get("use_cache")
@@ -154,16 +154,16 @@ class VirtualCache(ModelAdapter):
 
 
 def _without_cache(output: Any) -> Any:
-    """Keep back a cache that was made for the virtual tokens alone, or `generate` would take it for its own."""
+    """Remove a cache that was created for the virtual tokens only; `generate` would use it as its own."""
     if hasattr(output, "past_key_values"):
         output.past_key_values = None
     return output
 
 
 class VirtualEmbeddings(ModelAdapter):
-    """An adapter that puts learned embeddings in front of the input and takes them off the output again.
+    """An adapter that prepends learned embeddings to the input and removes their outputs.
 
-    A subclass sets `virtual_tokens` and gives `embeddings`.
+    Subclasses set `virtual_tokens` and override `embeddings`.
     """
 
     virtual_tokens: int
@@ -173,9 +173,9 @@ class VirtualEmbeddings(ModelAdapter):
         raise NotImplementedError(f"{type(self).__name__} has no embeddings")
 
     def prepare(self, decoder: nn.Module, kwargs: dict[str, Any]) -> tuple[dict[str, Any], Finish | None]:
-        """Turn ids into embeddings behind the virtual ones; give mask and positions room for them."""
+        """Prepend the virtual embeddings to those of the tokens, and extend mask and positions; see `extend_call`."""
         t, mask = self.virtual_tokens, kwargs.get("attention_mask")
-        first, kwargs = make_room(decoder, kwargs, t, cached=False)
+        first, kwargs = extend_call(decoder, kwargs, t, cached=False)
         if not first:
             return kwargs, None
         inputs = kwargs.get("inputs_embeds")
@@ -193,7 +193,7 @@ class VirtualEmbeddings(ModelAdapter):
 
 
 def _without_first(t: int, output: Any) -> Any:
-    """Take t virtual tokens off the hidden states and off the queries of attention patterns."""
+    """Remove t virtual tokens from hidden states, and from the queries of attention patterns."""
     if output is None:
         return output
     if isinstance(output, tuple):

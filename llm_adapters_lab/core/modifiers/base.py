@@ -1,8 +1,8 @@
-"""What every modifier of an adapter's matrices is: a parametrisation with hooks for training, loss and saving."""
+"""The base class of modifiers: a parametrisation of one matrix, with hooks for training, loss and saving."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -15,7 +15,7 @@ Predictions = tuple[torch.Tensor, torch.Tensor]
 
 
 class Adapted(Protocol):
-    """The part of an `Injection` that modifiers see."""
+    """What modifiers use of an `Injection`."""
 
     @property
     def adapters(self) -> Mapping[str, nn.Module]:
@@ -32,22 +32,22 @@ class Adapted(Protocol):
 class Modifier(nn.Module):
     """Changes one matrix of an adapter wherever it is used.
 
-    A subclass overrides `forward`; the hooks do nothing unless overridden. Those that are class methods are called
-    once with all modifiers of an injection, which are all of one class.
+    Subclasses override `forward`; all other hooks are optional. The hooks that are class methods are called once with
+    all modified matrices of an injection, whose modifiers are of one class.
 
     Attributes:
-        dropped: number of trainable numbers that it keeps at zero for good.
-        forwards: number of forward passes that its loss needs for one batch; 1 is the usual loss.
+        dropped: number of trainable elements that are permanently zero.
+        forwards: number of forward passes per batch that `loss` needs; 1 stands for the usual loss.
     """
 
     dropped: int = 0
     forwards: int = 1
 
     def forward(self, w: torch.Tensor) -> torch.Tensor:
-        """Return the matrix that the adapter uses.
+        """Return the matrix that the adapter uses, of the shape of w.
 
         Args:
-            w: the matrix that is trained, of any shape.
+            w: the trained matrix, of any shape.
         """
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
@@ -56,11 +56,11 @@ class Modifier(nn.Module):
         return w
 
     def before_training(self) -> None:
-        """Get ready for (further) training."""
+        """Prepare for training, or for further training."""
 
     @classmethod
     def due(cls, group: Sequence[Modified], step: int) -> bool:
-        """Return whether `before_step` has something to do once `step` steps have been taken."""
+        """Return whether `before_step` must be called after `step` steps."""
         return False
 
     @classmethod
@@ -68,34 +68,34 @@ class Modifier(nn.Module):
         """Act before a step for which `due` is true.
 
         Args:
-            group: every modified matrix of the injection.
+            group: all modified matrices of the injection.
             owner: the injection.
-            gradients: adds the gradients of the next batch's loss to the adapter's parameters.
+            gradients: adds the gradients of the next batch's loss to those of the adapter's parameters.
         """
 
     @classmethod
     def loss(cls, group: Sequence[Modified], predictions: Sequence[Predictions]) -> torch.Tensor:
-        """Return the loss (a scalar, nats summed over labels) of `forwards` passes over one batch."""
+        """Return the loss of `forwards` passes over one batch: a scalar, in nats, summed over labels."""
         raise NotImplementedError(f"{cls.__name__} has no loss of its own")
 
     def to_state(self, name: str, w: torch.Tensor) -> Tensors:
-        """Return the tensors that are saved in place of the matrix, by name."""
+        """Return the tensors by name that are saved instead of the matrix."""
         return {name: w}
 
     def from_state(self, name: str, w: torch.Tensor, state: Tensors) -> Callable[[], None] | None:
-        """Replace what `to_state` returned, in `state`, by the matrix itself.
+        """Replace the tensors of `to_state` by the matrix, in `state`.
 
         Returns:
-            What to do once the matrix has been loaded; None for nothing.
+            A function to call once the matrix has been loaded, or None.
 
         Raises:
-            StateMismatch: the saved tensors do not belong to this matrix.
+            StateMismatch: the saved tensors do not fit the matrix.
         """
         return None
 
 
 class Modified(NamedTuple):
-    """One modified matrix: its name in `Injection.state_dict`, the trained matrix, its modifier."""
+    """A modified matrix: its name in `Injection.state_dict`, the trained matrix, and its modifier."""
 
     name: str
     w: nn.Parameter
@@ -103,64 +103,32 @@ class Modified(NamedTuple):
 
 
 def modified(adapters: Mapping[str, nn.Module]) -> list[Modified]:
-    """Return every modified matrix of some adapters, shared ones once."""
-
-    def found() -> Iterator[Modified]:
-        for key, adapter in adapters.items():
-            for path, module in adapter.named_modules():
-                if isinstance(module, parametrize.ParametrizationList):
-                    original, modifier = module.original, module[0]
-                    assert isinstance(original, nn.Parameter) and isinstance(modifier, Modifier)
-                    yield Modified(f"{key}/{path}.original", original, modifier)
-
-    return list({each.w: each for each in reversed(list(found()))}.values())[::-1]
-
-
-def idle(adapters: Mapping[str, nn.Module]) -> int:
-    """Return how many trainable numbers modifiers keep at zero for good."""
-    return sum(modifier.dropped for _, _, modifier in modified(adapters))
+    """Return the modified matrices of adapters; those that adapters share occur once."""
+    found: dict[nn.Parameter, Modified] = {}
+    for key, adapter in adapters.items():
+        for path, module in adapter.named_modules():
+            if isinstance(module, parametrize.ParametrizationList):
+                original, modifier = module.original, module[0]
+                assert isinstance(original, nn.Parameter) and isinstance(modifier, Modifier)
+                found.setdefault(original, Modified(f"{key}/{path}.original", original, modifier))
+    return list(found.values())
 
 
 def before_training(owner: Adapted) -> None:
-    """Get every modifier of an injection ready for (further) training."""
+    """Prepare the modifiers of an injection for training, or for further training."""
     for _, _, modifier in modified(owner.adapters):
         modifier.before_training()
 
 
 def due(owner: Adapted, step: int) -> bool:
-    """Return whether modifiers have to act before the step that follows `step` steps."""
+    """Return whether `before_step` has something to do after `step` steps."""
     group = modified(owner.adapters)
     return bool(group) and type(group[0].modifier).due(group, step)
 
 
 def before_step(owner: Adapted, step: int, gradients: Callable[[], object]) -> bool:
-    """Let modifiers act before a step if it is time; return whether it was. See `Modifier.before_step`."""
-    if not due(owner, step):
-        return False
-    group = modified(owner.adapters)
-    type(group[0].modifier).before_step(group, owner, gradients)
-    return True
-
-
-@torch.no_grad()
-def to_state(owner: Adapted, state: Tensors) -> Tensors:
-    """Return the tensors to save for those of `Injection.state_dict`."""
-    state = dict(state)
-    for name, w, modifier in modified(owner.adapters):
-        state.pop(name)
-        state |= modifier.to_state(name, w.detach())
-    return state
-
-
-@torch.no_grad()
-def from_state(owner: Adapted, saved: Tensors) -> tuple[Tensors, list[Callable[[], None]]]:
-    """Return the tensors for `Injection.load_state_dict`, and what to do once they are loaded.
-
-    Raises:
-        StateMismatch: names, shapes or sizes differ; the message lists how.
-    """
-    state, after = dict(saved), []
-    for name, w, modifier in modified(owner.adapters):
-        if then := modifier.from_state(name, w, state):
-            after.append(then)
-    return state, after
+    """Call `Modifier.before_step` if it is due, and return whether it was."""
+    if is_due := due(owner, step):
+        group = modified(owner.adapters)
+        type(group[0].modifier).before_step(group, owner, gradients)
+    return is_due

@@ -9,12 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm_adapters_lab.results.plots.layers import ablation_bars, interpolation_curve, placement, stream_similarity
-from llm_adapters_lab.results.plots.runs import accuracy, loss_curve, parameters_against_accuracy
-from llm_adapters_lab.results.plots.seed_means import means
-from llm_adapters_lab.results.plots.style import data
-from llm_adapters_lab.results.plots.tokens import layer_tokens, lens_grid, token_strip
-from llm_adapters_lab.results.plots.weights import norm_evolution, norm_heatmap, similarity, site_norms, spectra
+from llm_adapters_lab._lazy import attach
 
 CONFIG: dict[str, Any] = {
     "responsive": True,
@@ -24,23 +19,15 @@ CONFIG: dict[str, Any] = {
 }
 """For `figure.show` and `figure.write_html`: the camera saves an SVG; format "png" gives a PNG twice as large."""
 
-__all__ = [
-    "loss_curve",
-    "accuracy",
-    "parameters_against_accuracy",
-    "means",
-    "norm_heatmap",
-    "norm_evolution",
-    "site_norms",
-    "spectra",
-    "similarity",
-    "placement",
-    "token_strip",
-    "lens_grid",
-    "layer_tokens",
-    "ablation_bars",
-    "stream_similarity",
-    "interpolation_curve",
-    "data",
-    "CONFIG",
-]
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "runs": "accuracy loss_curve parameters_against_accuracy",
+        "seed_means": "means",
+        "weights": "norm_evolution norm_heatmap similarity site_norms spectra",
+        "layers": "ablation_bars interpolation_curve placement stream_similarity",
+        "tokens": "layer_tokens lens_grid token_strip",
+        "style": "data",
+    },
+)
+__all__ += ["CONFIG"]

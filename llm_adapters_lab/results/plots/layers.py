@@ -12,7 +12,7 @@ from llm_adapters_lab.core.anatomy import Anatomy
 from llm_adapters_lab.core.sites import Site
 from llm_adapters_lab.inspection.ablations import Ablation
 from llm_adapters_lab.results.appearance import BASE, colour
-from llm_adapters_lab.results.plots.style import GRID, INK, every, ramp, say, style
+from llm_adapters_lab.results.plots.style import GRID, INK, every, new, ramp, say
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -22,7 +22,7 @@ def ablation_bars(found: Ablation, kind: str | None, *, unit: str = "nats per to
     """Show what changes when the adapter of one layer is switched off.
 
     Args:
-        found: as `ablations.ablation` gives it.
+        found: from `ablations.ablation`.
         kind: adapter type, for name and colour.
         unit: of the score.
         score: what it is called.
@@ -30,15 +30,17 @@ def ablation_bars(found: Ablation, kind: str | None, *, unit: str = "nats per to
     Returns:
         A bar for each layer: the score without that layer's part less the score of the whole adapter.
     """
-    import plotly.graph_objects as go
-
-    figure, whole, name = go.Figure(), found.base - found.full, escape(kind or "base")
+    whole, name, score = found.base - found.full, escape(kind or "base"), escape(score)
     bars = [value - found.full for value in found.without.values()]
-    words = f"{escape(score)} with the whole adapter {found.full:.3f}, without any of it {found.base:.3f}"
-    style(figure, f"One layer switched off: {name}", words, "layer", f"change of {escape(score)} ({escape(unit)})")
+    words = f"{score} with the whole adapter {found.full:.3f}, without any of it {found.base:.3f}"
+    figure = new(f"One layer switched off: {name}", words, "layer", f"change of {score} ({escape(unit)})")
     figure.add_bar(
-        **{"x": list(found.without), "y": bars, "marker": {"color": colour(kind)}, "name": name, "showlegend": False},
-        hovertemplate=f"without layer %{{x}}<br>{escape(score)} %{{y:+.4f}}<extra></extra>",
+        x=list(found.without),
+        y=bars,
+        marker={"color": colour(kind)},
+        name=name,
+        showlegend=False,
+        hovertemplate=f"without layer %{{x}}<br>{score} %{{y:+.4f}}<extra></extra>",
     )
     figure.add_hline(y=0, line={"color": INK, "width": 1})
     if abs(whole) <= 3 * max(map(abs, bars), default=0):
@@ -60,24 +62,25 @@ def stream_similarity(cosine: torch.Tensor, cka: torch.Tensor, kind: str | None)
     Returns:
         Lines over the layers: cosine as mean over the tokens with a band from least to largest, and CKA dashed.
     """
-    import plotly.graph_objects as go
-
-    figure, name = go.Figure(), escape(kind or "base")
-    at = list(range(len(cosine)))
+    title = f"The stream with and without the adapter: {escape(kind or 'base')}"
+    figure = new(title, "1: unchanged; band: least to largest cosine among the tokens", "after layer", "similarity")
+    at, shade = list(range(len(cosine))), colour(kind)
     low, high = cosine.min(dim=1).values.tolist(), cosine.max(dim=1).values.tolist()
-    words = "1: unchanged; band: least to largest cosine among the tokens"
-    style(figure, f"The stream with and without the adapter: {name}", words, "after layer", "similarity")
-    fill = {"fill": "toself", "fillcolor": ramp(colour(kind))[1][1].replace("rgb(", "rgba(").replace(")", ",0.2)")}
-    around = {"x": [*at, *at[::-1]], "y": [*high, *low[::-1]], "mode": "lines", "line": {"width": 0}}
-    figure.add_scatter(**around, **fill, hoverinfo="skip", showlegend=False)
-    both: tuple[tuple[str, list[float], str], ...] = (
-        ("cosine, mean over tokens", cosine.mean(dim=1).tolist(), "solid"),
-        ("linear CKA", cka.tolist(), "dash"),
+    figure.add_scatter(
+        x=[*at, *at[::-1]],
+        y=[*high, *low[::-1]],
+        mode="lines",
+        line={"width": 0},
+        fill="toself",
+        fillcolor=ramp(shade)[1][1].replace("rgb(", "rgba(").replace(")", ",0.2)"),
+        hoverinfo="skip",
+        showlegend=False,
     )
-    for label, values, dash in both:
-        line = {"color": colour(kind), "width": 2.2, "dash": dash}
+    after = ["input", *map(str, at[:-1])]
+    means, similar = cosine.mean(dim=1).tolist(), cka.tolist()
+    for label, values, dash in (("cosine, mean over tokens", means, "solid"), ("linear CKA", similar, "dash")):
+        line = {"color": shade, "width": 2.2, "dash": dash}
         hover = f"{label}<br>after layer %{{text}}: %{{y:.4f}}<extra></extra>"
-        after = ["input", *map(str, at[:-1])]
         figure.add_scatter(x=at, y=values, text=after, mode="lines", name=label, line=line, hovertemplate=hover)
     marks = [0, *range(1, len(at), every(len(at), 12))]
     figure.update_xaxes(tickvals=marks, ticktext=["input", *(str(i - 1) for i in marks[1:])])
@@ -90,24 +93,27 @@ def interpolation_curve(
     """Show a score over how much of the adapter is added.
 
     Args:
-        points: (λ, score), as `ablations.interpolation` gives them.
+        points: (λ, score), from `ablations.interpolation`.
         kind: adapter type, for name and colour.
         unit: of the score.
         score: what it is called.
     """
-    import plotly.graph_objects as go
-
-    figure, name = go.Figure(), escape(kind or "base")
+    name, score = escape(kind or "base"), escape(score)
     words = "its contribution at every site multiplied; 0: base, 1: as trained"
-    style(figure, f"More or less of the adapter: {name}", words, "factor λ", f"{escape(score)} ({escape(unit)})")
+    figure = new(f"More or less of the adapter: {name}", words, "factor λ", f"{score} ({escape(unit)})")
     if not points:
         return say(figure, "no factors were tried")
     for at in {0, 1} & {round(scale, 6) for scale, _ in points}:
         figure.add_vline(x=at, line={"color": GRID, "width": 1.5})
     figure.add_scatter(
-        **{"x": [scale for scale, _ in points], "y": [value for _, value in points], "mode": "lines+markers"},
-        **{"line": {"color": colour(kind), "width": 2.2}, "marker": {"size": 6}, "name": name, "showlegend": False},
-        hovertemplate=f"λ = %{{x}}<br>{escape(score)} %{{y:.4f}}<extra></extra>",
+        x=[scale for scale, _ in points],
+        y=[value for _, value in points],
+        mode="lines+markers",
+        line={"color": colour(kind), "width": 2.2},
+        marker={"size": 6},
+        name=name,
+        showlegend=False,
+        hovertemplate=f"λ = %{{x}}<br>{score} %{{y:.4f}}<extra></extra>",
     )
     return figure
 
@@ -125,35 +131,39 @@ def placement(anatomy: Anatomy, sites: Iterable[Site], kind: str | None) -> go.F
         crossed circles are where attention and MLP add to the residual stream, which runs behind them; diamonds are
         adapters at the input or output of a whole sublayer, or at other modules.
     """
-    import plotly.graph_objects as go
-
-    taken = {(layer, slot): site for site in sites for layer, slot in [_slot(anatomy, site)]}
+    taken = {_slot(anatomy, site): site for site in sites}
+    known = {_slot(anatomy, site): site for site in anatomy.projections}
     columns, ends = _columns(anatomy, {slot for _, slot in taken})
-    layers, known = len(anatomy.layers), [(s, *_slot(anatomy, s)) for s in anatomy.projections]
-    rows = [*range(layers), *([layers] if any(layer == layers for layer, _ in taken) else [])]
+    layers, roles = len(anatomy.layers), {slot for _, slot in known}
+    rows = range(layers + any(layer == layers for layer, _ in taken))
     names = [*map(str, range(layers)), "outside"][: len(rows)]
-    size, figure = max(7.0, min(18.0, 400 / layers)), go.Figure()
+    size = max(7.0, min(18.0, 400 / layers))
     words = (
         "filled: adapted; ⊕: added to the stream" if taken else "acts on the whole model, at no place within a layer"
     )
-    style(figure, f"Where it sits: {escape(kind or 'base')}", words, "", "layer", int(192 + (size + 8) * len(rows)))
+    title, height = f"Where it sits: {escape(kind or 'base')}", int(192 + (size + 8) * len(rows))
+    figure = new(title, words, "", "layer", height)
     for row in range(layers):
         figure.add_shape(type="line", x0=-0.7, x1=len(columns) - 0.3, y0=row, y1=row, line={"color": GRID, "width": 2})
-    squares, diamonds = {"symbol": "square", "size": size}, {"symbol": "diamond", "size": size}
-    free = [(layer, slot, s) for s, layer, slot in known if (layer, slot) not in taken]
-    full = [(layer, slot, s) for (layer, slot), s in taken.items() if slot in {slot for _, _, slot in known}]
-    other = [(layer, slot, s) for (layer, slot), s in taken.items() if (layer, slot, s) not in full]
     filled = {"color": colour(kind), "line": {"color": INK, "width": 0.5}}
+    empty = {"color": "rgba(128,136,144,0.22)", "line": {"color": INK, "width": 1}}
     for label, points, marker in (
-        ("not adapted", free, squares | {"color": "rgba(128,136,144,0.22)", "line": {"color": INK, "width": 1}}),
-        ("adapted projection", full, squares | filled),
-        ("adapted sublayer or module", other, diamonds | filled),
+        ("not adapted", {at: s for at, s in known.items() if at not in taken}, {"symbol": "square"} | empty),
+        ("adapted projection", {at: s for at, s in taken.items() if at[1] in roles}, {"symbol": "square"} | filled),
+        (
+            "adapted sublayer or module",
+            {at: s for at, s in taken.items() if at[1] not in roles},
+            {"symbol": "diamond"} | filled,
+        ),
     ):
         if points:
-            _marks(figure, label, points, columns, names, marker)
+            _marks(figure, label, points, columns, names, marker | {"size": size})
     plus = [(columns.index(end), row) for row in range(layers) for end in ends]
     figure.add_scatter(
-        **{"x": [x for x, _ in plus], "y": [y for _, y in plus], "mode": "markers", "hoverinfo": "skip"},
+        x=[x for x, _ in plus],
+        y=[y for _, y in plus],
+        mode="markers",
+        hoverinfo="skip",
         marker={"symbol": "circle-cross-open", "size": 0.75 * size, "color": INK},
         showlegend=False,
     )
@@ -181,18 +191,22 @@ def _axes(figure: go.Figure, columns: Sequence[str], ends: Sequence[str], names:
 def _marks(
     figure: go.Figure,
     label: str,
-    points: Sequence[tuple[int, str, Site]],
+    points: dict[tuple[int, str], Site],
     columns: Sequence[str],
     names: Sequence[str],
     marker: dict[str, Any],
 ) -> None:
-    sizes = [f"{s.d_in} → {s.d_out}" if s.d_in else "its own parameters" for _, _, s in points]
+    sizes = [f"{s.d_in} → {s.d_out}" if s.d_in else "its own parameters" for s in points.values()]
     figure.add_scatter(
-        **{"x": [columns.index(slot) for _, slot, _ in points], "y": [layer for layer, _, _ in points]},
-        **{"mode": "markers", "marker": marker, "name": label, "meta": ["layer", "place", "module", "size"]},
+        x=[columns.index(slot) for _, slot in points],
+        y=[layer for layer, _ in points],
+        mode="markers",
+        marker=marker,
+        name=label,
+        meta=["layer", "place", "module", "size"],
         customdata=[
-            [names[layer], slot.split("|")[1], escape(s.key), size]
-            for (layer, slot, s), size in zip(points, sizes, strict=True)
+            [names[layer], slot.split("|")[1], escape(site.key), size]
+            for ((layer, slot), site), size in zip(points.items(), sizes, strict=True)
         ],
         hovertemplate=f"%{{customdata[2]}}<br>%{{customdata[3]}}<br>{label}<extra></extra>",
     )
@@ -223,13 +237,10 @@ def _columns(anatomy: Anatomy, used: set[str]) -> tuple[list[str], tuple[str, st
     """Return all columns in order of execution, and those where the sublayers add to the stream."""
     columns: list[str] = []
     for part in ("attn", "mlp"):
-        roles = dict.fromkeys(
-            slot for s in anatomy.projections if (slot := _slot(anatomy, s)[1]).startswith(f"{part}|")
-        )
+        slots = [slot for s in anatomy.projections if (slot := _slot(anatomy, s)[1]).startswith(f"{part}|")]
+        with_inputs = (name for slot in dict.fromkeys(slots) for name in (f"{slot} in", slot))
         columns += [f"{part}|{part} in"] if f"{part}|{part} in" in used else []
-        for slot in roles:
-            columns += [f"{slot} in"] if f"{slot} in" in used else []
-            columns.append(slot)
+        columns += [name for name in with_inputs if not name.endswith(" in") or name in used]
         columns += [f"{part}|{part} out"] if f"{part}|{part} out" in used else []
         columns.append(f"{part}| ")
     return [*columns, *sorted(slot for slot in used if slot.startswith("other|"))], ("attn| ", "mlp| ")

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_adapters_lab.results.appearance import looks
 from llm_adapters_lab.results.comparison import leak, mean_accuracy, notes, task_names
-from llm_adapters_lab.results.plots.style import GRID, INK
-from llm_adapters_lab.results.plots.style import say as _say
-from llm_adapters_lab.results.plots.style import style as _style
+from llm_adapters_lab.results.plots.style import GRID, INK, new, say
 from llm_adapters_lab.runs.record import Run
 
 if TYPE_CHECKING:
@@ -22,11 +20,11 @@ BESIDE = ("middle left", "middle right", "bottom center", "top center")
 SYMBOLS = ("circle", "diamond", "square", "triangle-up")
 POINTS = 800
 ROOM = 8
-"""Runs whose names have room beside their points."""
+"""Maximum number of runs with names beside their points."""
 
 
 def loss_curve(*runs: Run) -> go.Figure:
-    """Show the loss of each step, and of the held-out rows where there are any.
+    """Show the loss of each step, and of the held-out rows if there are any.
 
     From 40 steps on the single batches are drawn thin below their running mean. Learning rate, gradient norm and speed
     are in the hover text. Unfinished runs are shown as far as they are.
@@ -37,24 +35,27 @@ def loss_curve(*runs: Run) -> go.Figure:
     Returns:
         A line plot, loss in nats per label token over update steps.
     """
-    import plotly.graph_objects as go
-
-    figure, smooth, held_out, seen = go.Figure(), False, False, looks(runs)
+    smooth, held_out, seen = False, False, looks(runs)
+    figure = new("Training loss", "", "update step", "loss (nats per label token)")
     for run in runs:
         look, steps = seen[run.id], list(run.events("Step"))
         if not steps:
             continue
         label, shared = escape(look.name), {"legendgroup": run.id, "showlegend": False}
-        chosen = [*range(0, len(steps) - 1, math.ceil(len(steps) / POINTS)), len(steps) - 1]
+        chosen = thinned(len(steps))
         kept = [steps[i] for i in chosen]
         at, losses = [s["step"] for s in kept], [s["loss"] for s in kept]
         if len(steps) >= 40:
             smooth = True
             thin = {"color": look.colour, "width": 1}
             figure.add_scatter(x=at, y=losses, mode="lines", line=thin, opacity=0.3, hoverinfo="skip", **shared)
-            losses = _smooth([s["loss"] for s in steps], chosen, half=len(steps) // 40)
+            losses = running_mean([s["loss"] for s in steps], chosen, half=len(steps) // 40)
         figure.add_scatter(
-            **{"x": at, "y": losses, "mode": "lines", "name": label, "legendgroup": run.id},
+            x=at,
+            y=losses,
+            mode="lines",
+            name=label,
+            legendgroup=run.id,
             line={"color": look.colour, "width": 2.2, "dash": DASHES[look.turn % 4]},
             customdata=[[s["learning_rate"], s["gradient_norm"], s["tokens_per_second"]] for s in kept],
             hovertemplate=f"<b>{label}</b>, step %{{x}}<br>loss %{{y:.3f}}<br>learning rate %{{customdata[0]:.2e}}"
@@ -71,19 +72,23 @@ def loss_curve(*runs: Run) -> go.Figure:
                 hovertemplate=f"<b>{label}</b>, step %{{x}}<br>held-out loss %{{y:.3f}}<extra></extra>",
                 **shared,
             )
-    parts = ["thin: single batches, bold: running mean"] if smooth else ["line: loss of each batch"]
-    parts += ["markers: held-out rows"] if held_out else []
-    _style(figure, "Training loss", "; ".join(parts), "update step", "loss (nats per label token)")
+    words = "thin: single batches, bold: running mean" if smooth else "line: loss of each batch"
+    figure.layout.title.subtitle.text = words + "; markers: held-out rows" * held_out
     _rates(figure)
-    return figure if figure.data else _say(figure, "no training steps")
+    return figure if figure.data else say(figure, "no training steps")
 
 
 def _rates(figure: go.Figure) -> None:
     """Draw the learning rate of each step, which the hover text of a loss holds, in a panel of its own below."""
     for trace in [trace for trace in figure.data if trace.customdata is not None]:
         figure.add_scatter(
-            **{"x": trace.x, "y": [rate for rate, *_ in trace.customdata], "xaxis": "x", "yaxis": "y2"},
-            **{"mode": "lines", "legendgroup": trace.legendgroup, "showlegend": False},
+            x=trace.x,
+            y=[rate for rate, *_ in trace.customdata],
+            xaxis="x",
+            yaxis="y2",
+            mode="lines",
+            legendgroup=trace.legendgroup,
+            showlegend=False,
             line={"color": trace.line.color, "width": 1.5, "dash": trace.line.dash},
             hovertemplate=f"<b>{trace.name}</b>, step %{{x}}<br>learning rate %{{y:.3e}}<extra></extra>",
         )
@@ -103,11 +108,12 @@ def accuracy(*runs: Run) -> go.Figure:
         Grouped bars in percent with 95% Wilson intervals; lines mark guessing at random and always giving the most
         common answer, where those are known.
     """
-    import plotly.graph_objects as go
-
-    figure, tasks, scores = go.Figure(), task_names(runs), {run.id: run.summary.get("scores", {}) for run in runs}
+    tasks, scores = task_names(runs), {run.id: run.summary.get("scores", {}) for run in runs}
     means = {run.id: mean_accuracy(run, tasks) for run in runs} if len(tasks) > 1 else {}
     leaks = {run.id: {task: leak(run.summary, task) for task in tasks} for run in runs}
+    leaking = {task for given in leaks.values() for task in given if given[task]}
+    words = "whiskers: 95% interval" + "; *: test rows are in the training data" * bool(leaking)
+    figure = new("Accuracy on each dataset", words, "", "accuracy (%)", 440)
     for name, look in looks(runs).items():
         rows = [(i, task, scores[name][task]) for i, task in enumerate(tasks) if task in scores[name]]
         label, mean = escape(look.name), means.get(name)
@@ -124,24 +130,21 @@ def accuracy(*runs: Run) -> go.Figure:
         if mean is not None:
             hover = [f"<b>mean of {len(tasks)} datasets</b>, {label}<br>{100 * mean:.1f}%<extra></extra>"]
             figure.add_bar(x=[len(tasks) + 0.25], y=[100 * mean], hovertemplate=hover, showlegend=False, **bars)
-    for key, words, dash in (("chance", "random guess", "dot"), ("majority", "always the most common answer", "solid")):
+    for key, name, dash in (("chance", "random guess", "dot"), ("majority", "always the most common answer", "solid")):
         levels = [next(s[task][key] for s in scores.values() if task in s) for task in tasks]
         known = [(i, 100 * level) for i, level in enumerate(levels) if level is not None]
         x = [x for i, _ in known for x in (i - 0.44, i + 0.44, None)]
         y = [y for _, level in known for y in (level, level, None)]
-        line, hover_line = {"color": INK, "width": 1.8, "dash": dash}, f"{words}: %{{y:.1f}}%<extra></extra>"
-        figure.add_scatter(x=x, y=y, mode="lines", name=words, line=line, hovertemplate=hover_line, visible=bool(x))
-    leaking = {task for given in leaks.values() for task in given if given[task]}
+        line, template = {"color": INK, "width": 1.8, "dash": dash}, f"{name}: %{{y:.1f}}%<extra></extra>"
+        figure.add_scatter(x=x, y=y, mode="lines", name=name, line=line, hovertemplate=template, visible=bool(x))
     places, names = [float(i) for i in range(len(tasks))], [escape(t) + " *" * (t in leaking) for t in tasks]
     if any(mean is not None for mean in means.values()):
         places, names = [*places, len(tasks) + 0.25], [*names, "<b>mean</b>"]
         figure.add_vline(x=len(tasks) - 0.375, line={"color": GRID, "width": 1})
-    words = "whiskers: 95% interval" + "; *: test rows are in the training data" * bool(leaking)
-    _style(figure, "Accuracy on each dataset", words, "", "accuracy (%)", 440)
     figure.update_layout(barmode="group", bargap=0.18)
     figure.update_xaxes(tickmode="array", tickvals=places, ticktext=names, showgrid=False)
     figure.update_yaxes(range=[0, 100])
-    return figure if tasks else _say(figure, "nothing was scored")
+    return figure if tasks else say(figure, "nothing was scored")
 
 
 def parameters_against_accuracy(*runs: Run) -> go.Figure:
@@ -153,9 +156,9 @@ def parameters_against_accuracy(*runs: Run) -> go.Figure:
     Returns:
         A scatter plot, trainable parameters (logarithmic) against the mean accuracy over all datasets.
     """
-    import plotly.graph_objects as go
-
-    figure, tasks, seen, sizes = go.Figure(), task_names(runs), looks(runs), []
+    tasks, seen, sizes = task_names(runs), looks(runs), list[float]()
+    words = f"mean over {len(tasks)} dataset{'s' * (len(tasks) != 1)}; dashed: base without adapter"
+    figure = new("What the parameters buy", words, "trainable parameters", "mean accuracy (%)")
     crowded = len(runs) > ROOM  # names beside the points would cover each other
     for run in runs:
         look, mean, size = seen[run.id], mean_accuracy(run, tasks), run.summary.get("trainable_parameters")
@@ -167,16 +170,19 @@ def parameters_against_accuracy(*runs: Run) -> go.Figure:
             continue
         sizes.append(math.log10(size))
         figure.add_scatter(
-            **{"x": [size], "y": [100 * mean], "name": label},
-            **{"mode": "markers" if crowded else "markers+text", "showlegend": crowded},
-            **{"text": [label], "textposition": BESIDE[len(sizes) % 4], "cliponaxis": False},
+            x=[size],
+            y=[100 * mean],
+            name=label,
+            mode="markers" if crowded else "markers+text",
+            showlegend=crowded,
+            text=[label],
+            textposition=BESIDE[len(sizes) % 4],
+            cliponaxis=False,
             marker={"color": look.colour, "size": 13, "symbol": SYMBOLS[look.turn % 4]},
             hovertemplate=f"<b>{label}</b><br>%{{x:,}} trainable parameters<br>accuracy %{{y:.1f}}%<extra></extra>",
         )
-    words = f"mean over {len(tasks)} dataset{'s' * (len(tasks) != 1)}; dashed: base without adapter"
-    _style(figure, "What the parameters buy", words, "trainable parameters", "mean accuracy (%)")
     if not sizes:
-        return _say(figure, "no scored adapter")
+        return say(figure, "no scored adapter")
     low, high = min(sizes) - 0.35, max(sizes) + 0.35
     ticks = [m * 10**e for e in range(math.floor(low), math.ceil(high)) for m in (1, 2, 5)]
     figure.update_xaxes(type="log", range=[low, high], tickvals=ticks, tickformat="~s")
@@ -189,7 +195,15 @@ def _whiskers(scores: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"array": up, "arrayminus": down, "thickness": 1.2, "width": 2, "color": INK}
 
 
-def _smooth(values: Sequence[float], at: Sequence[int], half: int) -> list[float]:
-    # The window shrinks towards both ends, so that the curve neither lags nor leaves the first and last value.
+def thinned(count: int) -> list[int]:
+    """Return about `POINTS` evenly spaced positions among `count`, with the first and the last."""
+    return [*range(0, count - 1, math.ceil(count / POINTS)), count - 1] if count else []
+
+
+def running_mean(values: Sequence[float], at: Sequence[int], half: int) -> list[float]:
+    """Return the mean over `half` values to each side of every position in `at`.
+
+    The window shrinks towards both ends, so that the curve neither lags nor misses the first and the last value.
+    """
     spans = [(i, min(half, i, len(values) - 1 - i)) for i in at]
     return [math.fsum(values[i - h : i + h + 1]) / (2 * h + 1) for i, h in spans]

@@ -23,16 +23,27 @@ SHARES = [[0, PALE], [0.5, "#a9cfe6"], [0.5, "#2279b5"], [1, "#003f66"]]
 MONO = "ui-monospace, SFMono-Regular, Menlo, Consolas, monospace"
 
 
+def new(title: str, subtitle: str, x: str, y: str, height: int = 400) -> go.Figure:
+    """Return an empty figure with its titles and the look of all figures."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    style(figure, title, subtitle, x, y, height)
+    return figure
+
+
 def style(figure: go.Figure, title: str, subtitle: str, x: str, y: str, height: int = 400) -> None:
     """Give a figure its title, its axis titles and the look of all figures."""
     small = {"text": subtitle, "font": {"size": 12, "color": INK}}
     figure.update_layout(
         template="none",
         title={"text": title, "x": 0, "xref": "paper", "font": {"size": 16, "weight": 600}, "subtitle": small},
-        **{"height": height, "autosize": True},
+        height=height,
+        autosize=True,
         margin={"l": 60, "r": 16, "t": 76, "b": 56},
         font={"family": "system-ui, -apple-system, Segoe UI, sans-serif", "size": 13, "color": INK},
-        **{"paper_bgcolor": CLEAR, "plot_bgcolor": CLEAR},
+        paper_bgcolor=CLEAR,
+        plot_bgcolor=CLEAR,
         legend={"orientation": "h", "y": -0.26, "yanchor": "top", "x": 0, "bgcolor": CLEAR},
         hoverlabel={"align": "left"},
         modebar={"bgcolor": CLEAR, "color": INK},
@@ -57,13 +68,21 @@ def ramp(colour: str) -> list[list[Any]]:
 
 
 def every(count: int, room: int = 16) -> int:
-    """Return the distance of ticks at which `count` whole numbers get no more than `room` of them."""
+    """Return the distance of ticks at which `count` whole numbers get at most `room` of them."""
     return next(d for d in (1, 2, 5, 10, 20, 50, 100, count) if count <= d * room)
 
 
 def bar(title: str, **more: Any) -> dict[str, Any]:
     """Return the look of a colour bar; its title has the unit."""
     return {"thickness": 10, "outlinewidth": 0, "nticks": 5, "title": {"text": title, "font": {"size": 12}}} | more
+
+
+def heatmap(
+    figure: go.Figure, x: Any, y: Any, z: Any, colours: Any, unit: str, hover: str, gap: int = 1, **more: Any
+) -> None:
+    """Add a heat map of values from 0 on to a figure; `hover` is its hover text."""
+    look = {"xgap": gap, "ygap": gap, "colorscale": colours, "colorbar": bar(unit)}
+    figure.add_heatmap(x=x, y=y, z=z, zmin=0, **look, hovertemplate=f"{hover}<extra></extra>", **more)
 
 
 def text(words: str) -> str:

@@ -5,29 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from llm_adapters_lab.results.appearance import colour
-from llm_adapters_lab.results.plots.style import (
-    LESS_MORE,
-    MONO,
-    ORANGE,
-    PALE,
-    SHARES,
-    bar,
-    every,
-    ramp,
-    say,
-    style,
-    text,
-)
+from llm_adapters_lab.results.plots import style
+from llm_adapters_lab.results.plots.style import MONO, PALE, bar, heatmap, new, text
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 LINE, LONGEST, COLUMNS = 84, 7, 10
+SMALL = {"family": MONO, "size": 11}
 
 
 def token_strip(
@@ -48,42 +38,49 @@ def token_strip(
         title: what is seen.
         words: how to read the colours.
         unit: of the values.
-        line: characters in a line; fewer for a narrow page, where tokens would overlap. The pixels that they need
-            stand in the layout's `meta`, under "least".
+        line: characters in a line; fewer for a narrow page, where tokens would overlap. The layout's `meta` has the
+            pixels that they need, under "least".
 
     Returns:
         The text in lines of equal width; blue is below zero, orange above, pale is zero or no value.
     """
-    import plotly.graph_objects as go
-
-    figure, flow = go.Figure(), list(_flow(tokens, line))
+    flow = list(_flow(tokens, line))
     last = flow[-1][0] if flow else 0
-    style(figure, escape(title), escape(words), "", "", 120 + 30 * (last + 1))
+    figure = new(escape(title), escape(words), "", "", 120 + 30 * (last + 1))
     numbers = [float(v) for v in values]
     known = [abs(v) for v in numbers if v == v]
     if len(numbers) != len(tokens) or not known:
-        return say(figure, f"{len(tokens)} tokens and {len(known)} values")
+        return style.say(figure, f"{len(tokens)} tokens and {len(known)} values")
     most = max(known) or 1.0
     low = 0.0 if all(v >= 0 for v in numbers if v == v) else -most
     figure.add_bar(
-        **{"orientation": "h", "base": [at for _, at, _ in flow], "width": 0.82},
-        **{"x": [wide - 0.25 for _, _, wide in flow], "y": [row for row, _, _ in flow]},
-        **{"text": [text(token) for token in tokens], "textposition": "inside", "insidetextanchor": "middle"},
-        **{"textangle": 0, "constraintext": "none", "insidetextfont": {"family": MONO, "size": 12}},
+        orientation="h",
+        base=[at for _, at, _ in flow],
+        x=[wide - 0.25 for _, _, wide in flow],
+        y=[row for row, _, _ in flow],
+        width=0.82,
+        text=[text(token) for token in tokens],
+        textposition="inside",
+        insidetextanchor="middle",
+        textangle=0,
+        constraintext="none",
+        insidetextfont={"family": MONO, "size": 12},
         marker={
-            **{"color": [0.0 if v != v else v for v in numbers], "cmin": low, "cmax": most, "line": {"width": 0}},
-            **{"colorscale": LESS_MORE if low else [[0, PALE], [1, ORANGE]], "showscale": True},
+            "color": [0.0 if v != v else v for v in numbers],
+            "cmin": low,
+            "cmax": most,
+            "line": {"width": 0},
+            "colorscale": style.LESS_MORE if low else [[0, PALE], [1, style.ORANGE]],
+            "showscale": True,
             "colorbar": bar(escape(unit), len=1, tickvals=[low, 0, most], tickformat=".2~g"),
         },
         customdata=[[i, text(t), v] for i, (t, v) in enumerate(zip(tokens, numbers, strict=True))],
         meta=["position", "token", escape(unit)],
         hovertemplate=f"token %{{customdata[0]}}: %{{text}}<br>{escape(unit)} %{{customdata[2]:+.3f}}<extra></extra>",
     )
-    bare = {"visible": False, "fixedrange": True}
-    up = bare | {"range": [last + 0.5, -0.5]}
-    figure.update_layout(
-        meta={"least": 8 * line + 130}, margin={"l": 4, "b": 16}, xaxis=bare | {"range": [0, line]}, yaxis=up
-    )
+    figure.update_layout(meta={"least": 8 * line + 130}, margin={"l": 4, "b": 16})
+    figure.update_xaxes(visible=False, fixedrange=True, range=[0, line])
+    figure.update_yaxes(visible=False, fixedrange=True, range=[last + 0.5, -0.5])
     return figure
 
 
@@ -117,10 +114,7 @@ def lens_grid(
         rank: place of the target token, for the hover text.
         name: whose lens it is, for the title.
     """
-    import plotly.graph_objects as go
-
     first, layers = max(0, len(tokens) - COLUMNS), len(top)
-    shown = [f"{_short(t)}<br><i>{i}</i>" for i, t in enumerate(tokens)][first:]
     names = ["input", *(str(i) for i in range(layers - 1))]
     cells: list[list[str]] = [[] for _ in range(layers)]
     hover: list[list[str]] = [[] for _ in range(layers)]
@@ -133,17 +127,21 @@ def lens_grid(
         hover[layer].append("<br>".join(lines))
     part = f"last {COLUMNS} of {len(tokens)} places" if first else f"{len(tokens)} places"
     words = f"likeliest next token after each layer, {part}" + ("; bold: another one than without" if base else "")
-    figure = go.Figure()
     title = "Logit lens" + (f": {escape(name)}" if name else "")
-    style(figure, title, words, "text, with position", "after layer", 150 + 21 * layers)
-    figure.add_heatmap(
-        **{"x": list(range(len(shown))), "y": list(range(layers)), "z": probability[:, first:].tolist()},
-        **{"text": cells, "texttemplate": "%{text}", "textfont": {"family": MONO, "size": 11}, "customdata": hover},
-        **{"zmin": 0, "zmax": 1, "xgap": 1, "ygap": 1, "colorscale": SHARES, "colorbar": bar("probability")},
-        hovertemplate="%{customdata}<br>probability %{z:.3f}<extra></extra>",
-    )
-    figure.update_xaxes(tickvals=list(range(len(shown))), ticktext=shown, showline=False, tickfont={"size": 11})
-    figure.update_yaxes(tickvals=list(range(layers)), ticktext=names, showgrid=False, tickfont={"size": 11})
+    figure = new(title, words, "text, with position", "after layer", 150 + 21 * layers)
+    columns, rows = list(range(len(tokens) - first)), list(range(layers))
+    written: dict[str, Any] = {
+        "text": cells,
+        "texttemplate": "%{text}",
+        "textfont": SMALL,
+        "customdata": hover,
+        "zmax": 1,
+    }
+    template = "%{customdata}<br>probability %{z:.3f}"
+    heatmap(figure, columns, rows, probability[:, first:].tolist(), style.SHARES, "probability", template, **written)
+    shown = [f"{_short(t)}<br><i>{i}</i>" for i, t in enumerate(tokens)][first:]
+    figure.update_xaxes(tickvals=columns, ticktext=shown, showline=False, tickfont={"size": 11})
+    figure.update_yaxes(tickvals=rows, ticktext=names, showgrid=False, tickfont={"size": 11})
     return figure
 
 
@@ -160,20 +158,15 @@ def layer_tokens(
         unit: of the values.
         words: more about them.
     """
-    import plotly.graph_objects as go
-
-    figure, layers = go.Figure(), len(values)
-    style(figure, escape(title), escape(words), "text", "layer", 190 + max(12 * layers, 120))
-    figure.add_heatmap(
-        **{"x": list(range(len(tokens))), "y": list(range(layers)), "z": values.tolist(), "xgap": 1, "ygap": 1},
-        **{"zmin": 0, "colorscale": ramp(colour(kind)), "colorbar": bar(escape(unit))},
-        customdata=[[f"{text(t)} ({i})" for i, t in enumerate(tokens)]] * layers,
-        hovertemplate=f"%{{customdata}}, layer %{{y}}<br>{escape(unit)} %{{z:.4g}}<extra></extra>",
-    )
-    ticks = list(range(0, len(tokens), every(len(tokens), 30)))
-    font = {"family": MONO, "size": 11}
-    figure.update_xaxes(tickvals=ticks, ticktext=[_short(tokens[i]) for i in ticks], tickangle=-60, tickfont=font)
-    figure.update_yaxes(showgrid=False, dtick=every(layers))
+    layers = len(values)
+    figure = new(escape(title), escape(words), "text", "layer", 190 + max(12 * layers, 120))
+    words_at = [[f"{text(t)} ({i})" for i, t in enumerate(tokens)]] * layers
+    hover, x, y = f"%{{customdata}}, layer %{{y}}<br>{escape(unit)} %{{z:.4g}}", range(len(tokens)), range(layers)
+    ramp = style.ramp(colour(kind))
+    heatmap(figure, list(x), list(y), values.tolist(), ramp, escape(unit), hover, customdata=words_at)
+    ticks = list(range(0, len(tokens), style.every(len(tokens), 30)))
+    figure.update_xaxes(tickvals=ticks, ticktext=[_short(tokens[i]) for i in ticks], tickangle=-60, tickfont=SMALL)
+    figure.update_yaxes(showgrid=False, dtick=style.every(layers))
     return figure
 
 

@@ -12,7 +12,7 @@ import torch
 
 from llm_adapters_lab.inspection.weight_metrics import Norm, effective_rank
 from llm_adapters_lab.results.appearance import colour, looks
-from llm_adapters_lab.results.plots.style import CLEAR, GRID, INK, SHARES, bar, every, grid, place, ramp, say, style
+from llm_adapters_lab.results.plots.style import CLEAR, GRID, INK, SHARES, every, grid, heatmap, new, place, ramp, say
 from llm_adapters_lab.runs.record import Run
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def norm_evolution(run: Run) -> go.Figure:
     import plotly.graph_objects as go
 
     look, events = looks([run])[run.id], list(run.events("Norms"))
-    kept = [e for i, e in enumerate(reversed(events)) if i % math.ceil(len(events) / FRAMES) == 0][::-1]
+    kept = events[:: -math.ceil(len(events) / FRAMES)][::-1] if events else []
     keys = {key: None for e in kept for key in e["norms"]}
     values = [{key: e["norms"].get(key) for key in keys} for e in kept]
     names, title = [f"step {e['step']}" for e in kept], f"Moved so far: {escape(look.name)}"
@@ -68,7 +68,7 @@ def site_norms(values: Mapping[str, Norm], kind: str | None, *, relative: bool =
     """Show ||ΔW||_F, or its share of ||W||_F, of each site: layers across, kinds of site up.
 
     Args:
-        values: by site key, as `views.norms` gives them.
+        values: by site key, from `weight_metrics.norms`.
         kind: adapter type, for name and colour.
         relative: show the shares, in percent.
     """
@@ -81,24 +81,18 @@ def site_norms(values: Mapping[str, Norm], kind: str | None, *, relative: bool =
 def _sites(
     title: str, words: str, frames: Sequence[Mapping[str, Any]], names: Sequence[str], colour: str, unit: str
 ) -> go.Figure:
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
     grids = [grid(values) for values in frames]
     rows = max((len(sites) for _, sites, _ in grids), default=0)
-    style(figure, title, words, "layer", "site", height=170 + 34 * max(rows, 2))
+    figure = new(title, words, "layer", "site", 170 + 34 * max(rows, 2))
     if not rows:
         return say(figure, "no adapter norms")
     top = max((v for values in frames for v in values.values() if v is not None and math.isfinite(v)), default=None)
     if top is None:
         return say(figure, "no finite value: the base holds only zeros at these places")
     for i, ((columns, sites, cells), name) in enumerate(zip(grids, names, strict=True)):
-        figure.add_heatmap(
-            **{"x": columns, "y": sites, "z": cells, "name": name if len(frames) > 1 else None},
-            **{"xgap": 2, "ygap": 2, "hoverongaps": False, "zmin": 0, "zmax": top or 1},
-            **{"colorscale": ramp(colour), "colorbar": bar(unit), "visible": i == len(frames) - 1},
-            hovertemplate=f"layer %{{x}}, %{{y}}<br>{unit} %{{z:.4g}}<extra></extra>",
-        )
+        hover, frame = f"layer %{{x}}, %{{y}}<br>{unit} %{{z:.4g}}", name if len(frames) > 1 else None
+        shown: dict[str, Any] = {"name": frame, "visible": i == len(frames) - 1, "hoverongaps": False, "zmax": top or 1}
+        heatmap(figure, columns, sites, cells, ramp(colour), unit, hover, gap=2, **shown)
     for axis in (figure.layout.xaxis, figure.layout.yaxis):
         axis.update(type="category", showgrid=False)
     figure.update_xaxes(tickangle=0, dtick=every(len(grids[0][0])))
@@ -109,30 +103,32 @@ def spectra(values: Mapping[str, torch.Tensor], kind: str | None) -> go.Figure:
     """Show the singular values of ΔW at each site.
 
     Args:
-        values: by site key, as `views.spectra` gives them.
+        values: by site key, from `weight_metrics.spectra`.
         kind: adapter type, for name and colour.
 
     Returns:
-        A line for each site, later layers darker; singular values (logarithmic) over their index. What is smaller than
-        a millionth of the largest is rounding and left out.
+        A line for each site, later layers darker; singular values (logarithmic) over their index. Values below a
+        millionth of the largest are rounding errors and left out.
     """
-    import plotly.graph_objects as go
-
-    figure, last = go.Figure(), max((place(key)[0] or 0 for key in values), default=0)
+    last = max((place(key)[0] or 0 for key in values), default=0)
     ranks = sorted(effective_rank(s) for s in values.values() if s.any())
-    name = escape(kind or "base")
     words = "one line for each site, later layers stronger"
     if ranks:
         words += f"; effective rank {ranks[0]:.1f} to {ranks[-1]:.1f}, median {ranks[len(ranks) // 2]:.1f}"
-    style(figure, f"Singular values of the change: {name}", words, "index", "singular value of ΔW")
+    title = f"Singular values of the change: {escape(kind or 'base')}"
+    figure = new(title, words, "index", "singular value of ΔW")
     for key, found in values.items():
         kept = [float(s) for s in found if s > 1e-6 * found[0]]
         if not kept:
             continue
         chosen = sorted({round(len(kept) ** (i / INDICES)) for i in range(INDICES + 1)})
         figure.add_scatter(
-            **{"x": chosen, "y": [kept[i - 1] for i in chosen], "name": escape(key), "showlegend": False},
-            **{"mode": "lines+markers" if len(kept) < 20 else "lines", "marker": {"size": 4}},
+            x=chosen,
+            y=[kept[i - 1] for i in chosen],
+            name=escape(key),
+            showlegend=False,
+            mode="lines+markers" if len(kept) < 20 else "lines",
+            marker={"size": 4},
             line={"color": colour(kind), "width": 1.3},
             opacity=0.25 + 0.75 * (place(key)[0] or 0) / max(last, 1),
             hovertemplate=f"{escape(key)}<br>singular value %{{x}}: %{{y:.4g}}<br>effective rank "
@@ -149,30 +145,24 @@ def spectra(values: Mapping[str, torch.Tensor], kind: str | None) -> go.Figure:
 def similarity(
     matrix: torch.Tensor, names: Sequence[str], *, title: str = "Overlap of subspaces", unit: str = "overlap"
 ) -> go.Figure:
-    """Show how alike several things are, each with each.
+    """Show how similar several things are to each other.
 
     Args:
-        matrix: (n, n), 0 to 1, for instance `views.overlap` of several adapters at one site, or `views.cka`.
+        matrix: (n, n), 0 to 1, for instance `weight_metrics.overlap` of several adapters at one site.
         names: of the n things.
         title: what is compared.
-        unit: what a cell says.
+        unit: of a cell.
 
     Returns:
         A heat map, with the numbers in the cells where there is room.
     """
-    import plotly.graph_objects as go
-
-    figure, labels = go.Figure(), [escape(name) for name in names]
-    style(figure, escape(title), "0: nothing in common, 1: the same", "", "", 180 + max(30 * len(names), 120))
-    figure.add_heatmap(
-        **{"x": list(range(len(names))), "y": list(range(len(names))), "z": matrix.tolist()},
-        **{"zmin": 0, "zmax": 1, "xgap": 2, "ygap": 2},
-        **{"colorscale": SHARES, "colorbar": bar(escape(unit))},
-        texttemplate="%{z:.2f}" if len(names) <= 12 else None,
-        customdata=[[f"{a}<br>{b}" for b in labels] for a in labels],
-        hovertemplate=f"%{{customdata}}<br>{escape(unit)} %{{z:.3f}}<extra></extra>",
-    )
-    ticks = {"tickvals": list(range(len(names))), "ticktext": labels, "showgrid": False, "showline": False}
+    labels, places = [escape(name) for name in names], list(range(len(names)))
+    figure = new(escape(title), "0: nothing in common, 1: the same", "", "", 180 + max(30 * len(names), 120))
+    pairs = [[f"{a}<br>{b}" for b in labels] for a in labels]
+    numbers = {"zmax": 1, "texttemplate": "%{z:.2f}" if len(names) <= 12 else None, "customdata": pairs}
+    hover = f"%{{customdata}}<br>{escape(unit)} %{{z:.3f}}"
+    heatmap(figure, places, places, matrix.tolist(), SHARES, escape(unit), hover, gap=2, **numbers)
+    ticks = {"tickvals": places, "ticktext": labels, "showgrid": False, "showline": False}
     figure.update_xaxes(**ticks)
     figure.update_yaxes(**ticks, autorange="reversed")
     return figure

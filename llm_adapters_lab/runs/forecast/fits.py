@@ -1,17 +1,18 @@
-"""Is there room for a run? Asked before its weights load, and refused where the answer is no."""
+"""Is there enough memory for a run? Checked before its weights load; the run is refused if there is not."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
+import psutil
 import torch
 
 from llm_adapters_lab.errors import NotEnoughMemory
 from llm_adapters_lab.models import loading
-from llm_adapters_lab.models.blueprint import named, outline
+from llm_adapters_lab.models.blueprint import Blueprint
 from llm_adapters_lab.runs.forecast.memory import WORTH_IT, Memory, estimate
 from llm_adapters_lab.runs.forecast.size import Size, size_of
 from llm_adapters_lab.runs.rows import Rows
@@ -23,17 +24,13 @@ from llm_adapters_lab.training import deepspeed_zero
 from llm_adapters_lab.training.distributed import sharded
 
 ROWS = 4096
-"""Rows that an estimate looks at: enough to meet long ones, few enough to be read in seconds."""
+"""Number of rows that an estimate looks at: enough to meet long ones, few enough to be read in seconds."""
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-"""Where Linux says how much memory a container may have."""
+"""Files in which Linux states the memory limit of a container."""
 
 
 def memory_of_machine(every_gpu: bool = False) -> int:
-    """Return the bytes of memory: of the GPU if there is one, else of the computer; 0 where that cannot be known.
-
-    Args:
-        every_gpu: of all GPUs together.
-    """
+    """Return the memory in bytes of the GPU (`every_gpu`: of all of them), or of the computer if it has none."""
     if torch.cuda.is_available():
         count = torch.cuda.device_count() if every_gpu else 1
         return sum(torch.cuda.get_device_properties(i).total_memory for i in range(count))
@@ -41,24 +38,28 @@ def memory_of_machine(every_gpu: bool = False) -> int:
 
 
 def memory_of_host() -> int:
-    """Return the bytes of memory of the computer, or of the container; 0 where that cannot be known."""
-    names = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
-    whole = os.sysconf(names[0]) * os.sysconf(names[1]) if set(names) <= set(getattr(os, "sysconf_names", ())) else 0
-    limits = [int(text) for file in LIMITS if (text := _text(file)).isdecimal()]
-    return min([whole, *limits])
+    """Return the memory in bytes of the computer, or of the container if that has a limit."""
+    limits: list[int] = [psutil.virtual_memory().total]
+    for file in LIMITS:
+        with suppress(OSError, ValueError):  # absent, or "max"
+            limits.append(int(Path(file).read_text(encoding="ascii")))
+    return min(limits)
 
 
-def samples(spec: RunSpec, rows: Sequence[Example], tokenizer: Any) -> list[Sample]:
-    """Return the first training rows of a run as they are trained on; validation rows, which come first, are not."""
+def samples(spec: RunSpec, rows: Sequence[Example], base: Blueprint) -> list[Sample]:
+    """Return the first training rows of a run, tokenized; the validation rows, which come first, are left out."""
     template = spec.data.template or get_task(spec.data.task).template
     learnt = rows[spec.data.validation :][:ROWS]
-    return encode(tokenizer, learnt, template, spec.data.max_tokens, spec.data.loss_on)[0]
+    return encode(base.tokenizer, learnt, template, spec.data.max_tokens, spec.data.loss_on)[0]
 
 
-def require_memory(spec: RunSpec, rows: Rows) -> None:
-    """Refuse a run that needs more memory than there is.
+def require_memory(spec: RunSpec, rows: Rows, base: Blueprint | None = None) -> None:
+    """Refuse a run that needs more memory than there is. A base that is only scored may be offloaded to disk.
 
-    A base that is only scored may lie on disk.
+    Args:
+        spec: of the run.
+        rows: its rows.
+        base: the blueprint of its base, if it has been read.
 
     Raises:
         NotEnoughMemory: the message says what is needed, what there is and what would help.
@@ -66,73 +67,66 @@ def require_memory(spec: RunSpec, rows: Rows) -> None:
     spread = spec.device_map == "auto"
     if spread and spec.adapter is None:
         return
-    found, there = size_of(spec), memory_of_machine(spread)
-    if found.weights < WORTH_IT or not there:
+    base = base or Blueprint(spec.base, spec.trust_remote_code)
+    found, available = size_of(spec, base), memory_of_machine(spread)
+    if found.weights < WORTH_IT:
         return
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count > 1 or sharded():
-        _require_shared_memory(spec, found, count)
+        _require_shared_memory(spec, found, count, base)
         return
     least = Memory(found.weights, 0, found.training, 0)
-    if least.total <= there and spec.adapter and least.total > there / 2:  # activations may decide
-        tokenizer = loading.tokenizer(spec.base, trust_remote_code=spec.trust_remote_code)
-        if tokenizer and (learnt := samples(spec, rows.train, tokenizer)):
-            least = estimate(_smallest(spec), learnt, tokenizer) or least
-    if least.total > there:
-        raise NotEnoughMemory(_told(spec, found, least, there))
+    uncertain = least.total <= available < 2 * least.total  # the activations may decide
+    if uncertain and spec.adapter and base.tokenizer and (learnt := samples(spec, rows.train, base)):
+        least = estimate(_smallest(spec), learnt, base) or least
+    if least.total > available:
+        raise NotEnoughMemory(_refusal(spec, found, least, available, base))
 
 
-def _require_shared_memory(spec: RunSpec, found: Size, count: int) -> None:
-    """Refuse several processes for which a host, or the GPU of each, has not memory enough.
+def _require_shared_memory(spec: RunSpec, found: Size, count: int, base: Blueprint) -> None:
+    """Refuse several processes for which their host, or the GPU of each, has too little memory.
 
-    Before it goes to a GPU, or is spread, every process has the whole base in the memory of its host; one that is
-    quantised goes to the GPU as it is read.
+    Before the base moves to a GPU or is sharded, every process holds all of it in the memory of its host; a quantised
+    one goes to the GPU while it is read.
     """
     gpu, spread = torch.cuda.is_available(), sharded()
-    share = 0 if deepspeed_zero.offloads() else found.weights // count if spread else found.weights
+    share = 0 if deepspeed_zero.offloads_parameters() else found.weights // count if spread else found.weights
     least = Memory(share, 0, found.training, 0)
     if gpu and least.total > memory_of_machine():
-        raise NotEnoughMemory(_told(spec, found, least, memory_of_machine()))
-    if gpu and named(outline(spec.base, spec.trust_remote_code)[0], spec.quantization) != "none":
+        raise NotEnoughMemory(_refusal(spec, found, least, memory_of_machine(), base))
+    if gpu and base.quantization(spec.quantization) != "none":
         return
-    here, there = int(os.environ.get("LOCAL_WORLD_SIZE", count)), memory_of_host()
+    here, available = int(os.environ.get("LOCAL_WORLD_SIZE", count)), memory_of_host()
     read = Memory(found.weights, 0, 0, 0) if gpu or spread else least
-    if there and here * read.total > there:
-        raise NotEnoughMemory(_told(spec, found, read, there, here))
+    if here * read.total > available:
+        raise NotEnoughMemory(_refusal(spec, found, read, available, base, here))
 
 
 def _smallest(spec: RunSpec) -> RunSpec:
-    """Return the spec with the micro-batches it can be brought to; on a GPU they are halved when memory is short."""
+    """Return the spec with the smallest micro-batches: on a GPU they are halved when memory runs out."""
     if not torch.cuda.is_available():
         return spec
     plan = spec.train.model_copy(update={"micro_batch": 1, "micro_tokens": None})
     return spec.model_copy(update={"train": plan})
 
 
-def _told(spec: RunSpec, found: Size, least: Memory, there: int, sharing: int = 0) -> str:
-    """Return the message: what each process needs, and what is there for all that share it."""
+def _refusal(spec: RunSpec, found: Size, least: Memory, available: int, base: Blueprint, sharing: int = 0) -> str:
+    """Return the message; `sharing` is the number of processes that share what is available."""
     where = "the GPU has" if torch.cuda.is_available() and not sharing else "this computer has"
-    parts = {"weights": least.weights, "adapter and optimiser": least.adapter + least.optimizer, "a step": least.step}
+    parts = {"weights": least.weights, "adapter and optimizer": least.adapter + least.optimizer, "a step": least.step}
     needs = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in parts.items() if size)
     each = f" in each of its {sharing} processes here" if sharing > 1 else ""
     cures = ["fewer processes on a computer"] if sharing > 1 else []
-    packed = size_of(spec.model_copy(update={"quantization": "nf4"})).weights
+    packed = size_of(spec.model_copy(update={"quantization": "nf4"}), base).weights
     if spec.quantization == "none" and packed < found.weights:
         cures.append(f"quantization: nf4 (weights {packed / 1e9:.1f} GB)")
     if spec.dtype != "bf16" and loading.pick_dtype(spec.dtype).itemsize > 2:
         cures.append("dtype: bf16")
     if least.step:
         cures += ["train.gradient_checkpointing", "a smaller data.max_tokens or train.micro_batch"]
-    cures.append("a smaller base" if spec.adapter or sharing else "device_map: auto, which lays the rest on disk")
+    cures.append("a smaller base" if spec.adapter or sharing else "device_map: auto, which puts the rest on disk")
     return (
-        f"{spec.base} needs {least.total / 1e9:.1f} GB of memory at least ({needs}){each}, and {where} "
-        f"{there / 1e9:.1f} GB. What would help: {'; '.join(cures)}. "
-        "Nothing was loaded; `run --dry-run` tells the whole need."
+        f"{spec.base} needs at least {least.total / 1e9:.1f} GB of memory ({needs}){each}, and {where} "
+        f"{available / 1e9:.1f} GB. What would help: {'; '.join(cures)}. "
+        "Nothing was loaded; `run --dry-run` shows all that is needed."
     )
-
-
-def _text(file: str) -> str:
-    try:
-        return Path(file).read_text(encoding="ascii").strip()
-    except OSError:
-        return ""

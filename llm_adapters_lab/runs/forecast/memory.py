@@ -1,9 +1,9 @@
-"""How much memory a training will need, found by running its largest micro-batch without numbers.
+"""The peak memory of a training, found by running its largest micro-batch on fake tensors.
 
-The model is built of fake tensors, which have shapes and no content, and every storage that one step makes and drops is
-counted. So what the estimate knows of models, adapters and shortcuts is what they do. It counts what torch allocates;
-the interpreter and the libraries (some 0.5 GB on a CPU) and the scratch space of kernels come on top. A quantised base
-runs as a plain one here: its packed weights are counted, what it keeps and unpacks on the way is added.
+Fake tensors have shapes and no content. Every storage that one training step allocates and frees is counted, so the
+estimate follows from what models, adapters and fast paths actually do. It covers what torch allocates; the interpreter
+and the libraries (some 0.5 GB on a CPU) and the workspace of kernels come on top. A quantised base runs as a plain one
+here: its packed weights are counted, and what it keeps and unpacks during a step is added.
 """
 
 from __future__ import annotations
@@ -27,29 +27,30 @@ from torch.utils._pytree import tree_leaves
 
 from llm_adapters_lab.core.injection import inject
 from llm_adapters_lab.events import Estimated
-from llm_adapters_lab.models import loading, quantization
-from llm_adapters_lab.models.blueprint import named
+from llm_adapters_lab.models import quantization
+from llm_adapters_lab.models.blueprint import Blueprint, blueprint
+from llm_adapters_lab.models.loading import pick_dtype
 from llm_adapters_lab.runs.spec import RunSpec
 from llm_adapters_lab.tasks.tokens import Sample
-from llm_adapters_lab.training.batches import order, split, step_count
-from llm_adapters_lab.training.fast_paths import told
-from llm_adapters_lab.training.loss import Objective, Shortcuts
+from llm_adapters_lab.training.batches import micro_batches, row_order, step_count
+from llm_adapters_lab.training.fast_paths import eligible
+from llm_adapters_lab.training.loss import FastPaths, Objective
 from llm_adapters_lab.training.spec import TrainSpec
-from llm_adapters_lab.training.step import set_checkpointing
+from llm_adapters_lab.training.step import set_gradient_checkpointing
 
 WORTH_IT = 64 * 2**20
-"""Bytes of weights from which a run begins with an estimate, which takes about as long as a step of a small model."""
+"""Bytes of weights from which a run starts with an estimate, which takes about as long as a step of a small model."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes at the peak of a training.
+    """Peak memory of a training, in bytes.
 
     Attributes:
         weights: of the base.
-        adapter: its tensors, and their start, from which its progress is measured.
+        adapter: its tensors, and a copy of their initial values, from which the update norms are measured.
         optimizer: the two moments of AdamW.
-        step: what one micro-batch needs on top: activations and gradients.
+        step: activations and gradients of one micro-batch.
     """
 
     weights: int
@@ -59,16 +60,16 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of them together."""
+        """The sum."""
         return self.weights + self.adapter + self.optimizer + self.step
 
 
 class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of all storages that torch makes inside `with`.
+    """A context manager that counts the bytes of all storages that torch allocates.
 
     Attributes:
-        now: bytes that are held.
-        most: most bytes that were held at a time.
+        now: bytes currently allocated.
+        most: peak of `now`.
     """
 
     def __init__(self, known: Sequence[torch.Tensor] = ()) -> None:
@@ -79,9 +80,9 @@ class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._sizes: dict[int, int] = {tensor.untyped_storage()._cdata: 0 for tensor in known}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and count what it has made."""
+        """Run an operation and count what it allocates."""
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
-            return 0  # asked whether there is padding on the left, for instance
+            return 0  # for instance, whether there is padding on the left
         if func is torch.ops.aten._pin_memory.default and isinstance(args[0], FakeTensor):
             return args[0]  # torch has no fake version of it, and it needs no memory of the GPU
         out = func(*args, **(kwargs or {}))
@@ -102,58 +103,58 @@ class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now -= self._sizes.pop(key)
 
 
-def estimate(spec: RunSpec, samples: Sequence[Sample], tokenizer: Any = None) -> Memory | None:
-    """Return the memory that a run needs while it trains.
+def estimate(spec: RunSpec, samples: Sequence[Sample], base: Blueprint | None = None) -> Memory | None:
+    """Return the peak memory of a run's training.
 
     Args:
         spec: with an adapter.
         samples: its training rows.
-        tokenizer: of the base, for adapters that start from a text.
+        base: the blueprint of its base, if it has been read.
 
     Returns:
-        The bytes; None for a model that cannot run without numbers.
+        The bytes; None for a model whose computation depends on numbers, such as a mixture of experts.
 
     Raises:
         LabError: base or adapter cannot be built.
     """
     assert spec.adapter is not None
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    plan = base or blueprint(spec.base, spec.trust_remote_code)
+    device, dtype = "cuda" if torch.cuda.is_available() else "cpu", pick_dtype(spec.dtype)
     chunks = {packing: largest(samples, spec.train, spec.seed, padded=not packing) for packing in (True, False)}
+    tokenizer, scheme = plan.tokenizer_if_any, plan.quantization(spec.quantization)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.random.fork_rng():
-            dtype, trusted = loading.pick_dtype(spec.dtype), spec.trust_remote_code
-            model = loading.skeleton(spec.base, trust_remote_code=trusted, device=device, dtype=dtype)
-            base = [*model.parameters(), *model.buffers()]
-            scheme = named(model, spec.quantization)
+            model = plan.build(device, dtype)
+            own = [*model.parameters(), *model.buffers()]
             packed = quantization.projections(model) if scheme != "none" else []
-            held = quantization.size(model, scheme, dtype)
+            held = quantization.weight_bytes(model, scheme, dtype)
             if scheme == "int8":
                 for module in packed:
                     module.register_forward_hook(_keep_input)
             injection = inject(model, spec.adapter, tokenizer=tokenizer)
-            shortcuts, _ = told(model, injection, samples, spec.train)
+            shortcuts, _ = eligible(model, injection, samples, spec.train)
             step = _step(model.train(), chunks[shortcuts.packing], spec.train, shortcuts)
-        own = sum(p.numel() * p.element_size() for p in injection.parameters())
-        copies = 4 * injection.count()  # in fp32
-        weights = sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in base}.values())
-        if packed:
-            weights = held
-            # One at a time is unpacked, in going forward and in going back.
-            step += max(p.numel() for module in packed for p in module.parameters(recurse=False)) * dtype.itemsize
-        return Memory(weights, own + copies, 2 * own, step)
     except (DataDependentOutputException, DynamicOutputShapeException):
         return None
+    adapter = sum(p.numel() * p.element_size() for p in injection.parameters())
+    copies = 4 * injection.count()  # in fp32
+    weights = sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in own}.values())
+    if packed:
+        weights = held
+        # The forward and the backward pass unpack one projection at a time.
+        step += max(p.numel() for module in packed for p in module.parameters(recurse=False)) * dtype.itemsize
+    return Memory(weights, adapter + copies, 2 * adapter, step)
 
 
 def _keep_input(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
-    """Keep the input for as long as the output can be gone back from, as an int8 projection does."""
+    """Keep the input for the backward pass, as an int8 projection does."""
     if output.grad_fn is not None:
         kept: dict[str, Any] = output.grad_fn.metadata  # type: ignore[assignment]
         kept["input"] = args[0]
 
 
 def estimated(memory: Memory) -> Estimated:
-    """Return the event that tells of an estimate."""
+    """Return the event that reports an estimate."""
     return Estimated(**asdict(memory), total=memory.total)
 
 
@@ -161,18 +162,18 @@ def largest(samples: Sequence[Sample], plan: TrainSpec, seed: int, *, padded: bo
     """Return the micro-batch with the most tokens of a training."""
     chunks = (
         chunk
-        for rows in order(len(samples), plan.batch, step_count(plan, len(samples)), seed)
-        for chunk in split([samples[i] for i in rows], plan.micro_batch, plan.micro_tokens, padded=padded)
+        for rows in row_order(len(samples), plan.batch, step_count(plan, len(samples)), seed)
+        for chunk in micro_batches([samples[i] for i in rows], plan.micro_batch, plan.micro_tokens, padded=padded)
     )
     lengths = ((len(chunk) * max(len(s.ids) for s in chunk), sum(len(s.ids) for s in chunk), chunk) for chunk in chunks)
     return max(lengths, key=lambda found: found[0] if padded else found[1])[2]
 
 
-def _step(model: nn.Module, chunk: Sequence[Sample], plan: TrainSpec, shortcuts: Shortcuts) -> int:
-    """Return the most bytes that a forward and a backward pass hold at a time."""
+def _step(model: nn.Module, chunk: Sequence[Sample], plan: TrainSpec, shortcuts: FastPaths) -> int:
+    """Return the peak memory in bytes of a forward and a backward pass."""
     if plan.gradient_checkpointing:
-        set_checkpointing(model, True)
-    dtype = loading.pick_dtype(plan.precision)
+        set_gradient_checkpointing(model, True)
+    dtype = pick_dtype(plan.precision)
     device = next(model.parameters()).device.type
     cast = nullcontext() if dtype == torch.float32 else torch.autocast(device, dtype)
     with (

@@ -1,4 +1,4 @@
-"""Checkpointer: when a run is saved, how it is stopped, and where an interrupted one is taken up again."""
+"""The checkpointer of a run: save checkpoints when they are due, and stop the run on request."""
 
 from __future__ import annotations
 
@@ -10,77 +10,74 @@ from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.recovery.lock import Stopping
 from llm_adapters_lab.runs.spec import RunSpec
 from llm_adapters_lab.training import checkpoints
-from llm_adapters_lab.training.checkpoints import Checkpoint, State
+from llm_adapters_lab.training.checkpoints import Checkpoint, TrainingState
 from llm_adapters_lab.training.distributed import ProcessGroup
 
 SECONDS, SHARE = 30.0, 0.03
-"""Without `train.checkpoint_every`: so many seconds apart, or more, so that saving takes this share of them at most."""
+"""Without `train.checkpoint_every`: the least interval in seconds, and the largest share of time spent on saving."""
 
 
 class Checkpointer:
-    """Saves a training when it is time to, and ends it, saved, when it is asked to stop.
-
-    It is called after every step.
-    """
+    """Saves a checkpoint when one is due, and stops the run, saved, on request. Called after every step."""
 
     def __init__(
         self, run: Run, spec: RunSpec, hashes: dict[str, Any], stop: threading.Event | None, group: ProcessGroup
     ) -> None:
-        """Keep the training of a run.
+        """Set up the checkpointer of a run.
 
         Args:
-            run: whose log belongs to what is saved.
-            spec: of the run; its `train.checkpoint_every` says when to save.
+            run: the record, to which checkpoints are saved.
+            spec: of the run; see `train.checkpoint_every`.
             hashes: of base and rows.
-            stop: set when the run is to end.
-            group: the processes that do it; the first one saves, and one that is asked to stop stops all.
+            stop: set it to stop the run.
+            group: the processes that share the run; the main one saves, and a stop request to any of them stops all.
         """
         self.run, self.every, self.stop, self.group = run, spec.train.checkpoint_every, stop, group
         self.facts: dict[str, Any] = {"spec": spec.id, "hashes": hashes}
         self.saved = 0
-        self._state: State | None = None
+        self._state: TrainingState | None = None
         self._wait, self._since = SECONDS, time.monotonic()
 
-    def __call__(self, state: State) -> None:
-        """Look after the training at the end of a step.
+    def __call__(self, state: TrainingState) -> None:
+        """Save if a checkpoint is due.
 
         Raises:
-            Stopping: it was asked to stop, and is saved.
+            Stopping: a stop was requested; the state has been saved.
         """
         self._state = state
         due = state.step % self.every == 0 if self.every else time.monotonic() - self._since >= self._wait
-        asked = self.asked
-        if due or asked:
+        requested = self.stop_requested
+        if due or requested:
             self.save()
-        if asked:
+        if requested:
             raise Stopping
 
     def close(self) -> None:
-        """The training is over and kept elsewhere."""
+        """Discard the checkpoints of a completed training."""
         self._state = None
         checkpoints.discard(self.run.folder)
 
     @property
-    def asked(self) -> bool:
-        """Whether the run was asked to stop, in whichever process; all of them ask at once."""
+    def stop_requested(self) -> bool:
+        """Whether any process was asked to stop; all processes must call this together."""
         return any(self.group.gather(self.stop is not None and self.stop.is_set()))
 
     def check(self) -> None:
-        """End the run if it was asked to stop.
+        """Stop the run if a stop was requested.
 
         Raises:
             Stopping: it was.
         """
-        if self.asked:
+        if self.stop_requested:
             raise Stopping
 
     def save(self) -> None:
-        """Save the last step that was done, unless a further one has begun to change it."""
+        """Save the state after the last step, unless the next one has already begun to change it."""
         state = self._state
-        if state is None or not state.whole or state.step == self.saved or not self.group.is_main:
+        if state is None or not state.consistent or state.step == self.saved or not self.group.is_main:
             return
         began = time.monotonic()
-        taken, log = state.take(), (self.run.folder / "events.jsonl").stat().st_size
+        taken, log = state.checkpoint(), (self.run.folder / "events.jsonl").stat().st_size
         checkpoints.write(self.run.folder, Checkpoint(taken.tensors, {**taken.facts, **self.facts, "log": log}))
         self.saved, self._since = state.step, time.monotonic()
         self._wait = max(SECONDS, (self._since - began) / SHARE)

@@ -1,4 +1,4 @@
-"""Record why a run failed and how to go on."""
+"""Record why a run failed and how to resume it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from llm_adapters_lab.runs.event_log import last_event
 from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.recovery.lock import hold
 from llm_adapters_lab.runs.spec import RunSpec
+from llm_adapters_lab.runs.status import resumes_at as resumes_at
 from llm_adapters_lab.training.checkpoints import steps
 from llm_adapters_lab.training.distributed import ProcessGroup
 
@@ -25,7 +26,7 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EIO)
 
 
 def explained(error: BaseException, record: Run) -> BaseException:
-    """Return an error of the lab for one of the disk that a run is on, and any other as it is."""
+    """Return a `CannotWrite` for an error of the disk that holds the run, and any other error unchanged."""
     if isinstance(error, LabError) or not isinstance(error, OSError):
         return error
     ours = error.filename is None or Path(error.filename).absolute().is_relative_to(record.folder.absolute())
@@ -40,38 +41,31 @@ def explained(error: BaseException, record: Run) -> BaseException:
 
 
 def note_failure(spec: RunSpec, record: Run, stage: str, error: BaseException, group: ProcessGroup) -> None:
-    """Write in the log that a run could not go on; where the process is gone that would have, another one does."""
+    """Log the failure of a run; if the main process is gone, another one does it."""
     with suppress(OSError, LabError):
         if group.is_main:
             record.append(failed(spec, record, stage, error))
         elif isinstance(error, ProcessLost):
-            with hold(record.lock, 5):  # it is free when the first process is dead
+            with hold(record.lock, 5):  # free if the main process is dead
                 if (last_event(record.log) or {}).get("event") not in ("Failed", "Stopped", "Finished"):
                     record.append(failed(spec, record, stage, error))
 
 
 def failed(spec: RunSpec, record: Run, stage: str, error: BaseException) -> Failed:
-    """Return the event of a run that could not go on, with what its owner needs to know to continue."""
+    """Return the event of a failed run, with advice on how to resume it."""
     kept = max(steps(record.folder), default=0)
     if isinstance(error, LabError) and not isinstance(error, CannotWrite | ProcessLost):
         state = f" The state after step {kept} is kept in checkpoints/{kept:08}." if kept else ""
         advice = f"The same spec would fail again: change it as the error says.{state}"
     else:
-        advice = f"Run the same spec again: it goes on {goes_on(record, spec)}."
+        advice = f"Run the same spec again: it resumes {resumes_at(record, spec)}."
     words = _private(f"{type(error).__name__}: {error}")
     trace = _private("".join(traceback.format_exception(error)))[-LONGEST:]
     return Failed(spec.id, stage, words, trace, kept, advice)
 
 
-def goes_on(record: Run, spec: RunSpec) -> str:
-    """Return where an unfinished run goes on when its spec is run again."""
-    if record.is_trained(spec):
-        return "with its scoring"
-    return f"after step {kept}" if (kept := max(steps(record.folder), default=0)) else "at the beginning"
-
-
 def _private(text: str) -> str:
-    """Return text without the folders that tell whose machine this is."""
+    """Return text without the home folder and the import paths of this machine."""
     for folder in sorted({p for p in sys.path if len(p) > 1}, key=len, reverse=True):
         text = text.replace(f'File "{folder}/', 'File "')
     return without_home(text)

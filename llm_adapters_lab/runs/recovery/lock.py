@@ -1,4 +1,4 @@
-"""One process at a time works on a run."""
+"""Locks: at most one process, or one group of processes, works on a run at a time."""
 
 from __future__ import annotations
 
@@ -13,28 +13,32 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llm_adapters_lab.errors import LabError
 from llm_adapters_lab.runs.processes import Who, lives, who
 from llm_adapters_lab.runs.record import Run
-from llm_adapters_lab.training.distributed import ProcessGroup
+
+if TYPE_CHECKING:
+    from llm_adapters_lab.training.distributed import ProcessGroup
 
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
 @contextlib.contextmanager
 def hold(lock: Path, seconds: float = 60.0, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold a lock file, waiting for it so long; that of a process which is dead is free.
+    """Hold a lock file, waiting for it if need be; the lock of a dead process is free.
 
-    The lock is the operating system's own: it ends with the process, however that ends, and no clock is asked.
+    It is a lock of the operating system, which ends with the process, however that ends. The file names its holder,
+    which is why `filelock` is not used: its files do not, and it waits where a file system has no locks.
 
     Args:
-        lock: path of the file; it holds `who` while it is held, and is gone afterwards.
-        seconds: to wait.
-        waiting: called again and again while this waits, with what the file says; may raise to give up.
+        lock: path of the file; it contains `who` while it is held, and is removed afterwards.
+        seconds: to wait, at most.
+        waiting: called repeatedly while waiting, with the content of the file; may raise to give up.
 
     Raises:
-        LabError: another process holds it all the time.
+        LabError: another process holds it.
     """
     until = time.monotonic() + seconds
     while (handle := _take(lock)) is None:
@@ -47,13 +51,13 @@ def hold(lock: Path, seconds: float = 60.0, waiting: Callable[[str], None] | Non
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # a disk that has failed has been told of already
+        with contextlib.suppress(OSError):  # a failed disk has been reported already
             lock.unlink()
         os.close(handle)
 
 
 def holder(lock: Path) -> Who | None:
-    """Return who holds a lock file, as far as this machine can tell; None for nobody."""
+    """Return the process that holds a lock file, as far as this machine can tell; None if it is free."""
     try:
         held: Who = json.loads(_read(lock))
         return None if lives(held) is False else held
@@ -69,11 +73,11 @@ def _take(lock: Path) -> int | None:
         os.close(handle)
         return None
     except OSError as error:
-        if error.errno not in _NO_LOCKS:  # a file system without locks shuts nobody out
+        if error.errno not in _NO_LOCKS:  # on a file system without locks, nothing is locked
             os.close(handle)
             raise
     try:
-        # Who held it before may have taken the file away in between; then this is a lock on nothing.
+        # The previous holder may have removed the file in between.
         if os.fstat(handle).st_ino == lock.stat().st_ino:
             os.ftruncate(handle, 0)
             os.write(handle, json.dumps(who()).encode())
@@ -95,33 +99,33 @@ def _read(lock: Path) -> str:
 
 
 BUSY = 10.0
-"""Seconds that several processes wait for another that works on their run."""
+"""Seconds that a group of processes waits for another that works on its run."""
 
 
 class Stopping(Exception):
-    """The run was asked to stop."""
+    """A stop of the run was requested."""
 
 
 @contextmanager
 def exclusive(
     run: Run, stop: threading.Event | None, say: Callable[[str], None], group: ProcessGroup
 ) -> Iterator[None]:
-    """Be the only process, or the only ones, that work on a run, waiting as long as another does.
+    """Have exclusive access to a run, waiting while another process works on it.
 
     Args:
-        run: its folder is made if need be.
-        stop: set to wait no longer; then `Stopping` is raised.
-        say: told once what is waited for.
-        group: the processes that want to; the first one holds the lock, and not to let the others wait, gives up soon.
+        run: its folder is created if need be.
+        stop: set it to stop waiting; then `Stopping` is raised.
+        say: called once with a message about the other process.
+        group: the processes that want access; the main one holds the lock, and gives up after `BUSY` seconds.
     """
-    told: list[str] = []
+    reported: list[str] = []
 
     def waiting(holder: str) -> None:
         if stop is not None and stop.is_set():
             raise Stopping
-        if holder and not told:
-            told.append(holder)
-            say(f"Another process works on {run.id}, and this one waits for its result: {holder}")
+        if holder and not reported:
+            reported.append(holder)
+            say(f"Another process works on {run.id}; waiting for its result: {holder}")
 
     with ExitStack() as lock:
         with group.all_or_none():
@@ -132,7 +136,7 @@ def exclusive(
 
 
 def unlock(run: Run) -> None:
-    """Take away the lock of a process that died after it had written the result, and nobody else's."""
+    """Remove the lock of a process that died after it had written the result, and no other."""
     if run.lock.exists():
         with suppress(LabError, OSError), hold(run.lock, seconds=0):
             pass

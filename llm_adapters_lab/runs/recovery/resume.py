@@ -1,4 +1,4 @@
-"""Resume an interrupted run where it stopped."""
+"""Find where an interrupted run resumes, and make its record fit for it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from llm_adapters_lab.training.distributed import ProcessGroup
 
 
 class ResumePoint(NamedTuple):
-    """Where a run is taken up.
+    """Where a run resumes.
 
     Attributes:
-        trained: nothing but the scoring is left.
-        checkpoint: where training resumes; None for the beginning.
-        faults: in words what could not be used.
+        trained: only scoring is left.
+        checkpoint: from which training resumes; None to start from the beginning.
+        faults: descriptions of what could not be used.
     """
 
     trained: bool = False
@@ -29,26 +29,26 @@ class ResumePoint(NamedTuple):
 
 
 def find_resume_point(run: Run, spec: RunSpec, hashes: dict[str, Any], fresh: bool, group: ProcessGroup) -> ResumePoint:
-    """Make a record fit to go on where an earlier attempt has ended, or to begin; the caller holds its lock.
+    """Prepare a record to resume an earlier attempt, or to start over; the caller holds its lock.
 
     Args:
         run: the record.
-        spec: what is to be done.
-        hashes: of the base and the rows that are there now.
-        fresh: begin.
-        group: the processes that do it; the first one mends the record, the others read it then.
+        spec: of the run.
+        hashes: of the current base and rows.
+        fresh: start over.
+        group: the processes that share the run; the main one repairs the record, then the others read it.
     """
     with group.all_or_none():
-        taken = _mended(run, spec, hashes, fresh) if group.is_main else ResumePoint()
-    trained, step = group.broadcast((taken.trained, taken.checkpoint.facts["step"] if taken.checkpoint else 0))
+        found = _repaired(run, spec, hashes, fresh) if group.is_main else ResumePoint()
+    trained, step = group.broadcast((found.trained, found.checkpoint.facts["step"] if found.checkpoint else 0))
     with group.all_or_none():
         if not group.is_main:
             facts = {"spec": spec.id, "hashes": hashes}
-            taken = ResumePoint(trained, checkpoints.read(run.folder, step, facts) if step else None)
-    return taken
+            found = ResumePoint(trained, checkpoints.read(run.folder, step, facts) if step else None)
+    return found
 
 
-def _mended(run: Run, spec: RunSpec, hashes: dict[str, Any], fresh: bool) -> ResumePoint:
+def _repaired(run: Run, spec: RunSpec, hashes: dict[str, Any], fresh: bool) -> ResumePoint:
     run.sweep()
     faults = _damage(run) if not fresh and run.is_trained(spec) else []
     if not fresh and run.is_trained(spec) and not faults:
@@ -69,7 +69,7 @@ def _mended(run: Run, spec: RunSpec, hashes: dict[str, Any], fresh: bool) -> Res
 
 
 def _damage(run: Run) -> list[str]:
-    """Return what is wrong with the file of a trained adapter; nothing for a bare base, which has none."""
+    """Return what is wrong with the file of a trained adapter; a bare base has none."""
     try:
         if (run.folder / "adapter").is_dir():
             read_tensors(run.folder / "adapter" / "adapter.safetensors")
@@ -79,10 +79,10 @@ def _damage(run: Run) -> list[str]:
 
 
 def refuse_changes(run: Run, spec: RunSpec, hashes: dict[str, Any]) -> None:
-    """Refuse to go on with other rows or another base than an interrupted run has begun with.
+    """Refuse to resume an interrupted run with different rows or a different base.
 
     Raises:
-        BadSpec: they are not the same.
+        BadSpec: they have changed.
     """
     path = run.folder / "hashes.json"
     if not path.is_file() or not run.is_of(spec):
@@ -93,6 +93,6 @@ def refuse_changes(run: Run, spec: RunSpec, hashes: dict[str, Any]) -> None:
     )
     if changed := [what for what in before | now if before.get(what) != now.get(what)]:
         raise BadSpec(
-            f"The run {run.id} was interrupted, and since it began {' and '.join(changed)} changed. Put back what was "
-            "there and run the spec again to go on, or begin again with what is there now: --fresh, or fresh=True."
+            f"The run {run.id} was interrupted, and {' and '.join(changed)} changed since it began. Restore them to "
+            "resume the run, or start over with the current ones: --fresh, or fresh=True."
         )

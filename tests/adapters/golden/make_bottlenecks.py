@@ -1,23 +1,23 @@
 """Make bottlenecks.safetensors: what the `adapters` package computes with series and parallel bottlenecks.
 
-The package wants an older transformers than the lab, so this runs in an environment of its own:
+The package needs an older version of transformers than the lab, so run this in a separate environment:
 
     pip install torch==2.13.0 adapters==1.3.0 transformers==4.57.6
-    python tests/golden/make_bottlenecks.py
+    python tests/adapters/golden/make_bottlenecks.py
 
-It says eight times that no adapter is active; that is the package's `add_adapter`, just before it activates one.
+It prints eight times that no adapter is active; this is the package's `add_adapter`, before it activates one.
 
-The file holds, for two random models, the base weights, the logits of the bare base and, for each case, the adapter
-weights and the logits. `tests/test_golden_bottlenecks.py` has the lab compute the same.
+For two random models, the file has the weights and logits of the base and, for each case, the weights of the adapter
+and the logits. `tests/adapters/test_golden_bottlenecks.py` compares them with the lab.
 
 With x the input of a sublayer, y its output and r the residual stream around it, these models being pre-norm
-(x = norm(r), and r + y goes on), a bottleneck b(z) = s f(z W_down + b_down) W_up + b_up, scaled as a whole, comes in:
+(x = norm(r), and r + y is passed on), a bottleneck b(z) = s (f(z W_down + b_down) W_up + b_up) is placed as follows:
 
 - `DoubleSeqBnConfig` (Houlsby), and `SeqBnConfig` with `original_ln_before=False`: r + y + b(y), the lab's series.
-- `SeqBnConfig` as it is (Pfeiffer): r + y + b(r + y). The lab has no adapter that reads r + y and changes y: left out.
-- `ParBnConfig` on the package's own Llama and GPT-2: r + y + b(r). The lab reads x, as the code of Hu et al. does, so
-  this is left out too. What the package takes as the input is however set by its `AdapterModelInterface`
-  (`layer_pre_ffn`, `layer_pre_self_attn`); one that names the readers of x gives r + y + b(x), the lab's parallel.
+- `SeqBnConfig` by default (Pfeiffer): r + y + b(r + y). Left out: no adapter of the lab reads r + y and changes y.
+- `ParBnConfig` on the package's own Llama and GPT-2: r + y + b(r). Left out: the lab reads x, as the code of Hu et al.
+  does. An `AdapterModelInterface` can set the package's input (`layer_pre_ffn`, `layer_pre_self_attn`); with the
+  modules that read x, the result is r + y + b(x), the lab's parallel.
 """
 
 import json
@@ -72,7 +72,7 @@ INTERFACES = {
 
 
 def base(family):
-    """Return a random model, always the same, in which no weight has a special value."""
+    """Return a random but fixed model in which no weight has a special value."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **MODELS[family]))
     shake(model.parameters())
@@ -124,7 +124,7 @@ def main():
         "cases": {name: {field: getattr(config, field) for field in FIELDS} for name, config in CASES.items()},
         "made_with": {package: version(package) for package in ("adapters", "transformers", "torch")},
     }
-    # One entry, for safetensors writes several in any order: the same numbers make the same file.
+    # One entry, as safetensors writes several in any order: the file is then reproducible.
     save_file(tensors, PLACE, metadata={"golden": json.dumps(metadata)})
     print(f"{PLACE.name}: {len(tensors)} tensors, {PLACE.stat().st_size / 1000:.0f} kB")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from llm_adapters_lab.evaluation.likelihood import worded
+from llm_adapters_lab.evaluation.likelihood import has_option_texts
 from llm_adapters_lab.evaluation.statistics import options
 from llm_adapters_lab.models import loading
 from llm_adapters_lab.tasks import prompts
@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 def rows_of(task: Task, examples: list[Example], kind: str) -> list[dict]:
     rows = []
     for example in examples:
-        if kind == "text" and not worded(example):
+        if kind == "text" and not has_option_texts(example):
             continue
         if kind == "label":
             names = options(example.instruction, task.labels)

@@ -50,7 +50,7 @@ def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(lab: Lab, disk: Path) -
     kept = checkpoints.steps(record.folder)
     assert kept and not checkpoints.newest(record.folder, {})[1]
     assert record.summary["status"] == "failed"
-    assert record.summary["advice"] == f"Run the same spec again: it goes on after step {kept[-1]}."
+    assert record.summary["advice"] == f"Run the same spec again: it resumes after step {kept[-1]}."
     (disk / "other").unlink()
     lab.finish(disk)
 
@@ -62,7 +62,7 @@ def test_a_file_that_may_not_grow_ends_the_run_too(lab: Lab, tmp_path: Path) -> 
     assert "File too large" in child.said and "Traceback" not in child.said
     assert not leftovers(record)
     assert not checkpoints.steps(record.folder)
-    assert record.summary["advice"] == "Run the same spec again: it goes on at the beginning."
+    assert record.summary["advice"] == "Run the same spec again: it resumes at the beginning."
     lab.finish(tmp_path)
 
 
@@ -87,7 +87,7 @@ def test_a_folder_that_turns_read_only(lab: Lab, tmp_path: Path) -> None:
         assert "Traceback" not in child.said
         again = lab.start(tmp_path)
         assert again.wait() == 2
-        assert "cannot be written to. Choose another root" in again.said
+        assert "is not writable. Choose another folder" in again.said
     finally:
         protect(tmp_path, "-")
     lab.finish(tmp_path)
@@ -103,7 +103,7 @@ def test_a_folder_of_somebody_else_is_refused_before_anything_loads(lab: Lab) ->
             *("run", folder / "spec.json", "--root", folder / "runs"), **({} if os.getuid() else {"user": NOBODY})
         )
         assert child.wait() == 2, child.said
-        assert f"{folder} cannot be written to" in child.said and "Traceback" not in child.said
+        assert f"{folder} is not writable" in child.said and "Traceback" not in child.said
         assert {path.name for path in folder.iterdir()} == {"spec.json"}
         folder.chmod(0o755)
 
@@ -173,7 +173,7 @@ def test_a_file_of_rows_that_changes_is_refused(lab: Lab, tmp_path: Path) -> Non
     assert "the train rows changed" in said and "--fresh" in said and "Traceback" not in said
     assert checkpoints.steps(record.folder) == kept
     rows.write_text(text, encoding="utf-8")
-    assert "goes on with its training after step" in start()
+    assert "resumes training after step" in start()
     assert record.done
     rows.write_text(text.replace("What is 7 + 7?,14", "What is 7 + 7?,15"), encoding="utf-8")
     start("--fresh")

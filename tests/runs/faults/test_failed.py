@@ -8,8 +8,8 @@ from typing import Any
 from fault_lab import Lab
 from nursery import FIELDS
 
-from llm_adapters_lab.runs.background import state
 from llm_adapters_lab.runs.record import list_runs
+from llm_adapters_lab.runs.status import state
 
 EXPLODES: dict[str, Any] = {
     **{"base": "nano", "adapter": {"type": "full-fine-tuning"}, "data": FIELDS["data"], "eval": {}},
@@ -46,4 +46,4 @@ def test_a_failure_is_shown_by_show_list_launch_and_report(lab: Lab, tmp_path: P
     assert child.wait() == 0, child.said
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     for key in ("stage", "error", "advice", "traceback"):
-        assert html.escape(failed[key]) in page
+        assert failed[key] in html.unescape(page)

@@ -90,7 +90,7 @@ def test_asked_to_end_it_is_saved_and_says_so(number: int, code: int, lab: Lab, 
     assert time.monotonic() - began < 5
     assert record.summary["status"] == "stopped"
     assert checkpoints.steps(record.folder)[-1] == lab.steps(tmp_path) < STEPS
-    assert "Run the same spec again: it goes on after step" in child.said
+    assert "Run the same spec again: it resumes after step" in child.said
     lab.finish(tmp_path)
 
 
@@ -109,7 +109,7 @@ def test_asked_to_end_while_it_scores(lab: Lab, tmp_path: Path) -> None:
     until(lambda: (last_event(record.log) or {}).get("event") == "Scoring", child)
     child.send(signal.SIGTERM)
     assert child.wait() == 143, child.said
-    assert "it goes on with its scoring" in child.said
+    assert "it resumes with scoring" in child.said
     lab.finish(tmp_path)
 
 

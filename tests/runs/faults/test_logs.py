@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llm_adapters_lab.events import Stopped
-from llm_adapters_lab.runs.event_log import last_event, news
+from llm_adapters_lab.runs.event_log import last_event, read_new
 from llm_adapters_lab.runs.record import Run
 
 MILLION = 1_000_000
@@ -26,12 +26,12 @@ def long(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def follow(record: Run) -> int:
-    count, found = 0, news(record.log)
+    count, found = 0, read_new(record.log)
     while True:
         count += len(found.events)
         if not found.more:
             return count
-        found = news(record.log, found.place)
+        found = read_new(record.log, found.cursor)
 
 
 READERS: dict[str, tuple[Callable[[Run], int], int]] = {
@@ -58,7 +58,7 @@ def test_readers_of_a_million_events_need_no_memory(name: str, long: Run) -> Non
         elif name == "as they come":
             place = None
             for _ in range(3):
-                place = news(long.log, place).place
+                place = read_new(long.log, place).cursor
         else:
             read(long)
         assert tracemalloc.get_traced_memory()[1] < 60e6  # bytes, most of them a piece of 4 MiB and its events
@@ -74,4 +74,4 @@ def test_a_torn_end_is_no_event(tmp_path: Path) -> None:
     assert [e["event"] for e in record.events()] == ["Stopped"]
     assert (last_event(record.log) or {})["event"] == "Stopped"
     assert record.summary["status"] == "stopped"
-    assert len(news(record.log).events) == 1
+    assert len(read_new(record.log).events) == 1

@@ -30,7 +30,7 @@ from teams import (
     two,
 )
 
-from llm_adapters_lab.models.loading import NANO
+from llm_adapters_lab.models.blueprint import NANO
 from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.spec import RunSpec
 
@@ -93,7 +93,7 @@ def test_a_killed_process_ends_all_and_one_goes_on_alone(lab: Lab, tmp_path: Pat
     assert "ProcessLost" in failures[0]["error"]
     assert f"process {victim} of 2 on" in failures[0]["error"]
     assert "was killed" in failures[0]["error"]
-    assert "goes on after step" in failures[0]["advice"]
+    assert "it resumes after step" in failures[0]["advice"]
     done([lab.nursery.start("run", path, "--root", root)], record)
     whole = lab.nursery.start("run", path, "--root", tmp_path / "whole")
     assert_same(record, done([whole], Run(tmp_path / "whole" / record.id)))
@@ -127,7 +127,7 @@ def test_who_is_asked_to_stop_stops_all_and_they_go_on(lab: Lab, tmp_path: Path)
 def test_a_batch_that_cannot_be_shared_is_refused(lab: Lab, tmp_path: Path) -> None:
     said = refused(team(lab, spec(tmp_path, **longer(batch=5)), tmp_path / "runs"), tmp_path)
     assert said[0] == said[1]
-    assert "train.batch = 5 cannot be shared equally among 2 processes" in said[0]
+    assert "train.batch = 5 cannot be divided evenly among 2 processes" in said[0]
 
 
 @pytest.mark.parametrize(
@@ -135,8 +135,8 @@ def test_a_batch_that_cannot_be_shared_is_refused(lab: Lab, tmp_path: Path) -> N
     [
         ({"FSDP_VERSION": "1"}, {}, "fsdp_version: 2"),
         ({}, {"quantization": "int8"}, "which loses its scales. Choose nf4, or ZeRO 3"),
-        ({}, {"device_map": "auto"}, "each of 2 processes has its own"),
-        ({}, longer(compile=True), "train.compile does not go with FSDP"),
+        ({}, {"device_map": "auto"}, "each of 2 processes has one"),
+        ({}, longer(compile=True), "train.compile does not work with FSDP"),
     ],
 )
 def test_what_does_not_go_together_is_refused_by_name(
@@ -151,7 +151,7 @@ def test_a_launcher_that_starts_one_of_several_is_refused(lab: Lab, tmp_path: Pa
     variables = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}
     child = lab.nursery.start("run", spec(tmp_path), "--root", tmp_path / "runs", variables=variables)
     (said,) = refused([child], tmp_path)
-    assert "--multi_gpu in the place of --cpu" in said
+    assert "--multi_gpu in place of --cpu" in said
 
 
 def test_versions_that_differ_are_refused(lab: Lab, tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_fault_of_one_is_told_by_all(lab: Lab, tmp_path: Path) -> None:
     path = spec(tmp_path, data={"task": task}, eval={"tasks": []})
     children = team(lab, path, tmp_path / "runs", each=[{"folder": str(tmp_path / name)} for name in "ab"])
     said = refused(children, tmp_path)
-    assert "Another process could not go on. process 1 of 2 on" in said[0]
+    assert "Another process could not continue. process 1 of 2 on" in said[0]
     assert all("rows.json" in text for text in said)
 
 

@@ -10,7 +10,8 @@ from nursery import FIELDS
 from teams import FSDP, two
 
 from llm_adapters_lab.errors import NotEnoughMemory
-from llm_adapters_lab.models import loading
+from llm_adapters_lab.models import random_models
+from llm_adapters_lab.models.blueprint import Blueprint
 from llm_adapters_lab.runs.forecast.fits import memory_of_host, require_memory
 from llm_adapters_lab.runs.rows import read_rows
 from llm_adapters_lab.runs.spec import RunSpec
@@ -21,11 +22,11 @@ WIDTH = 4096
 def base_of(size: float, folder: Path) -> str:
     """Write a base of so many bytes in fp32: its configuration and a tokenizer, but no weights."""
     layer = 4 * (4 * WIDTH**2 + 3 * WIDTH * 4 * WIDTH)
-    config = loading.tiny_config("tiny:llama").to_dict() | {"num_hidden_layers": max(1, round(size / layer))}
+    config = random_models.tiny_config("tiny:llama").to_dict() | {"num_hidden_layers": max(1, round(size / layer))}
     config |= {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "head_dim": WIDTH // 16}
     config |= {"num_attention_heads": 16, "num_key_value_heads": 16}
     folder.mkdir()
-    loading.tokenizer("nano").save_pretrained(folder)
+    Blueprint("nano").tokenizer.save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return str(folder)
 

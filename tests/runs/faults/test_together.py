@@ -11,11 +11,12 @@ from records import timeless
 
 from llm_adapters_lab.errors import LabError
 from llm_adapters_lab.events import Event, Noticed
-from llm_adapters_lab.runs.background import State, beside, launch, state, stop
+from llm_adapters_lab.runs.background import launch, stop
 from llm_adapters_lab.runs.execution import run
 from llm_adapters_lab.runs.processes import who
 from llm_adapters_lab.runs.recovery.lock import hold
 from llm_adapters_lab.runs.spec import RunSpec
+from llm_adapters_lab.runs.status import State, beside, state
 
 
 def test_of_two_that_start_at_once_one_works_and_both_have_the_result(lab: Lab, tmp_path: Path) -> None:
@@ -26,7 +27,7 @@ def test_of_two_that_start_at_once_one_works_and_both_have_the_result(lab: Lab, 
     assert timeless(record) == lab.whole
     assert len(list(record.events("Started"))) == 1
     assert [e["step"] for e in record.events("Step")] == list(range(1, STEPS + 1))
-    assert ("waits for its result" in first.said) != ("waits for its result" in second.said)
+    assert ("waiting for its result" in first.said) != ("waiting for its result" in second.said)
 
 
 def test_who_waits_takes_over_when_the_other_is_killed(lab: Lab, tmp_path: Path) -> None:
@@ -34,7 +35,7 @@ def test_who_waits_takes_over_when_the_other_is_killed(lab: Lab, tmp_path: Path)
     until(lambda: lab.steps(tmp_path) >= 3, first)
     first.send(signal.SIGSTOP)  # so that it is at work until then
     second = lab.start(tmp_path)
-    until(lambda: "waits for its result" in second.said, first)
+    until(lambda: "waiting for its result" in second.said, first)
     first.send(signal.SIGKILL)
     assert first.wait() == -signal.SIGKILL, first.said
     assert f'"pid": {first.pid}' in second.said
@@ -48,7 +49,7 @@ def test_who_waits_can_be_asked_to_end(lab: Lab, tmp_path: Path) -> None:
     until(lambda: lab.steps(tmp_path) >= 1, first)
     first.send(signal.SIGSTOP)
     second = lab.start(tmp_path)
-    until(lambda: "waits for its result" in second.said, first)
+    until(lambda: "waiting for its result" in second.said, first)
     second.send(signal.SIGTERM)
     assert second.wait() == 143, second.said
     first.send(signal.SIGCONT)

@@ -1,7 +1,7 @@
-"""A real JupyterLab, Notebook and Voila and a real browser; nothing may leave this machine.
+"""A real JupyterLab, Notebook and Voila in a real browser; no request may leave this machine.
 
-Debian's Chromium is driven through Playwright. Where either is missing the tests are skipped, unless LAB_BROWSER=1 says
-that they must run. LAB_SCREENSHOTS names a folder for pictures of every step, in both themes and widths.
+Playwright drives Debian's Chromium. If either is missing the tests are skipped, or fail if LAB_BROWSER=1. With
+LAB_SCREENSHOTS=FOLDER, screenshots of every step are saved there, in both themes and widths.
 """
 
 import json
@@ -66,7 +66,11 @@ class Server:
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *command],
-                **{"cwd": self.folder, "env": environment, "stdout": out, "stderr": out, "start_new_session": True},
+                cwd=self.folder,
+                env=environment,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
             )
         end = time.monotonic() + 90
         while not self._answers(f"{self.url}{ready}?token={self.token}"):
@@ -111,14 +115,14 @@ def notebook_server(tmp_path_factory: pytest.TempPathFactory, chromium: Any) -> 
 @pytest.fixture(scope="module")
 def voila_server(tmp_path_factory: pytest.TempPathFactory, chromium: Any) -> Iterator[Server]:
     command = ["voila", "--no-browser", "--port={PORT}", "--Voila.ip=127.0.0.1", "--token={TOKEN}"]
-    # Its page asks a CDN for icons, which this policy forbids the browser.
+    # Its page requests icons from a CDN, which this policy forbids.
     command += [f"--Voila.tornado_settings={ {'headers': {'Content-Security-Policy': POLICY}} }", "{FOLDER}"]
     server = Server(tmp_path_factory.mktemp("voila"), command, "/")
     yield server
     server.close()
 
 
-# A module's, not a session's: while it is open an event loop runs, which other tests' panels would take for a kernel.
+# Per module, not per session: while it is open an event loop runs, which panels of other tests would take for a kernel.
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     binary = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -131,7 +135,9 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
             tmp_path_factory.mktemp("browser"),
-            **{"executable_path": binary, "headless": True, "args": ARGUMENTS.split()},
+            executable_path=binary,
+            headless=True,
+            args=ARGUMENTS.split(),
             viewport={"width": 1280, "height": 1400},
             permissions=["clipboard-read", "clipboard-write"],
         )
@@ -142,7 +148,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture
 def page(chromium: Any) -> Iterator[Any]:
-    """A page; when its test is over, nothing must have been asked of another machine."""
+    """A page; at the end of its test, it must have sent no request to another machine."""
     asked: list[Any] = []
 
     def record(request: Any) -> None:
@@ -154,20 +160,20 @@ def page(chromium: Any) -> Iterator[Any]:
     page.close()
     chromium.remove_listener("request", record)
     assert asked
-    # data: and blob: have no host; what the page's policy forbids is not sent.
+    # data: and blob: have no host; requests that the page's policy forbids are not sent.
     outside = [r for r in asked if urlsplit(r.url).hostname not in ("127.0.0.1", None, "") and r.failure != "csp"]
     assert [r.url for r in outside] == []
 
 
 @pytest.fixture
 def voila(voila_server: Server, page: Any, request: pytest.FixtureRequest, tmp_path: Path) -> Notebook:
-    """The same, to be opened in Voila."""
+    """An empty notebook, to be opened in Voila."""
     return _notebook(voila_server, page, request.node.name, tmp_path)
 
 
 @pytest.fixture
 def classic(notebook_server: Server, page: Any, request: pytest.FixtureRequest, tmp_path: Path) -> Notebook:
-    """The same in Notebook, which shows a single document."""
+    """An empty notebook in Notebook 7, which shows a single document."""
     return _notebook(notebook_server, page, request.node.name, tmp_path, "notebooks")
 
 

@@ -33,7 +33,7 @@ def plot(notebook, title):
 
 
 def step(notebook):
-    """Return the step that the bar tells."""
+    """Return the step that the status bar shows."""
     notebook.says(r"step \d+ of")
     return int(re.search(r"step (\d+)", notebook.bar().inner_text())[1])
 
@@ -54,8 +54,8 @@ def test_from_an_empty_notebook_to_the_accuracy_plot(notebook):
     (record,) = list_runs(notebook.folder / "runs")
     assert record.id == RunSpec.load("quickstart").id
     assert record.summary["scores"]["mini-addsub"]["accuracy"] > 0.8
-    expect(plot(notebook, "Training")).to_contain_text("running mean")
-    notebook.button("Score the bare base too").click()
+    expect(plot(notebook, "Training")).to_contain_text("train loss (smoothed)")
+    notebook.button("Evaluate the base model for comparison").click()
     expect(plot(notebook, "Accuracy on each dataset")).to_contain_text("base", timeout=60_000)
     notebook.shoot("finished")
 
@@ -64,11 +64,11 @@ def test_stop_and_resume(notebook):
     notebook.show(lab(LONG))
     notebook.button("Start").first.click()
     notebook.says(r"step \d+ of 20000", seconds=90)
-    expect(plot(notebook, "Training")).to_contain_text("running mean")
+    expect(plot(notebook, "Training")).to_contain_text("train loss (smoothed)")
     notebook.shoot("running")
     notebook.button("Stop").click()
     notebook.says("stopped")
-    expect(notebook.page.locator(".lab").get_by_text(re.compile(r"Resume goes on after step \d+"))).to_be_visible()
+    expect(notebook.page.locator(".lab").get_by_text(re.compile(r"Resume continues after step \d+"))).to_be_visible()
     notebook.shoot("stopped")
     notebook.button("Resume").last.click()
     notebook.says(r"running · step \d+ of 20000", seconds=90)
@@ -86,48 +86,48 @@ def test_a_run_is_followed_after_a_reload_and_after_a_restart(notebook):
     expect(notebook.bar()).not_to_contain_text(f"step {first} of")
     second = step(notebook)
     assert second > first
-    expect(plot(notebook, "Training")).to_contain_text("running mean")
+    expect(plot(notebook, "Training")).to_contain_text("train loss (smoothed)")
     notebook.shoot("after a reload")
     notebook.restart()
-    notebook.write("from widgets import Lab\nLab()")  # as empty as the first time
+    notebook.write("from widgets import Lab\nLab()")  # without a spec, as in a new notebook
     notebook.open()
     notebook.run()
     third = step(notebook)
     assert third > second
-    expect(plot(notebook, "Training")).to_contain_text("running mean")
+    expect(plot(notebook, "Training")).to_contain_text("train loss (smoothed)")
     notebook.shoot("after a restart")
     assert len(list_runs(notebook.folder / "runs")) == 1
     notebook.button("Stop").click()
     notebook.says("stopped")
 
 
-def test_an_invalid_rank_is_told_and_starts_nothing(notebook):
+def test_an_invalid_rank_is_reported_and_starts_nothing(notebook):
     notebook.show(lab())
     notebook.fill("rank", "0")
-    notebook.says("nothing to run yet")
-    expect(notebook.page.get_by_role("alert").filter(has_text="adapter.rank = 0")).to_be_visible()
+    notebook.says("not valid yet")
+    expect(notebook.page.get_by_role("alert").filter(has_text="adapter.rank must be")).to_be_visible()
     expect(notebook.button("Start")).to_be_disabled()
     notebook.shoot("invalid")
     notebook.fill("rank", "4")
     notebook.says("not started")
     expect(notebook.button("Start")).to_be_enabled()
     assert not (notebook.folder / "runs").exists()
-    # By the keys alone: every tab can be reached, and the first control behind them.
-    notebook.page.get_by_role("tab", name="Choose", exact=True).focus()
+    # With the keyboard alone, every tab can be reached, and the first control behind them.
+    notebook.page.get_by_role("tab", name="Setup", exact=True).focus()
     notebook.page.keyboard.press("ArrowRight")
     notebook.page.keyboard.press("Enter")
-    expect(notebook.button("Look at the rows")).to_be_visible()
-    notebook.tab("Choose")
+    expect(notebook.button("Preview rows")).to_be_visible()
+    notebook.tab("Setup")
     notebook.walk()
 
 
 def test_the_spec_can_be_copied_and_loaded(notebook):
     notebook.show(lab())
-    notebook.page.get_by_text("Hand over: the same run without a browser").click()
-    notebook.button("Copy the YAML").click()
+    notebook.page.get_by_text("Export as code").click()
+    notebook.button("Copy YAML").click()
     expect(notebook.button("Copied")).to_be_visible()
     text = notebook.page.evaluate("() => navigator.clipboard.readText()")
-    notebook.shoot("hand over")
+    notebook.shoot("export")
     changed = text.replace("rank: 8", "rank: 2").replace("base: nano", "base: nano\nseed: 3")
     (notebook.folder / "my.yaml").write_text(changed, encoding="utf-8")
     spec = RunSpec.load(notebook.folder / "my.yaml")
@@ -152,7 +152,7 @@ def test_hostile_text_executes_nothing(notebook):
     spec = {**QUICK, "data": {"task": task, "validation": 8}, "eval": {"tasks": [task], "rows": 4, "max_new_tokens": 8}}
     notebook.show(lab(spec))
     notebook.tab("Data")
-    notebook.button("Look at the rows").click()
+    notebook.button("Preview rows").click()
     expect(plot(notebook, "Length of the rows")).to_be_visible()
     notebook.shoot("data")
     notebook.button("Start").first.click()
@@ -169,7 +169,7 @@ def test_hostile_text_executes_nothing(notebook):
     assert notebook.page.locator(".lab img[src=x]").count() == 0
 
 
-def test_inspect_and_try(notebook):
+def test_inspect_and_playground(notebook):
     record = run(RunSpec.parse(QUICK), root=notebook.folder / "runs")
     notebook.show(lab(run_id=record.id))
     notebook.says("finished")
@@ -183,22 +183,20 @@ def test_inspect_and_try(notebook):
 
 def look_inside(notebook):
     notebook.tab("Inspect")
-    notebook.field("view").select_option("loss of each token")
-    notebook.button("Look").click()
-    expect(plot(notebook, "Loss of each token")).to_be_visible()
+    notebook.field("view").select_option("Loss per token")
+    notebook.button("Compute").click()
+    expect(plot(notebook, "Loss per token")).to_be_visible()
     notebook.shoot("tokens")
-    notebook.field("view").select_option(
-        "size of the change beside the weights"
-    )  # from now on every choice is followed
+    notebook.field("view").select_option("Relative update norm ‖ΔW‖ / ‖W‖")  # from now on, figures follow the selection
     expect(plot(notebook, "q_proj")).to_be_visible()
     notebook.shoot("norms")
 
 
 def ask(notebook):
-    notebook.tab("Try")
-    notebook.button("Ask").click()
+    notebook.tab("Playground")
+    notebook.button("Generate").click()
     expect(notebook.page.locator(".lab").get_by_text("done", exact=True)).to_be_visible()
-    notebook.shoot("try")
+    notebook.shoot("playground")
 
 
 def test_the_same_through_voila(voila):
@@ -208,7 +206,7 @@ def test_the_same_through_voila(voila):
     voila.shoot("lab")
     voila.button("Start").first.click()
     voila.says("finished", seconds=120)
-    expect(plot(voila, "Training")).to_contain_text("running mean")
+    expect(plot(voila, "Training")).to_contain_text("train loss (smoothed)")
     expect(plot(voila, "Accuracy on each dataset")).to_contain_text("mini-addsub")
     voila.shoot("finished")
 
@@ -217,6 +215,6 @@ def test_the_same_in_notebook_7(classic):
     classic.show(lab(QUICK))
     classic.button("Start").first.click()
     classic.says("finished", seconds=120)
-    expect(plot(classic, "Training")).to_contain_text("running mean")
+    expect(plot(classic, "Training")).to_contain_text("train loss (smoothed)")
     expect(plot(classic, "Accuracy on each dataset")).to_contain_text("mini-addsub")
     classic.shoot("finished")

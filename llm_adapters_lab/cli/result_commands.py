@@ -1,0 +1,327 @@
+"""The commands that read finished runs: list, show, compare, rescore, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from llm_adapters_lab.cli.arguments import (
+    RUN_HELP,
+    Root,
+    RunName,
+    RunNames,
+    complete_columns,
+    complete_published,
+    complete_runs,
+    find,
+)
+from llm_adapters_lab.cli.console import Output, remark, say, show_rows, with_json
+from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.results.formatting import clock, interval, percent, score_cells, task_cell
+
+if TYPE_CHECKING:
+    from llm_adapters_lab.results.run_index import Entry
+    from llm_adapters_lab.runs.record import Run
+
+Row = dict[str, Any]
+Rule = Literal["lab", "original"]
+SORT_HELP = "Sort by a field of the spec, or by accuracy, trainable, begun, state or id; the largest {}."
+PAPER_HELP = "Add a row of the paper's tables, e.g. llama-7b-lora. May be repeated."
+FILTER_HELP = (
+    "Only runs that match, e.g. 'adapter=lora,rank>=8' or 'state=failed'. Fields compare with = != < <= > >=; other "
+    "words are searched in ids, notes and specs."
+)
+COMPARED_HELP = f"{RUN_HELP} Without any, --filter, --sort or --limit choose from all runs."
+Filter = Annotated[str, typer.Option("--filter", metavar="TERMS", help=FILTER_HELP)]
+UNDECIDED = "undecided"
+MOST = 5
+"""Unreadable runs that a list names."""
+
+
+def sort_option(end: str) -> Any:
+    """Return the option --sort of a command that shows the largest first or last."""
+    return typer.Option("--sort", metavar="FIELD", help=SORT_HELP.format(end), autocompletion=complete_columns)
+
+
+@with_json
+def list_runs(
+    root: Root = Path("runs"),
+    sort: Annotated[str, sort_option("last")] = "",
+    terms: Filter = "",
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the last N runs of the list.")] = None,
+) -> Output:
+    """List runs, the newest last."""
+    known = _all_runs(root)
+    rows = _select(known, sort, terms)
+    shown = rows[:limit][::-1]
+
+    def show() -> None:
+        if readable := [entry for entry in shown if entry.fields]:
+            show_rows(_listed(readable, sort), keep=5, cut="run")
+        if broken := [entry.id for entry in shown if not entry.fields]:
+            more = f" and {len(broken) - MOST} more" if len(broken) > MOST else ""
+            remark(f"Unreadable: {', '.join(broken[:MOST])}{more}. `show` gives the reason.")
+        if not known:
+            say(f"There are no runs under {root} yet.")
+        elif not rows:
+            say(f"None of the {len(known)} runs under {root} matches {terms!r}.")
+        elif len(shown) < len(known):
+            say(f"{len(shown)} of {len(known)} runs.")
+
+    return Output([_plain(entry) for entry in shown], show)
+
+
+def _all_runs(root: Path) -> list[Entry]:
+    from llm_adapters_lab.results import run_index
+
+    return [entry for entry in run_index.entries(root) if not entry.run.folder.is_symlink()]
+
+
+def _select(known: Sequence[Entry], sort: str, terms: str) -> list[Entry]:
+    """Return the runs that match a filter; sorted, the largest first, if `sort` names a field."""
+    from llm_adapters_lab.results import run_index
+
+    rows = run_index.matching(known, terms)
+    return run_index.ordered(rows, run_index.by_field(known, sort), down=True) if sort else rows
+
+
+def _listed(entries: Sequence[Entry], sort: str) -> list[Row]:
+    from llm_adapters_lab.results.appearance import short_names
+    from llm_adapters_lab.results.run_index import full_name, words
+
+    names = short_names({e.id: {key: value for key, value in e.fields.items() if key != "state"} for e in entries})
+    key = full_name(sort, list(dict.fromkeys(key for entry in entries for key in entry.values))) if sort else ""
+    first = key.rpartition(".")[2]
+    rows = []
+    for entry in entries:
+        row: Row = {"run": names[entry.id], "id": entry.id}
+        cells: Row = {"state": "unreadable" if entry.fault else entry.state.name, "accuracy": percent(entry.accuracy)}
+        cells |= {"trainable": entry.trainable, "note": entry.note.partition("\n")[0] or None}
+        cells |= {"begun": time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.begun))}
+        cells["by task"] = ", ".join(f"{task} {percent(share)}" for task, share in entry.scores.items()) or None
+        if first and first not in row:  # what the list is sorted by must be seen
+            row[first] = (
+                cells.pop(first) if first in cells else words(entry.values[key]) if key in entry.values else None
+            )
+        rows.append(row | cells)
+    return rows
+
+
+def _plain(entry: Entry) -> Row:
+    return {
+        "id": entry.id,
+        "status": "unreadable spec" if entry.fault else entry.state.name,
+        "base": entry.fields.get("base"),
+        "adapter": entry.fields.get("adapter.type"),
+        "at": entry.fields.get("adapter.at"),
+        "trainable": entry.trainable,
+        "accuracy": dict(entry.scores),
+    }
+
+
+@with_json
+def show(run: RunName, root: Root = Path("runs")) -> Output:
+    """Show the spec of a run and its results."""
+    record = find(run, root)
+    spec = record.spec.model_dump(mode="json")
+
+    def show() -> None:
+        import yaml
+
+        given = record.spec.model_dump(mode="json", exclude_none=True)
+        say(f"# {record.id}\n" + yaml.safe_dump(given, sort_keys=False))
+        show_result(record)
+
+    return Output({"id": record.id, "folder": str(record.folder), "spec": spec, "summary": record.summary}, show)
+
+
+@with_json
+def compare(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="RUN", help=COMPARED_HELP, autocompletion=complete_runs)
+    ] = None,
+    root: Root = Path("runs"),
+    sort: Annotated[str, sort_option("first")] = "",
+    terms: Filter = "",
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N runs.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a report with figures.")] = None,
+    paper: Annotated[
+        list[str] | None, typer.Option(metavar="ROW", help=PAPER_HELP, autocompletion=complete_published)
+    ] = None,
+    items: Annotated[bool, typer.Option("--items", help="List the items that only one of two runs got right.")] = False,
+) -> Output:
+    """Compare runs by costs, scores and paired tests.
+
+    The tests compare the first run with each other run, item by item.
+    """
+    from llm_adapters_lab.results import paired_tests, seed_groups
+    from llm_adapters_lab.results.appearance import looks, short_names
+    from llm_adapters_lab.results.comparison import compare, remarks, spec_fields, task_names
+    from llm_adapters_lab.results.published_results import published
+
+    chosen = _chosen(names or (), root, sort, terms, limit)
+    tasks = task_names(chosen)
+    rows, beside = compare(chosen), [row for name in paper or () for row in published(name, tasks)]
+    if html:
+        from llm_adapters_lab.results.reports import report
+
+        report(chosen, html)
+    found = {"rows": rows, "paper": beside, "pairs": paired_tests.pairs(chosen), "seeds": seed_groups.seeds(chosen)}
+    if items:
+        found["items"] = [
+            row | {"against": looks(chosen)[other.id].name}
+            for other in chosen[1:]
+            for row in paired_tests.disagreements(chosen[0], other)
+        ]
+
+    def show() -> None:
+        short = short_names({run.id: spec_fields(run.spec) for run in chosen})
+        called = {look.name: short[run] for run, look in looks(chosen).items()}
+        show_rows([_cost(row, short) for row in {row["run"]: row for row in rows}.values()], keep=4, cut="run")
+        order = dict.fromkeys([*tasks, *(row["task"] for row in beside)])
+        scored = [row for task in order for row in rows + beside if row["task"] == task]
+        if scored:
+            say("")
+            cells = [
+                {"task": task_cell(row), "run": called.get(row["name"], row["name"]), **score_cells(row)}
+                for row in scored
+            ]
+            show_rows(cells, keep=5, cut="run")
+        for text in remarks(rows + beside):
+            remark(text)
+        if found["pairs"]:
+            paired = {look.name: short[run] for run, look in looks([run for run in chosen if run.done]).items()}
+            cells = [_pair(row, paired) for row in found["pairs"]]
+            remark(f"\n{short[chosen[0].id]} against each other run: difference in points, exact McNemar test")
+            left_out = show_rows(cells, keep=6, cut="other run")
+            if "verdict" not in left_out and any(row["verdict"] == UNDECIDED for row in cells):
+                remark(f"{UNDECIDED}: not distinguishable on the items that both have answered.")
+        if found["seeds"]:
+            say("\nRuns that differ only in their seed")
+            show_rows([_spread(row) for row in found["seeds"]], keep=3, cut="run")
+        if found.get("items"):
+            say("\nItems that only one of two runs got right")
+            listed = [row | {"against": called[row["against"]]} for row in found["items"]]
+            show_rows([{key: row[key] for key in row if key != "prompt"} for row in listed], keep=4, cut="against")
+        if html:
+            say(f"report: {html}")
+
+    return Output(found, show)
+
+
+def _chosen(names: Sequence[str], root: Path, sort: str, terms: str, limit: int | None) -> list[Run]:
+    """Return the runs to compare: those that are named, or all that can be read, as filter, sort and limit ask."""
+    from llm_adapters_lab.results import run_index
+
+    named = list({run.id: run for run in (find(name, root) for name in names)}.values())
+    if not (sort or terms or limit):
+        if not named:
+            raise BadSpec("No run was named. Name the runs to compare, or choose some with --filter; see `list`.")
+        return named
+    known = [run_index.entry(run) for run in named] or [entry for entry in _all_runs(root) if not entry.fault]
+    rows = _select(known, sort, terms)
+    if not rows:
+        raise BadSpec(f"None of {len(known)} runs under {root} matches {terms!r}." if known else f"{root} has no runs.")
+    return [entry.run for entry in rows[:limit]]
+
+
+def _cost(row: Row, names: Mapping[str, str]) -> Row:
+    return {
+        "run": names[row["run"]],
+        "id": row["run"],
+        "trainable": row["trainable_parameters"],
+        "of base": percent(row["share_of_base"], 2),
+        "time": clock(row["seconds"]),
+        "status": None if row["status"] == "finished" else row["status"],
+    }
+
+
+def _pair(row: Row, names: Mapping[str, str]) -> Row:
+    verdict = row["verdict"].removesuffix(" is better")
+    return {
+        "other run": names[row["second"]],
+        "task": row["task"],
+        "difference": f"{100 * row['difference']:+.1f}",
+        "95% interval": f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}",
+        "p": f"{row['p']:.2g}",
+        "verdict": {row["first"]: "worse", row["second"]: "better", "not distinguishable": UNDECIDED}.get(
+            verdict, verdict
+        ),
+        "items": row["items"],
+        "first only": row["only_first"],
+        "other only": row["only_second"],
+    }
+
+
+def _spread(row: Row) -> Row:
+    return {
+        "run": row["name"],
+        "task": row["task"],
+        "mean ± deviation": f"{100 * row['mean']:.1f} ± {100 * row['deviation']:.1f}",
+        "range": interval(row["low"], row["high"]),
+        "seeds": ", ".join(map(str, row["seeds"])),
+    }
+
+
+@with_json
+def rescore(
+    run: RunName,
+    extraction: Annotated[Rule, typer.Option(help="Rule that extracts the answers.")] = "original",
+    root: Root = Path("runs"),
+) -> Output:
+    """Score the stored answers of a run by another rule.
+
+    Nothing is written, and no model is needed.
+    """
+    from llm_adapters_lab.results.rescoring import rescore as read_again
+
+    record = find(run, root)
+    after, before = read_again(record, extraction), record.summary["scores"]
+    pairs = [(task, score) for task in after for score in (before[task], after[task])]
+    rows = [{"task": task, "extraction": score.get("extraction"), **score_cells(score)} for task, score in pairs]
+    return Output(after, partial(show_rows, rows, keep=3))
+
+
+def report(
+    names: RunNames,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="File to write.")] = Path("report.html"),
+    root: Root = Path("runs"),
+) -> None:
+    """Write an HTML report of one or several runs; it works offline."""
+    chosen = [find(name, root) for name in names]
+    from llm_adapters_lab.results.reports import report as write
+
+    say(f"report: {write(chosen, out)}")
+
+
+def show_result(record: Run) -> None:
+    """Print the scores of a run with what they have to beat, its training, and its folder."""
+    from llm_adapters_lab.results.comparison import compare, remarks
+
+    summary, rows = record.summary, [row for row in compare([record]) if row["task"]]
+    if rows:
+        show_rows([{"task": task_cell(row), **score_cells(row)} for row in rows], keep=2)
+        for text in remarks(rows):
+            remark(text)
+    if trained := summary.get("train"):
+        loss = f"loss {trained['loss_first']:.3f} to {trained['loss_last']:.3f}"
+        speed = f"{trained['tokens_per_second']:,.0f} tokens/s"
+        say(f"trained {trained['steps']} steps in {clock(trained['seconds'])}, {loss}, {speed}")
+    if held := summary.get("adapter_bytes"):
+        say(f"adapter: {summary['trainable_parameters']:,} parameters, {held / 1000:,.1f} kB of tensors on disk")
+    if "error" in summary:
+        say(summary.get("traceback", ""))
+        say(f"failed while {summary['stage']}: {summary['error']}")
+        say(summary.get("advice", ""))
+    elif not record.done:
+        from llm_adapters_lab.runs.status import resumes_at
+
+        begun = (record.folder / "spec.json").is_file()
+        where = resumes_at(record, record.spec) if begun else "at the beginning"
+        say(f"{summary['status']}. Run the same spec again: it resumes {where}.")
+    say(f"run: {record.folder}")

@@ -1,0 +1,104 @@
+"""How results are written: values as text, scores as rows of a table, and such rows as Markdown.
+
+`cli.console` prints the same rows on a terminal; `report.html.j2` has the HTML.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+NONE = "–"
+"""Text of a value that is not known."""
+LEAKING = "!"
+"""Mark of a task whose test rows are in the training data."""
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """Return a share, 0..1, as a percentage; a dash for None."""
+    return NONE if share is None else f"{100 * share:.{digits}f}%"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """Return the ends of an interval of shares as "12.3 to 45.6%"; a dash for None."""
+    return NONE if low is None or high is None else f"{100 * low:.1f} to {percent(high)}"
+
+
+def size(count: int) -> str:
+    """Return a number of bytes in MB, or in GB from 1 GB on."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def clock(seconds: float | None) -> str:
+    """Return a duration in seconds as m:ss or h:mm:ss; a dash for None."""
+    if seconds is None:
+        return NONE
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def cell(value: Any) -> str:
+    """Return a value as the text of a table cell."""
+    if value is None:
+        return NONE
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def heads(rows: Iterable[Row]) -> list[str]:
+    """Return the columns of rows, in the order in which the rows name them."""
+    return list(dict.fromkeys(head for row in rows for head in row))
+
+
+def texts(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Return the columns of rows as text, without those in which no row has a value."""
+    columns = {head: [cell(row.get(head)) for row in rows] for head in heads(rows)}
+    return {head: column for head, column in columns.items() if set(column) != {NONE}}
+
+
+def score_cells(score: Row) -> dict[str, Any]:
+    """Return a score as the cells of a row, the most important first.
+
+    Args:
+        score: one of a summary, a row of `comparison.compare`, or one of `published_results.published`.
+    """
+    shots = f", {score['shots']} shots" if score.get("shots") else ""
+    return {
+        "accuracy": percent(score["accuracy"]),
+        "95% interval": interval(score.get("low"), score.get("high")),
+        "correct": None if score.get("correct") is None else f"{score['correct']} of {score['total']}",
+        "chance": percent(score.get("chance")),
+        "majority": percent(score.get("majority")),
+        "in format": percent(score.get("in_format")),
+        "by label": percent(score.get("by_label")),
+        "by text": percent(score.get("by_text")),
+        "too long": score.get("too_long") or None,
+        "protocol": f"{score['protocol']}{shots}" if score.get("protocol") else None,
+    }
+
+
+def task_cell(row: Row) -> str:
+    """Return the task of a row of `comparison.compare`, marked if its test rows leaked; its status if it has none."""
+    return str(row["task"] or row["status"]) + LEAKING * bool(row.get("leak") or row.get("contaminated"))
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Return rows as a Markdown table; whatever the cells hold is shown as it stands."""
+    columns = texts(rows)
+    lines = [
+        list(columns),
+        ["---"] * len(columns),
+        *zip(*(map(plain_markdown, c) for c in columns.values()), strict=True),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def plain_markdown(text: str) -> str:
+    """Return text that Markdown shows as it stands."""
+    return re.sub(r"([\\`*_{}\[\]<>|#!~&])", r"\\\1", " ".join(text.split()))

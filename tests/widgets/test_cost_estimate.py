@@ -1,0 +1,74 @@
+"""Time and memory of a run as the panel shows them: estimated by a real process, or unknown."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+from launches import small
+
+from llm_adapters_lab.runs.forecast.duration import alike
+from llm_adapters_lab.runs.record import Run
+from llm_adapters_lab.runs.spec import RunSpec
+from widgets.forms.cost_estimate import CostEstimate, fits
+
+
+def children() -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()]
+
+
+def estimated(spec: RunSpec, root: Path) -> str:
+    costs = CostEstimate(root)
+    asyncio.run(costs.estimate(spec))
+    said: str = costs.widget.value
+    return said
+
+
+def test_memory_is_estimated_in_another_process(tmp_path: Path) -> None:
+    said = estimated(small(), tmp_path)
+    assert "unknown until a run" in said and "✓ it fits" in said
+    assert "the largest training step takes about" in said
+    assert "MB of the" in said
+
+
+def test_time_comes_from_similar_runs(finished: tuple[Path, dict[str, str]]) -> None:
+    root, ids = finished
+    spec = Run(root / ids["lora"]).spec
+    other = spec.model_copy(update={"adapter": spec.adapter.model_copy(update={"rank": 2}), "seed": 9})
+    (event,) = Run(root / ids["lora"]).events("Finished")
+    assert alike(other, root) == [event["seconds"]]
+    assert alike(spec.model_copy(update={"base": "smollm2-135m"}), root) == []
+
+
+def test_a_bare_base_needs_memory_for_its_weights(tmp_path: Path) -> None:
+    said = estimated(small(base="tiny:llama"), tmp_path)
+    assert "the largest training step takes about" in said
+    assert "<b>Memory: </b>the weights take 5.2" in estimated(small(adapter=None), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("needed", "available", "said"),
+    [
+        (10**9, 10**10, "takes 1 GB of the 10 GB of this machine: ✓ it fits."),
+        (9 * 10**9, 10**10, "takes 9 GB of the 10 GB of this machine: it will be tight."),
+        (2 * 10**10, 10**10, "✗ takes 20 GB, more than the 10 GB of this machine: it does not fit."),
+        (10**9, 0, "takes 1 GB."),
+    ],
+)
+def test_memory_is_compared_with_that_of_the_machine(needed: int, available: int, said: str) -> None:
+    assert fits("takes", needed, available) == said
+
+
+def test_a_change_of_the_spec_ends_the_estimate(tmp_path: Path) -> None:
+    async def kernel() -> None:
+        costs, before = CostEstimate(tmp_path, wait=0), children()
+        costs.show(small())
+        while children() == before:
+            await asyncio.sleep(0.01)
+        assert "estimating" in costs.widget.value
+        costs.show(None)
+        assert costs.widget.value == ""
+        while children() != before:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(kernel(), 60))

@@ -1,0 +1,94 @@
+"""Small widgets that ipywidgets lacks, and shorthands for those that it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import ipywidgets as W
+import traitlets
+
+
+def static(name: str) -> str:
+    """Return the text of a file in the folder `static`: the stylesheet, or the front-end module of a widget."""
+    return (Path(__file__).parents[1] / "static" / name).read_text(encoding="utf-8")
+
+
+def button(
+    text: str,
+    tooltip: str = "",
+    style: str = "",
+    *,
+    disabled: bool = False,
+    click: Callable[[Any], object] | None = None,
+) -> Any:
+    """Return a button; its style is "primary", "danger" or "", and `click` is called with the button."""
+    made = W.Button(description=text, tooltip=tooltip, button_style=style, disabled=disabled)
+    if click:
+        made.on_click(click)
+    return made
+
+
+def field(kind: Any, label: str, width: str, **traits: Any) -> Any:
+    """Return a labelled control of class `kind`; `width` includes the label and is limited to the page."""
+    layout = W.Layout(width=width, max_width="98%")
+    return kind(description=label, style={"description_width": "initial"}, layout=layout, **traits)
+
+
+def text_area(tooltip: str, rows: int, **traits: Any) -> Any:
+    """Return a text area as wide as the page. It shows plain text, so nothing has to be escaped."""
+    return W.Textarea(tooltip=tooltip, rows=rows, layout=W.Layout(width="auto"), **traits)
+
+
+def row(*children: Any) -> Any:
+    """Return widgets side by side; they wrap on a narrow page."""
+    return W.HBox(children, layout=W.Layout(flex_flow="row wrap", align_items="center"))
+
+
+def column(*children: Any, css: str = "") -> Any:
+    """Return widgets below each other, as wide as the page; `css` is a class of the stylesheet."""
+    made = W.VBox(children, layout=W.Layout(width="auto"))
+    return made.add_class(css) if css else made
+
+
+def show_if(shown: object, *widgets: Any) -> None:
+    """Show or hide widgets; hidden ones take no space."""
+    for widget in widgets:
+        widget.layout.display = "" if shown else "none"
+
+
+class Collapsible:
+    """A button that shows and hides what is below it. Unlike ipywidgets' accordion, it works with the keyboard."""
+
+    def __init__(self, title: str, content: Any) -> None:
+        """Start collapsed."""
+        self._title, self._box = title, W.VBox([content])
+        self.button = W.ToggleButton()
+        self.button.add_class("lab-fold")
+        self.button.observe(self._toggled, "value")
+        self.widget = W.VBox([self.button, self._box])
+        self._toggled()
+
+    def _toggled(self, change: Any = None) -> None:
+        self.button.description = f"{'▾' if self.button.value else '▸'} {self._title}"
+        show_if(self.button.value, self._box)
+
+
+class CopyButton(anywidget.AnyWidget):
+    """A button that copies `text` to the clipboard, in the browser."""
+
+    _esm = static("copy_button.js")
+    text = traitlets.Unicode("").tag(sync=True)
+    label = traitlets.Unicode("Copy").tag(sync=True)
+
+
+class AccessibleNames(anywidget.AnyWidget):
+    """An invisible widget that gives the controls around it the names that screen readers need.
+
+    The names come from tooltips and from the labels next to the controls. ipywidgets gives slider handles no name, and
+    its empty labels hide the titles of text boxes from browsers.
+    """
+
+    _esm = static("accessible_names.js")
