@@ -11,11 +11,14 @@ comes from the docstrings of `tests/museum/`.
 from __future__ import annotations
 
 import ast
+import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
@@ -24,7 +27,12 @@ from llm_adapters_lab import RunSpec, inject
 from llm_adapters_lab.core import all_adapters
 from llm_adapters_lab.core.merging import changed_tensors
 from llm_adapters_lab.core.registry import ADAPTERS, Entry
+from llm_adapters_lab.evaluation.predictions import BEAMS
+from llm_adapters_lab.evaluation.scoring import RULES
 from llm_adapters_lab.models import tiny
+from llm_adapters_lab.results.published_results import remarks, tables
+from llm_adapters_lab.runs.presets import spec_presets
+from llm_adapters_lab.tasks.prompts import ORIGINAL, ORIGINAL_TRAINING, TEMPLATES
 
 ROOT = Path(__file__).parents[1]
 WITH_BIASES = "tiny:gpt2"
@@ -116,7 +124,80 @@ def museum() -> str:
     return "\n\n".join("\n\n".join([f"## {area.capitalize()}", *texts]) for area, texts in sections.items())
 
 
-TABLES = {
+BASES = {"llama-7b": "llama-7b", "llama-13b": "llama-13b", "bloomz-7b": "bloomz-7b1", "gpt-j-6b": "gpt-j-6b"}
+"""The bases of the paper, as its rows name them, and as the presets do."""
+ADAPTERS_OF_PAPER = ("prefix", "series", "parallel", "lora")
+
+
+def published_rows(base: str) -> str:
+    """Return recipe, accuracies and remarks of each published row of a base, for docs/published."""
+    parts = []
+    for kind in ADAPTERS_OF_PAPER:
+        name, spec = f"{base}-{kind}", RunSpec.load(f"paper/{BASES[base]}-{kind}")
+        train, data = spec.train, spec.data
+        held = f"{data.validation} rows, every {train.evaluate_every} steps" if data.validation else "none"
+        given = spec_presets()[f"paper/{BASES[base]}-{kind}"].fields["adapter"]
+        size = ", ".join(f"{key} {json.dumps(value).strip(chr(34))}" for key, value in given.items() if key != "type")
+        facts = {
+            "Preset": f"`paper/{BASES[base]}-{kind}`",
+            "Base": f"`{spec.base}`, {spec.dtype}",
+            "Adapter": f"{kind}: {size}",
+            "Training": f"{train.epochs:g} epochs, batch {train.batch} ({train.micro_batch} at a time), learning rate "
+            f"{train.learning_rate:g}, {train.warmup} steps of warm-up, then {train.schedule}; {train.precision}",
+            "Rows": f"`{data.task}`, at most {data.max_tokens} tokens, loss on {data.loss_on}; validation: {held}",
+            "Training prompt": f"`{data.template}`",
+            "Scoring prompt": f"`{ORIGINAL}`",
+            "Scoring": f"{BEAMS} beams; batch {spec.eval.batch}, padding masked; extraction `{RULES['paper']}`",
+        }
+        parts += [f"## {name}", table(("", ""), [(f"**{key}**", value) for key, value in facts.items()])]
+        for one in tables():
+            scores = one["rows"].get(name, {})
+            parts.append(f"{one['name'].capitalize()} ({one['source']}):")
+            parts.append(table([*scores, "mean"], [[f"{x:.1f}" for x in (*scores.values(), fmean(scores.values()))]]))
+        parts.append("\n".join(f"- {text}" for text in remarks(name) if text not in common_remarks()))
+    return "\n\n".join(parts)
+
+
+def common_remarks() -> list[str]:
+    """Return the remarks on every row that was trained."""
+    every = [remarks(f"{base}-{kind}") for base in BASES for kind in ADAPTERS_OF_PAPER]
+    return [text for text in every[0] if all(text in other for other in every)]
+
+
+def published_common() -> str:
+    """Return what holds for every published row, for docs/published."""
+    return "\n".join(f"- {text}" for text in common_remarks())
+
+
+def published_references() -> str:
+    """Return the published rows of models that were not trained, for docs/published."""
+    rows = [
+        (
+            f"`{name}`",
+            one["name"],
+            ", ".join(f"{task} {score}" for task, score in scores.items()),
+            " ".join(remarks(name)),
+        )
+        for one in tables()
+        for name, scores in one["rows"].items()
+        if name.rpartition("-")[0] not in BASES
+    ]
+    return table(("Row", "Table", "Accuracies", "Made how"), rows)
+
+
+def published_prompts() -> str:
+    """Return the two prompts of the original code, with a dot for every space that a reader could miss."""
+    names = {ORIGINAL_TRAINING: "Training", ORIGINAL: "Scoring"}
+    texts = {use: TEMPLATES[name].plain for name, use in names.items()}
+    shown = {use: re.sub(r"(?m)^ +| +$", lambda found: "·" * len(found[0]), text) for use, text in texts.items()}
+    return "\n\n".join(f"{use}:\n\n```text\n{text}\n```" for use, text in shown.items())
+
+
+TABLES: dict[tuple[str, str], Callable[[], str]] = {
+    ("docs/published/README.md", "prompts"): published_prompts,
+    ("docs/published/README.md", "remarks"): published_common,
+    ("docs/published/README.md", "references"): published_references,
+    **{(f"docs/published/{base}.md", "rows"): partial(published_rows, base) for base in BASES},
     ("README.md", "methods"): short_table,
     ("docs/adapters.md", "methods"): long_table,
     ("docs/runs.md", "fields"): field_table,

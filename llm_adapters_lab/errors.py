@@ -6,7 +6,7 @@ a panel shows it as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -19,11 +19,11 @@ class BadSpec(LabError, ValueError):
 
 
 class UnknownAnatomy(LabError):
-    """The model is not a decoder with recognisable layers and projections, or it routes tokens to experts."""
+    """The model is not a decoder with recognisable layers and projections."""
 
 
 class EmptyPlacement(LabError, ValueError):
-    """A placement matches no site of the model."""
+    """A placement matches no site of the model, or none in some of the layers it names."""
 
 
 class CannotInject(LabError):
@@ -68,6 +68,15 @@ class NotEnoughMemory(LabError):
 
 class TrainingFailed(LabError):
     """Training could not continue, for instance because the loss is no longer finite."""
+
+
+class NotFinite(LabError):
+    """A model's logits are nan or infinite, so that it cannot answer; `rows` are their numbers in the batch."""
+
+    def __init__(self, text: str, rows: Sequence[int] = ()) -> None:
+        """Store the message, and the rows."""
+        super().__init__(text)
+        self.rows = rows
 
 
 class ProcessLost(LabError):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -110,6 +111,60 @@ class Probed(Event):
     update_ratio: dict[str, float]
 
 
+def _counted(words: str) -> int:
+    return field(default=0, metadata={"words": words})
+
+
+@dataclass(frozen=True)
+class LeftOut(Event):
+    """How many of the `rows` read for training and validation were left out, or are unusual in some way."""
+
+    rows: int
+    too_long: int = _counted("longer than data.max_tokens, dropped")
+    empty: int = _counted("without an output, dropped")
+    held_out: int = _counted("with a validation question, dropped")
+    repeated: int = _counted("equal to an earlier row")
+    unknown: int = _counted("with characters that the tokenizer does not know")
+    control: int = _counted("with a control token written out, read as text")
+    scored: int = _counted("with a question of the scored rows")
+
+    @property
+    def dropped(self) -> int:
+        """Number of rows that are neither learnt nor validated on."""
+        return self.too_long + self.empty + self.held_out
+
+    @property
+    def text(self) -> str:
+        """A sentence with all counts that are not zero; "" if there are none."""
+        counts = ((getattr(self, part.name), part.metadata.get("words")) for part in dataclasses.fields(self))
+        told = [f"{count:,} {words}" for count, words in counts if words and count]
+        return f"Of {self.rows:,} training rows: {'; '.join(told)}." if told else ""
+
+
+@dataclass(frozen=True)
+class Unreadable(Event):
+    """Rows on which even a perfect answer is judged wrong, because the tokenizer or the extraction rule changes it.
+
+    `count` of the `total` rows of a set, "train" or "test/<task>"; examples: id, gold answer and reading of the first.
+    """
+
+    of: str
+    count: int
+    total: int
+    examples: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """A sentence with the count and examples."""
+        share = f"{self.count:,} of {self.total:,} rows ({self.count / self.total:.0%})"
+        return f"{self.of}: a perfect answer is judged wrong in {share}, such as {'; '.join(self.examples)}."
+
+    @property
+    def noticed(self) -> bool:
+        """Whether it is more than 1 % of the rows."""
+        return 100 * self.count > self.total
+
+
 @dataclass(frozen=True)
 class Scoring(Event):
     """Progress of the scoring: `done` of `total` rows of a task have been answered."""
@@ -169,3 +224,12 @@ class Failed(Event):
     traceback: str = ""
     step: int = 0
     advice: str = ""
+
+
+def row_remarks(summary: Mapping[str, Any]) -> list[str]:
+    """Return sentences about the rows of a finished run: which were left out, and which cannot be judged right."""
+    found = summary.get("rows") or {}
+    left_out = [LeftOut(**found["left_out"]).text] if found.get("left_out") else []
+    return [
+        text for text in (*left_out, *(Unreadable(**fields).text for fields in found.get("unreadable", ()))) if text
+    ]

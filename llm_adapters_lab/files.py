@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -36,6 +37,30 @@ def writing(path: Path) -> Iterator[None]:
         raise CannotWrite(
             f"{path} cannot be written: {reason}. Make room, lift the protection or choose another place."
         ) from error
+
+
+@contextlib.contextmanager
+def writing_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder, whose files are moved to `folder` when all of them are written.
+
+    After an error nothing in `folder` has changed; if it did not exist, it still does not.
+
+    Raises:
+        CannotWrite: it cannot be written.
+    """
+    with writing(folder):
+        new = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=".", suffix=PART, dir=folder))
+        try:
+            yield part
+            # The config comes last: a folder without one is not mistaken for a whole adapter or model.
+            for file in sorted(part.iterdir(), reverse=True):
+                file.replace(folder / file.name)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+            if new and not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def append_line(path: Path, value: dict[str, Any]) -> None:

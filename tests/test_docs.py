@@ -31,7 +31,14 @@ ROOT = Path(__file__).parents[1]
 LAB = ROOT / "llm_adapters_lab"
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-    for pattern in ("README.md", "CONTRIBUTING.md", "docs/*.md", "notebooks/README.md", "benchmarks/*.md")
+    for pattern in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/*.md",
+        "docs/published/*.md",
+        "notebooks/README.md",
+        "benchmarks/*.md",
+    )
     for path in sorted(ROOT.glob(pattern))
 }
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)

@@ -39,7 +39,7 @@ ROOMS = (
     "results",
     "cli",
 )
-GROUND = ("_lazy", "_version", "config", "errors", "events", "files", "markup", "privacy")
+GROUND = ("_lazy", "_version", "config", "errors", "events", "files", "markup", "privacy", "signatures")
 PANEL_ROOMS = ("kit", "figures", "forms", "panels", "lab")
 
 

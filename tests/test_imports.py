@@ -1,6 +1,7 @@
 """Importing the package costs nothing, and its public names mean what they say, whoever imported what first."""
 
 import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -62,4 +63,4 @@ def test_submodules_without_such_a_name_stay_modules():
     from llm_adapters_lab.models import loading
 
     assert placement.__name__ == "llm_adapters_lab.core.placement"
-    assert loading.load_base is llm_adapters_lab.load_base
+    assert loading.load_base is inspect.unwrap(llm_adapters_lab.load_base)

@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.functional import dropout, linear
 
 from llm_adapters_lab.adapters.lora import LoRA, LoRAConfig
-from llm_adapters_lab.adapters.shared.low_rank import base_weight, from_peft
+from llm_adapters_lab.adapters.shared.low_rank import Remembered, base_weight, from_peft
 from llm_adapters_lab.core import weights
 from llm_adapters_lab.core.registry import register_adapter
 from llm_adapters_lab.core.sites import Site
@@ -43,32 +43,37 @@ class DoRA(LoRA):
         """Create A, B, and the magnitudes m (d_out,) from the row norms of W."""
         super().__init__(config, site, base)
         self.site, self.base = site, (base,)  # in a tuple, torch does not register the module as a child
-        self.magnitude = nn.Parameter(self._direction(base_weight(site, base)).norm(dim=1))
+        self.norm, self.factors = Remembered(), Remembered()
+        self.magnitude = nn.Parameter(self._direction().norm(dim=1))
 
     @staticmethod
     def per_site(config: LoRAConfig, site: Site) -> int:
         """Return r (d_in + d_out) + d_out."""
         return LoRA.per_site(config, site) + site.d_out
 
-    def _direction(self, weight: torch.Tensor) -> torch.Tensor:
+    def _direction(self, weight: torch.Tensor | None = None) -> torch.Tensor:
+        weight = base_weight(self.site, self.base[0]) if weight is None else weight
         return weight + self.scale * (self.B @ self.A).detach()
 
     def _gain(self, norm: torch.Tensor) -> torch.Tensor:
         # A feature whose weights are all zero has no direction and does not change.
         return torch.where(norm == 0, torch.ones_like(norm), self.magnitude / norm.clamp(min=1e-30))
 
+    def _factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return g - 1 (d_out,) and g s B (d_out, r) with g = m / ||W + s B A||."""
+        gain = self._gain(self.norm.get(lambda: self._direction().norm(dim=1), *self.base, self.A, self.B, self.scale))
+        return (gain - 1).to(self.B.dtype), ((gain * self.scale)[:, None] * self.B).to(self.B.dtype)
+
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return y + (g - 1) (y - b) + g s B A x with g = m / ||W + s B A||."""
-        (base,) = self.base
-        with torch.no_grad():
-            norm = self._direction(base_weight(self.site, base)).norm(dim=1)
-        gain = self._gain(norm)
+        if torch.is_grad_enabled():
+            more, up = self._factors()
+        else:  # nothing changes between two calls
+            more, up = self.factors.get(self._factors, *self.base, self.A, self.B, self.magnitude, self.scale)
         if self.dropout and self.training:
             x = dropout(x, self.dropout)
-        bias = weights.bias(base)
-        bare = y if bias is None else y - bias
-        changed: torch.Tensor = y + (gain - 1) * bare + gain * self.scale * linear(linear(x, self.A), self.B)
-        return changed
+        bare = y if (bias := weights.bias(*self.base)) is None else y - bias
+        return torch.addcmul(y, bare, more) + linear(linear(x, self.A), up)
 
     def merged(self, own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return m / ||W + s B A|| * (W + s B A)."""

@@ -2,15 +2,15 @@
 
     y = W x + s B A x,   s = alpha / r   (rsLoRA: alpha / sqrt(r))
 
-with x: (..., d_in), A: (r, d_in), B: (d_out, r). With `init: kaiming` or `gaussian`, B starts at zero. PiSSA
-initialises A_0, B_0 with the r leading singular vectors of W and trains their change, y = W x + s (B A - B_0 A_0) x, so
-that W does not change. Training always starts at the base. The update is linear in x: W' = W + s B A (- s B_0 A_0)
-merges exactly.
+with x: (..., d_in), A: (r, d_in), B: (d_out, r). With `init: kaiming` or `gaussian`, B starts at zero. PiSSA starts at
+the r leading singular vectors of W, OLoRA at the first r columns and rows of W = Q R; both train the change,
+y = W x + s (B A - B_0 A_0) x, so that W does not change. Training always starts at the base. The update is linear in x:
+W' = W + s B A (- s B_0 A_0) merges exactly.
 
 Parameters: r (d_in + d_out) for each site, plus 1 with a learned scale.
 
-Source: Hu et al. 2021, arXiv:2106.09685, equation 3 (their W_0, ΔW / ours W, s B A; their α / our alpha); rsLoRA:
-Kalajdzievski 2023, arXiv:2312.03732, theorem 3.2; PiSSA: Meng et al. 2024, arXiv:2404.02948, equations 2 to 4.
+Source: Hu et al. 2021, arXiv:2106.09685, equation 3 (their W_0, ΔW / ours W, s B A); rsLoRA: Kalajdzievski 2023,
+arXiv:2312.03732, theorem 3.2; PiSSA: Meng et al. 2024, arXiv:2404.02948, equations 2 to 4; OLoRA: arXiv:2406.01775.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn.functional import dropout, linear
 
-from llm_adapters_lab.adapters.shared.low_rank import from_peft, initial_factors, to_peft
+from llm_adapters_lab.adapters.shared.low_rank import MOVED, from_peft, initial_factors, read_peft, to_peft
 from llm_adapters_lab.core.adapter import Adapter
 from llm_adapters_lab.core.adapter_config import AdapterConfig
 from llm_adapters_lab.core.registry import register_adapter
@@ -37,8 +37,8 @@ class LoRAConfig(AdapterConfig):
     rank: int = Field(default=8, ge=1, le=4096, description="rank r of the update")
     alpha: float = Field(default=16.0, gt=0, description="numerator of the scale s")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout on the input of A")
-    init: Literal["kaiming", "gaussian", "pissa"] = Field(
-        default="kaiming", description="initialisation of A: Kaiming-uniform, N(0, 1/r²), or singular vectors of W"
+    init: Literal["kaiming", "gaussian", "pissa", "olora"] = Field(
+        default="kaiming", description="A: Kaiming-uniform, N(0, 1/r²), or (with B) from W: singular vectors, or QR"
     )
     scale: Literal["alpha", "rslora", "learned"] = Field(
         default="alpha", description="s: alpha / rank, alpha / sqrt(rank), or trained from alpha / rank"
@@ -50,20 +50,20 @@ class LoRA(Adapter):
     """Low-rank update of one projection."""
 
     peft_type = "LORA"
+    read_peft = staticmethod(read_peft)
+    example = {"rank": 4}
     A0: torch.Tensor
     B0: torch.Tensor
-    example = {"rank": 4}
 
     def __init__(self, config: LoRAConfig, site: Site, base: nn.Module) -> None:
         """Create A (r, d_in) and B (d_out, r)."""
         super().__init__(config, site, base)
-        self.dropout = config.dropout
+        self.dropout, self.moved = config.dropout, config.init in MOVED
         factor = config.alpha / (math.sqrt(config.rank) if config.scale == "rslora" else config.rank)
         self.scale: float | nn.Parameter = nn.Parameter(torch.tensor(factor)) if config.scale == "learned" else factor
         a, b = initial_factors(config.init, config.rank, factor, site, base)
         self.A, self.B = nn.Parameter(a), nn.Parameter(b)
-        self.pissa = config.init == "pissa"
-        if self.pissa:
+        if self.moved:
             self.register_buffer("A0", a.clone())
             self.register_buffer("B0", b.clone())
 
@@ -73,17 +73,17 @@ class LoRA(Adapter):
         return config.rank * (site.d_in + site.d_out) + (config.scale == "learned")
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Return y + s B A x, for PiSSA minus s B_0 A_0 x."""
+        """Return y + s B A x, for PiSSA and OLoRA minus s B_0 A_0 x."""
         if self.dropout and self.training:
             x = dropout(x, self.dropout)
         change = linear(linear(x, self.A), self.B)
-        if self.pissa:
+        if self.moved:
             change = change - linear(linear(x, self.A0), self.B0)
         return y + change * self.scale
 
     def merged(self, own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return W + s B A, for PiSSA minus s B_0 A_0."""
-        change = self.B @ self.A - self.B0 @ self.A0 if self.pissa else self.B @ self.A
+        """Return W + s B A, for PiSSA and OLoRA minus s B_0 A_0."""
+        change = self.B @ self.A - self.B0 @ self.A0 if self.moved else self.B @ self.A
         return {"weight": own["weight"] + self.scale * change}
 
     def to_peft(self, config: LoRAConfig) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

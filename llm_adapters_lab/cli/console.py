@@ -23,6 +23,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
+from llm_adapters_lab.events import LeftOut
 from llm_adapters_lab.results.formatting import clock, size
 from llm_adapters_lab.results.formatting import texts as columns
 
@@ -251,6 +252,8 @@ class Progress(ExitStack):
         elif kind == "Validated":
             best = ", the best so far" if fields["best"] else ""
             self._print(f"validation loss {fields['loss']:.3f} after step {fields['step']}{best}")
+        elif isinstance(event, LeftOut):
+            self._print(event.text)
         elif kind == "Noticed":
             self._print(fields["text"])
         elif kind == "Scoring":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -48,7 +49,7 @@ def export(
 
     with writing(out):
         (to_peft if format == "peft" else save_adapter)(injection, out, loaded.name)
-        write_card(out, loaded.name, injection.config, format, record, push)
+        write_card(out, loaded.name, injection.config, format, record, push, injection.other_base)
     say(f"{injection.config.type} adapter: {out}")
     if push:
         say(f"on the hub: {hub.push(out, push, private)}")
@@ -59,6 +60,7 @@ def merge(
     out: Out,
     max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Maximum size of a file.")] = "5GB",
     dequantize: Annotated[bool, typer.Option("--dequantize", help="Dequantise a quantised base first.")] = False,
+    round: Annotated[bool, typer.Option("--round", help="Merge even if rounding takes over 10 % of ΔW.")] = False,
     base: BaseName = None,
     root: Root = Path("runs"),
 ) -> None:
@@ -68,9 +70,11 @@ def merge(
     loaded, injection, _ = _load(source, root, base)
     from llm_adapters_lab.core.saving import save_merged
 
-    with writing(out):
-        save_merged(injection, out, loaded.tokenizer, max_shard_size, dequantize=dequantize)
+    with writing(out), warnings.catch_warnings(action="ignore", category=UserWarning):  # told below
+        save_merged(injection, out, loaded.tokenizer, max_shard_size, dequantize=dequantize, round=round)
     say(f"merged model: {out}")
+    if injection.rounding and injection.rounding.noticeable:
+        say(str(injection.rounding))
 
 
 def _check_new(out: Path) -> None:

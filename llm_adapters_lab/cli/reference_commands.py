@@ -159,6 +159,7 @@ def anatomy(
         "roles": list(found.roles),
         "sites": [{"key": site.key, **vars(site)} for site in sites],
         "selected": [site.key for site in chosen] if at else None,
+        "left_out": [{"path": path, "class": kind} for path, kind in found.left_out],
     }
     return Output(value, lambda: _show_anatomy(model, found, chosen, at))
 
@@ -220,7 +221,12 @@ def _show_anatomy(model: str, anatomy: Anatomy, chosen: Sequence[Site], at: str 
             parent.add(line)
     console().print(root, soft_wrap=True)
     if at:
+        from llm_adapters_lab.core.sites import describe_counts, placement_counts
+
         say(f"● selected by {at!r}: {len(chosen)} site{'s' * (len(chosen) != 1)}")
+        say(describe_counts(placement_counts(chosen)))
+    if anatomy.left_out:
+        remark(anatomy.remark)
 
 
 def _layer(anatomy: Anatomy, index: int, marked: set[str]) -> tuple[tuple[int, str], ...]:

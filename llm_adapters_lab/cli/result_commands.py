@@ -162,6 +162,7 @@ def compare(
     from llm_adapters_lab.results import paired_tests, seed_groups
     from llm_adapters_lab.results.appearance import looks, short_names
     from llm_adapters_lab.results.comparison import compare, remarks, spec_fields, task_names
+    from llm_adapters_lab.results.formatting import item_cells
     from llm_adapters_lab.results.published_results import published
 
     chosen = _chosen(names or (), root, sort, terms, limit)
@@ -194,6 +195,9 @@ def compare(
             show_rows(cells, keep=5, cut="run")
         for text in remarks(rows + beside):
             remark(text)
+        for name in set(paper or ()) - {row["name"] for row in beside}:
+            known = ", ".join(row["task"] for row in published(name))
+            remark(f"{name}: the paper has none of these tasks. It has {known}.")
         if found["pairs"]:
             paired = {look.name: short[run] for run, look in looks([run for run in chosen if run.done]).items()}
             cells = [_pair(row, paired) for row in found["pairs"]]
@@ -201,13 +205,14 @@ def compare(
             left_out = show_rows(cells, keep=6, cut="other run")
             if "verdict" not in left_out and any(row["verdict"] == UNDECIDED for row in cells):
                 remark(f"{UNDECIDED}: not distinguishable on the items that both have answered.")
+            for text in paired_tests.differing_questions(found["pairs"]):
+                remark(text)
         if found["seeds"]:
             say("\nRuns that differ only in their seed")
             show_rows([_spread(row) for row in found["seeds"]], keep=3, cut="run")
         if found.get("items"):
             say("\nItems that only one of two runs got right")
-            listed = [row | {"against": called[row["against"]]} for row in found["items"]]
-            show_rows([{key: row[key] for key in row if key != "prompt"} for row in listed], keep=4, cut="against")
+            show_rows([item_cells(row) | {"against": called[row["against"]]} for row in found["items"]], keep=5)
         if html:
             say(f"report: {html}")
 
@@ -246,9 +251,9 @@ def _pair(row: Row, names: Mapping[str, str]) -> Row:
     return {
         "other run": names[row["second"]],
         "task": row["task"],
-        "difference": f"{100 * row['difference']:+.1f}",
-        "95% interval": f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}",
-        "p": f"{row['p']:.2g}",
+        "difference": f"{100 * row['difference']:+.1f}" if row["items"] else None,
+        "95% interval": f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}" if row["items"] else None,
+        "p": f"{row['p']:.2g}" if row["items"] else None,
         "verdict": {row["first"]: "worse", row["second"]: "better", "not distinguishable": UNDECIDED}.get(
             verdict, verdict
         ),
@@ -301,6 +306,7 @@ def report(
 
 def show_result(record: Run) -> None:
     """Print the scores of a run with what they have to beat, its training, and its folder."""
+    from llm_adapters_lab.events import row_remarks
     from llm_adapters_lab.results.comparison import compare, remarks
 
     summary, rows = record.summary, [row for row in compare([record]) if row["task"]]
@@ -308,12 +314,18 @@ def show_result(record: Run) -> None:
         show_rows([{"task": task_cell(row), **score_cells(row)} for row in rows], keep=2)
         for text in remarks(rows):
             remark(text)
+    for text in row_remarks(summary):
+        remark(text)
     if trained := summary.get("train"):
         loss = f"loss {trained['loss_first']:.3f} to {trained['loss_last']:.3f}"
         speed = f"{trained['tokens_per_second']:,.0f} tokens/s"
         say(f"trained {trained['steps']} steps in {clock(trained['seconds'])}, {loss}, {speed}")
     if held := summary.get("adapter_bytes"):
-        say(f"adapter: {summary['trainable_parameters']:,} parameters, {held / 1000:,.1f} kB of tensors on disk")
+        from llm_adapters_lab.core.sites import describe_counts
+
+        where = describe_counts(summary.get("sites") or {})
+        at = f" at {where}" if where else ""
+        say(f"adapter: {summary['trainable_parameters']:,} parameters{at}, {held / 1000:,.1f} kB of tensors on disk")
     if "error" in summary:
         say(summary.get("traceback", ""))
         say(f"failed while {summary['stage']}: {summary['error']}")

@@ -138,7 +138,9 @@ def doctor(
 def show_forecast(found: Forecast) -> None:
     """Print a forecast as tables and notes."""
     spec, unknown = found.spec, "unknown"
-    places = ", ".join(f"{count} {role}" for role, count in found.sites.items()) or "the whole model"
+    from llm_adapters_lab.core.sites import describe_counts
+
+    places = describe_counts(found.sites_by_layer) or "the whole model"
     facts = {
         "run": f"{found.id} ({found.state})",
         "base": f"{spec.base}: {found.base_parameters:,} parameters",

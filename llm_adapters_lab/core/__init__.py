@@ -21,4 +21,5 @@ __getattr__, __dir__, __all__ = attach(
         "modifiers.masks": "masks",
         ".": "weights placement",
     },
+    check=True,
 )

@@ -146,6 +146,11 @@ class Adapter(nn.Module):
         """
         raise NotImplementedError(f"{cls.__name__} has no from_peft")
 
+    @staticmethod
+    def read_peft(tensors: dict[str, torch.Tensor], fields: dict[str, Any], path: str) -> dict[str, torch.Tensor]:
+        """Return tensors for `load_peft`, if `fields`, peft's config, treats the module at `path` in its own way."""
+        return tensors
+
     def load_peft(self, tensors: dict[str, torch.Tensor]) -> None:
         """Load tensors as returned by `to_peft`."""
         raise NotImplementedError(f"{type(self).__name__} has no load_peft")

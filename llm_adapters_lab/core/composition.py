@@ -20,11 +20,12 @@ from llm_adapters_lab.core import weights
 from llm_adapters_lab.core.hooks import AdapterChain, chain_name
 from llm_adapters_lab.core.injection import Injection, injections
 from llm_adapters_lab.core.merging import changed_tensors, check_writable
+from llm_adapters_lab.core.rounding import measure, probe
 from llm_adapters_lab.errors import BadSpec, CannotMerge, choices
 
 
 def stack(model: nn.Module, *names: str) -> None:
-    """Enable these adapters, in this order at every site that they share, and disable all others.
+    """Enable these adapters, in this order wherever they sit at the same output, and disable all others.
 
     Args:
         model: the model that they are in.
@@ -37,9 +38,7 @@ def stack(model: nn.Module, *names: str) -> None:
     for chain in _chains(model):
         chain.mix = {}
         chain.off = set(chain) - set(names)
-        for name in names:
-            if name in chain:
-                chain[name] = chain.pop(name)
+        chain.turns |= {name: (i, chain.turns[name][1]) for i, name in enumerate(names, 1) if name in chain}
 
 
 def mix(model: nn.Module, shares: Mapping[str, float]) -> None:
@@ -64,32 +63,42 @@ def mix(model: nn.Module, shares: Mapping[str, float]) -> None:
             raise BadSpec(f"{name!r} is {injection.config.type!r}, whose effects do not add up; stack it instead.")
     if bad := [f"{name} = {share}" for name, share in shares.items() if not math.isfinite(share)]:
         raise BadSpec(f"The shares of a mix are finite numbers; given was {', '.join(bad)}.")
-    first: dict[str, tuple[str, str]] = {}
+    at: dict[str, set[tuple[str, str]]] = {}
     for name, injection in mixed.items():
         for site in injection.sites.values():
-            other, attribute = first.setdefault(site.path, (name, chain_name(site)))
-            if other != name and attribute != chain_name(site):
-                raise BadSpec(f"{other!r} and {name!r} follow one another at {site.path}, so they cannot be mixed.")
+            here = at.setdefault(site.path, set())
+            here.add((name, chain_name(site)))
+            if len(names := sorted({n for n, _ in here})) > 1 and len({chain for _, chain in here}) > 1:
+                raise BadSpec(f"{' and '.join(map(repr, names))} follow one another at {site.path}: they do not mix.")
     for chain in _chains(model):
         chain.mix = {name: float(shares[name]) for name in chain if name in shares}
         chain.off = set(chain) - set(shares)
 
 
-def merge_mix(model: nn.Module) -> nn.Module:
+def merge_mix(model: nn.Module, *, round: bool = False) -> nn.Module:
     """Merge the current mix into the weights of the base, eject all adapters, and return the model.
 
+    Args:
+        model: the model that they are in.
+        round: as in `merge`.
+
     Raises:
-        CannotMerge: there is no mix, or one of its adapters cannot be merged. The model is then unchanged.
+        CannotMerge: there is no mix, one of its adapters cannot be merged, or rounding takes too much. The model is
+            then unchanged.
     """
     shares = {name: share for chain in _chains(model) for name, share in chain.mix.items()}
     if not shares:
         raise CannotMerge("There is no mix to merge; set one with `mix(model, {name: weight})`.")
-    for _ in _mixed_tensors(model, shares):
-        pass  # raises any error before anything is written
+    rounding = measure(model, _mixed_tensors(model, shares), round)  # raises before anything is written
+    before = probe(model) if rounding.noticeable else None
     for host, changed in _mixed_tensors(model, shares):
         weights.write(host, changed)
-    for injection in injections(model).values():
+    mixed = list(injections(model).values())
+    for injection in mixed:
         injection.eject()
+    rounding = rounding.told(model, before)
+    for injection in mixed:
+        injection.rounding = rounding
     return model
 
 

@@ -1,15 +1,18 @@
-"""The fingerprint of a base, which identifies its weights."""
+"""The fingerprint of a base: its weights, and what else decides its outputs."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from llm_adapters_lab.config import shown
 from llm_adapters_lab.core import weights
 from llm_adapters_lab.core.anatomy import base_modules, base_parameters
 from llm_adapters_lab.core.hooks import restore_parameters
@@ -20,10 +23,14 @@ SHOWN = 4
 TOLERANCE = 2.0**-7
 """Relative; twice half a unit in the last place of bf16: either base may have been rounded."""
 
+INDIFFERENT = r"^_|dtype$|version$|^architectures$|cache|quantization|initializ|drop|_token_id$|^output_|label"
+"""Settings of a configuration that do not change what a base computes of tokens."""
+PROBE = "Tokens of a text, 3.14 % of 2,718: <s> A(b)'s\n\tZürich – naïve 東京 ½"
+
 
 @torch.no_grad()
-def fingerprint(model: nn.Module) -> dict[str, Any]:
-    """Return the dtype of a base, and for each tensor its shape, a digest and a few values.
+def fingerprint(model: nn.Module, tokenizer: Any = None) -> dict[str, Any]:
+    """Return the dtype of a base, for each tensor its shape, a digest and a few values, its settings and its tokenizer.
 
     The digest of 4,096 evenly spaced elements distinguishes bases of one dtype that differ in any of them; the values
     serve to compare a base with a rounded copy. For a packed weight they are taken from its scales, without a digest,
@@ -52,30 +59,62 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
                 entry["digest"] = hashlib.sha256(picked.numpy().tobytes()).hexdigest()[:12]
                 dtypes.add(str(parameter.dtype))
         tensors[name] = entry
-    return {"dtype": ", ".join(sorted(dtypes)), "tensors": tensors}
+    found = {"dtype": ", ".join(sorted(dtypes)), "tensors": tensors, "settings": _settings(model)}
+    return found | ({"tokenizer": _tokens(tokenizer)} if tokenizer is not None else {})
+
+
+def _settings(model: nn.Module) -> dict[str, Any]:
+    """Return what decides the outputs besides the parameters: the configuration, and values of all buffers."""
+    config: Any = getattr(model, "config", None)
+    fields = json.loads(json.dumps(config.to_dict(), default=str)) if hasattr(config, "to_dict") else {}
+    found = {key: value for key, value in sorted(fields.items()) if not re.search(INDIFFERENT, key)}
+    for path, module in base_modules(model):
+        if weights.is_quantized(module) or weights.is_offloaded(module):
+            continue
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_floating_point() and buffer.numel() and buffer.device.type != "meta":
+                flat = buffer.detach().reshape(-1)
+                found[f"buffer {path}.{name}"] = flat[_spaced(len(flat), 64).to(flat.device)].float().tolist()
+    return found
+
+
+def _tokens(tokenizer: Any) -> dict[str, str]:
+    """Return digests of a vocabulary and of the ids of a text."""
+    parts = {"vocabulary": sorted(tokenizer.get_vocab().items()), "token ids": list(tokenizer(PROBE)["input_ids"])}
+    return {name: hashlib.sha256(json.dumps(part).encode()).hexdigest()[:12] for name, part in parts.items()}
 
 
 def _spaced(size: int, count: int) -> torch.Tensor:
     return torch.linspace(0, size - 1, min(size, count), dtype=torch.float64).long()
 
 
-def check_fingerprint(saved: Any, model: nn.Module, folder: Path) -> None:
-    """Check that a model is the base of a saved fingerprint; `folder`, of the adapter, is for messages.
+def check_fingerprint(
+    saved: Any, model: nn.Module, folder: Path, tokenizer: Any = None, *, refuse: bool = True
+) -> list[str]:
+    """Check that a model is the base of a saved fingerprint, and return the differences.
+
+    Args:
+        saved: the fingerprint; those of 0.1.0 have neither settings nor tokenizer, which are then not compared.
+        model: the base.
+        folder: of the adapter, for messages.
+        tokenizer: of the base, if it is known.
+        refuse: raise an error if there are differences.
 
     Raises:
         WrongBase: it is another base; the message lists the differences.
         BadSpec: `saved` is not a fingerprint.
     """
     try:
-        faults = _differences(saved, fingerprint(model))
+        faults = _differences(saved, fingerprint(model, tokenizer))
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise BadSpec(f"{folder / 'base.json'} is no fingerprint of a base ({error!r}). Save it again.") from None
-    if faults:
+    if faults and refuse:
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise WrongBase(
             f"The adapter in {folder} was trained on another base: {'; '.join(sorted(faults)[:5])}{more}. "
-            "Load the base named in its adapter.json. Nothing was loaded."
+            "Load the base named in its adapter.json, or use check_base=False. Nothing was loaded."
         )
+    return sorted(faults)
 
 
 def _differences(saved: dict[str, Any], present: dict[str, Any]) -> list[str]:
@@ -92,9 +131,27 @@ def _differences(saved: dict[str, Any], present: dict[str, Any]) -> list[str]:
             faults += [f"{name} has other values"] if old["digest"] != new["digest"] else []
         elif any(abs(a - b) > 1e-4 + TOLERANCE * abs(b) for a, b in zip(old["values"], new["values"], strict=True)):
             faults.append(f"{name} has other values")
+    for part in ("settings", "tokenizer"):
+        before, now = saved.get(part, {}), present.get(part, {})
+        faults += [
+            f"{name} is {shown(now[name])}, was {shown(before[name])}" if part == "settings" else f"the {name} differ"
+            for name in before.keys() & now.keys()  # another version of transformers may know other settings
+            if not _equal(before[name], now[name], TOLERANCE if name.startswith("buffer ") else 1e-5)
+        ]
     return faults
+
+
+def _equal(a: Any, b: Any, tolerance: float) -> bool:
+    """Return whether two settings are equal, floating-point numbers up to a relative tolerance."""
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(_equal(x, y, tolerance) for x, y in zip(a, b, strict=True))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_equal(a[key], b[key], tolerance) for key in a)
+    floats = isinstance(a, float) and isinstance(b, float)
+    return bool(a == b) or (floats and math.isclose(a, b, rel_tol=tolerance))
 
 
 def base_hash(base_print: dict[str, Any]) -> str:
     """Return the SHA-256 of a fingerprint: of names, shapes, dtype and up to 4,096 values of every tensor."""
-    return hashlib.sha256(json.dumps(base_print, sort_keys=True).encode()).hexdigest()
+    tensors = {key: base_print[key] for key in ("dtype", "tensors")}  # hashes of 0.1.0 remain what they were
+    return hashlib.sha256(json.dumps(tensors, sort_keys=True).encode()).hexdigest()

@@ -8,7 +8,9 @@ working in a copied model.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection
 from itertools import chain as concatenated
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -23,9 +25,11 @@ MARKS = ("read_by", "injections", CONTEXT_ATTRIBUTE)
 
 
 class AdapterChain(nn.ModuleDict):
-    """The adapters at one site by name, applied in the order in which they were added.
+    """The adapters at one site by name.
 
     Attributes:
+        turns: when each is applied, as (position of its injection, position of the site in that injection). All
+            adapters at the output of a module run in this order, whichever of its chains they are in.
         off: names of the disabled adapters.
         muted: names that are disabled within a context; a name may occur several times.
         mix: weights by name. If not empty, the adapters are not applied one after the other: each reads the output of
@@ -37,6 +41,7 @@ class AdapterChain(nn.ModuleDict):
     def __init__(self) -> None:
         """Create an empty chain."""
         super().__init__()
+        self.turns: dict[str, tuple[int, int]] = {}
         self.off: set[str] = set()
         self.muted: list[str] = []
         self.mix: dict[str, float] = {}
@@ -47,17 +52,19 @@ class AdapterChain(nn.ModuleDict):
         self.handles: list[Any] = []
 
     def active(self) -> dict[str, Any]:
-        """Return the enabled adapters by name."""
-        return {name: a for name, a in self.items() if name not in self.off and name not in self.muted}
+        """Return the enabled adapters by name, in their order."""
+        on = [name for name in self if name not in self.off and name not in self.muted]
+        return {name: self[name] for name in sorted(on, key=self.turns.__getitem__)}
 
-    def fold(self, x: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor:
+    def fold(self, x: torch.Tensor | None, y: torch.Tensor, names: Collection[str] | None = None) -> torch.Tensor:
         """Return y after all active adapters, in the dtype of y; each adapter computes in its own dtype.
 
         Args:
             x: input of the site; None if the site is an input, which is then y.
             y: output of the base at the site.
+            names: apply only these; by default all.
         """
-        active = self.active()
+        active = {name: a for name, a in self.active().items() if names is None or name in names}
         if not self.slices:
             return self._run(active, x, y)
         # Packed rows are one sequence, which is split along the tokens.
@@ -82,10 +89,19 @@ class AdapterChain(nn.ModuleDict):
 
 def _fold_output(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
     chain: AdapterChain = module.adapters  # type: ignore[assignment]
-    return chain.fold(args[0], output)
+    sublayer: AdapterChain | None = getattr(module, "sublayer_adapters", None)
+    if sublayer is None:
+        return chain.fold(args[0], output)
+    inputs, sublayer.x = {chain: args[0], sublayer: sublayer.x}, None
+    turns = sorted((c.turns[name], name, c) for c in inputs for name in c.active())
+    for one, group in groupby(turns, key=lambda turn: turn[2]):
+        output = one.fold(inputs[one], output, [name for _, name, _ in group])
+    return output
 
 
 def _fold_sublayer(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+    if hasattr(module, "adapters"):
+        return output  # `_fold_output` passes it through both chains
     chain: AdapterChain = module.sublayer_adapters  # type: ignore[assignment]
     x, chain.x = chain.x, None
     return chain.fold(x, output)
@@ -174,9 +190,11 @@ def attach(model: nn.Module, host: nn.Module, site: Site | None) -> AdapterChain
         reader = model.get_submodule(site.reader)
         # In a tuple, torch does not register the chain as a second child.
         reader.read_by = (chain,)  # type: ignore[assignment]
-        chain.handles = [reader.register_forward_pre_hook(_keep_input), after(_fold_sublayer)]
-    else:
-        chain.handles = [after(_fold_output)]
+        # The input of the sublayer, before an adapter at the input of this one projection changes it.
+        chain.handles = [reader.register_forward_pre_hook(_keep_input, prepend=True)]
+        chain.handles += [after(_fold_sublayer, prepend=hasattr(host, "parameter_adapters"))]
+    else:  # before the parameters that made the output are restored
+        chain.handles = [after(_fold_output, prepend=hasattr(host, "parameter_adapters"))]
     return chain
 
 
@@ -185,7 +203,7 @@ def detach(model: nn.Module, host: nn.Module, site: Site | None, name: str) -> N
     attribute = chain_name(site)
     chain = getattr(host, attribute)
     restore_parameters(host)
-    del chain[name]
+    del chain[name], chain.turns[name]
     chain.off.discard(name)
     chain.mix.pop(name, None)
     if len(chain) == 0:

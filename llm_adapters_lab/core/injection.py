@@ -5,6 +5,7 @@ The base keeps its classes, its parameter names and, after `eject`, every bit of
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,8 +23,9 @@ from llm_adapters_lab.core.modifiers.apply import apply_modifiers
 from llm_adapters_lab.core.modifiers.base import modified
 from llm_adapters_lab.core.quantized import check_gradients
 from llm_adapters_lab.core.registry import get_adapter
+from llm_adapters_lab.core.rounding import Rounding
 from llm_adapters_lab.core.sites import Site
-from llm_adapters_lab.errors import BadSpec, CannotInject, EmptyPlacement, StateMismatch
+from llm_adapters_lab.errors import BadSpec, CannotInject, EmptyPlacement, StateMismatch, choices
 
 INJECTIONS = "injections"
 """Attribute of a model that holds its injections."""
@@ -39,6 +41,8 @@ class Injection:
         name: of the adapters in every chain.
         sites: the sites by key; empty for an adapter of the whole model.
         adapters: the adapters by site key ("model" for the whole model).
+        other_base: how the base differs from the one that it was trained on, if it was loaded all the same.
+        rounding: what rounding took from it when it was merged; None before.
     """
 
     def __init__(self, model: nn.Module, anatomy: Anatomy, config: AdapterConfig, name: str) -> None:
@@ -46,6 +50,8 @@ class Injection:
         self.model, self.anatomy, self.config, self.name = model, anatomy, config, name
         self.sites: dict[str, Site] = {}
         self.adapters: dict[str, Adapter] = {}
+        self.other_base: list[str] = []
+        self.rounding: Rounding | None = None
         self._hosts: dict[str, nn.Module] = {}
         self._frozen: list[nn.Parameter] = []
 
@@ -93,7 +99,7 @@ class Injection:
         for key in own.keys() & state.keys():
             if state[key].is_floating_point() != own[key].is_floating_point():
                 faults.append(f"{key} holds {state[key].dtype}")
-            elif not bool(state[key].isfinite().all()):
+            elif not bool(state[key].float().isfinite().all()):
                 faults.append(f"{key} holds inf or nan")
         if faults:
             more = f" and {len(faults) - 8} more" if len(faults) > 8 else ""
@@ -133,12 +139,18 @@ class Injection:
         return torch.stack([value.to(found[0].device) for value in found]).sum() if found else None
 
     def host(self, key: str) -> nn.Module:
-        """Return the module at which the adapter of a site sits."""
+        """Return the module at which the adapter of a site sits.
+
+        Raises:
+            BadSpec: there is no such site.
+        """
+        if key not in self._hosts:
+            raise BadSpec(f"The adapter {self.name!r} has no site {key!r}. {choices(key, self._hosts)}")
         return self._hosts[key]
 
     def chain(self, key: str) -> AdapterChain:
         """Return the chain of all adapters at a site."""
-        chain = getattr(self._hosts[key], chain_name(self.sites.get(key)))
+        chain = getattr(self.host(key), chain_name(self.sites.get(key)))
         assert isinstance(chain, AdapterChain)
         return chain
 
@@ -167,9 +179,12 @@ class Injection:
             if parameter.requires_grad:
                 self._frozen.append(parameter)
                 parameter.requires_grad_(False)
-        mixed = any(isinstance(module, AdapterChain) and module.mix for module in self.model.modules())
-        for key, host in self._hosts.items():
+        chains = [module for module in self.model.modules() if isinstance(module, AdapterChain)]
+        mixed = any(chain.mix for chain in chains)
+        last = max((turn for chain in chains for turn, _ in chain.turns.values()), default=0)
+        for index, (key, host) in enumerate(self._hosts.items()):
             chain = attach(self.model, host, self.sites.get(key))
+            chain.turns[self.name] = (last + 1, index)
             chain[self.name] = self.adapters[key].train(host.training)
             if mixed:
                 chain.off.add(self.name)  # only the adapters named in a mix are on
@@ -234,6 +249,13 @@ def inject(
     anatomy = Anatomy.of(model)
     if at and not entry.placed:
         raise BadSpec(f"{config.type!r} acts on the whole model and takes no placement; given was {at!r}.")
+    reads_call = entry.cls.scope == "model" or entry.cls.needs_context or entry.cls.looks_back
+    called_with = inspect.signature(model.get_submodule(anatomy.decoder).forward).parameters
+    if reads_call and called_with.keys().isdisjoint(("input_ids", "inputs_embeds")):
+        raise CannotInject(
+            f"{config.type!r} acts on rows of tokens, and {type(model).__name__} has none ({anatomy.decoder or 'it'} "
+            f"takes {', '.join(called_with)}). Choose an adapter that acts on single outputs, such as a low-rank one."
+        )
     at = at or config.at or entry.at
     injection = Injection(model, anatomy, config.model_copy(update={"at": at}), name)
     injection.sites = {site.key: site for site in entry.cls.sites(anatomy, model, at)}

@@ -15,27 +15,31 @@ from llm_adapters_lab.core.anatomy import base_parameters
 from llm_adapters_lab.core.hooks import restore_parameters
 from llm_adapters_lab.core.injection import Injection, injections
 from llm_adapters_lab.core.registry import all_adapters
+from llm_adapters_lab.core.rounding import measure, probe
 from llm_adapters_lab.errors import CannotMerge
 
 Tensors = dict[str, torch.Tensor]
 
 
 @torch.no_grad()
-def merge(injection: Injection, *, dequantize: bool = False) -> nn.Module:
+def merge(injection: Injection, *, dequantize: bool = False, round: bool = False) -> nn.Module:
     """Merge adapters into the weights of the base, remove them, and return the model.
+
+    What rounding to the dtype of the base takes from ΔW is in `injection.rounding`, and warned of if it is noticeable.
 
     Args:
         injection: the adapters.
         dequantize: dequantise a quantised base, to the dtype of its other parameters.
+        round: merge even if less than 90 % of ΔW survives rounding.
 
     Raises:
         CannotMerge: the method is not a linear change of a weight; another adapter acts on the same module; this one is
-            disabled or part of a mix; or the base lacks a bias, is offloaded, or is quantised without `dequantize`. The
-            model is then unchanged.
+            disabled or part of a mix; the base lacks a bias, is offloaded, or is quantised without `dequantize`; or
+            rounding takes too much, without `round`. The model is then unchanged.
     """
-    for _ in merged_tensors(injection, dequantize):
-        pass  # raises any error before anything is written
     model = injection.model
+    rounding = measure(model, merged_tensors(injection, dequantize), round)  # raises before anything is written
+    before = probe(model) if rounding.noticeable else None
     plain = quantized.plain_projections(model) if dequantize else {}
     replaced = {model.get_submodule(path): module for path, module in plain.items()}
     for host, changed in merged_tensors(injection, dequantize):
@@ -43,6 +47,7 @@ def merge(injection: Injection, *, dequantize: bool = False) -> nn.Module:
     injection.eject()
     if plain:
         quantized.dequantize(model, plain)
+    injection.rounding = rounding.told(model, before)
     return model
 
 

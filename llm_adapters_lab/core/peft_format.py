@@ -1,13 +1,15 @@
 """Convert adapters to and from folders of peft.
 
 The name, fields and tensors of a method in peft are defined in its own file (`peft_type`, `to_peft`, `from_peft`,
-`load_peft`). This module has what they share: target modules, file names, and checks that nothing is silently dropped.
+`load_peft`). This module has what they share: target modules, file names, and checks that nothing is silently dropped:
+every module that the config names has its tensors, every tensor belongs to such a module, and all are finite.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +19,24 @@ from torch import nn
 
 from llm_adapters_lab.core import placement, weights
 from llm_adapters_lab.core.adapter_config import AdapterConfig
-from llm_adapters_lab.core.anatomy import Anatomy
+from llm_adapters_lab.core.anatomy import Anatomy, base_modules
 from llm_adapters_lab.core.injection import Injection, inject
 from llm_adapters_lab.core.registry import all_adapters, get_adapter
-from llm_adapters_lab.core.tensor_files import read_tensors, write_tensors
+from llm_adapters_lab.core.tensor_files import check_values, listed, read_tensors, write_tensors
 from llm_adapters_lab.errors import BadSpec, CannotConvert, EmptyPlacement, StateMismatch
-from llm_adapters_lab.files import read_json, write_json
+from llm_adapters_lab.files import read_json, write_json, writing_folder
 from llm_adapters_lab.privacy import pickles
 
 ROOT = "base_model.model."
+# Parts of names that torch.compile, DDP, FSDP and gradient checkpointing add to those of the modules.
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 # Fields of a peft config that the tensors or the base determine, or that only matter in training.
 _NEUTRAL = set(
     "peft_type auto_mapping base_model_name_or_path revision inference_mode peft_version target_modules "
     "exclude_modules layers_to_transform layers_pattern feedforward_modules megatron_core runtime_config "
     "qalora_group_size num_layers token_dim num_attention_heads".split()
 )
+_SIZES = {"num_layers", "token_dim", "num_attention_heads"}
 _USUAL = {"task_type": "CAUSAL_LM", "num_transformer_submodules": 1, "bias": "none"}
 _INSTEAD = "Keep it in the lab's own format: `export --format lab`."
 
@@ -46,7 +51,11 @@ def to_peft(injection: Injection, folder: str | Path, base: str = "") -> None:
 
     Raises:
         CannotConvert: peft does not have the method, or does not support it at one of the sites.
+        BadSpec: the adapter has been ejected or merged.
+        StateMismatch: it holds inf or nan.
+        CannotWrite: the folder cannot be written. After any error, what was there before is still there.
     """
+    injection.state_dict()  # raises if there is none
     kind = injection.config.type
     if not (peft_type := get_adapter(kind).cls.peft_type):
         raise CannotConvert(f"peft has no method like {kind!r}. {_INSTEAD}")
@@ -54,16 +63,19 @@ def to_peft(injection: Injection, folder: str | Path, base: str = "") -> None:
     config |= {"base_model_name_or_path": base or None, "inference_mode": True}
     tensors: dict[str, torch.Tensor] = {}
     for key, adapter in injection.adapters.items():
-        fields, own = adapter.to_peft(injection.config)
+        try:
+            fields, own = adapter.to_peft(injection.config)
+        except CannotConvert as error:
+            raise CannotConvert(f"{error} {_INSTEAD}") from None
         config |= fields
         prefix = f"{ROOT}{injection.sites[key].path}." if key in injection.sites else ""
         tensors |= {prefix + name: tensor.detach().clone().contiguous() for name, tensor in own.items()}
     if injection.sites:
         config |= _targets(injection, at_inputs="feedforward_modules" in config)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
-    write_json(folder / "adapter_config.json", config)
+    check_values(tensors, f"The adapter {injection.name!r}")
+    with writing_folder(Path(folder)) as part:
+        write_tensors(part / "adapter_model.safetensors", tensors, {"format": "pt"})
+        write_json(part / "adapter_config.json", config)
 
 
 def _targets(injection: Injection, *, at_inputs: bool) -> dict[str, Any]:
@@ -118,11 +130,12 @@ def from_peft(model: nn.Module, folder: str | Path, *, name: str = "default", to
             "opened, since they can run code. Save the adapter again where you trust it."
         )
     fields, tensors = read_json(folder / "adapter_config.json"), read_tensors(folder / "adapter_model.safetensors")
+    check_values(tensors, f"{folder} cannot be read")
     by_module = _by_module(model, tensors)
     injection = inject(model, _config(model, fields, by_module, folder), name=name, tokenizer=tokenizer)
     try:
-        _load(injection, by_module)
-    except Exception:
+        _load(injection, by_module, fields)
+    except BaseException:
         injection.eject()
         raise
     return injection
@@ -130,14 +143,19 @@ def from_peft(model: nn.Module, folder: str | Path, *, name: str = "default", to
 
 def _by_module(model: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
     """Group tensors by the path of their module, "" for the whole model."""
-    modules = {path for path, _ in model.named_modules()}
+    modules = {path for path, _ in base_modules(model)}
     result: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
-        parts = key.removeprefix(ROOT).split(".")
+        parts = [part for part in key.split(".") if part not in _WRAPPERS]
+        while parts[:2] == ROOT.split(".")[:2]:
+            parts = parts[2:]
         end = next((i for i in range(len(parts), 0, -1) if ".".join(parts[:i]) in modules), 0)
-        if not end and key.startswith(ROOT):
+        if not end and ROOT in key:
             raise StateMismatch(f"The saved tensor {key} belongs to no module of this {type(model).__name__}.")
-        result.setdefault(".".join(parts[:end]), {})[".".join(parts[end:])] = tensor
+        own, name = result.setdefault(".".join(parts[:end]), {}), ".".join(parts[end:])
+        if name in own:
+            raise StateMismatch(f"The saved tensor {key} occurs twice, under two names. Nothing was loaded.")
+        own[name] = tensor
     return result
 
 
@@ -168,13 +186,20 @@ def _config(model: nn.Module, fields: dict[str, Any], by_module: dict[str, Any],
 
 
 def _placement(model: nn.Module, fields: dict[str, Any], by_module: dict[str, Any], folder: Path) -> str:
-    """Return the placement that selects the modules that have tensors."""
+    """Return the placement that selects the modules that have tensors; they must be those that the config names."""
     feedforward: Any = fields.get("feedforward_modules") or []
     paths = [path for path in by_module if path]
-    if isinstance(feedforward, str):
-        inside = [path for path in paths if re.fullmatch(feedforward, path)]
-    else:
-        inside = [path for path in paths if path.endswith(tuple(feedforward))]
+    try:
+        if isinstance(feedforward, str):
+            inside = [path for path in paths if re.fullmatch(feedforward, path)]
+        else:
+            inside = [path for path in paths if path.endswith(tuple(feedforward))]
+        named = _targeted(model, fields)
+    except (TypeError, re.error) as error:
+        raise CannotConvert(
+            f"{folder}: target_modules = {fields.get('target_modules')!r:.200} and the fields beside it do not say "
+            f"which modules are adapted: {error}. Nothing was loaded."
+        ) from None
     outside = [path for path in paths if path not in inside]
     anatomy = Anatomy.of(model)
     try:
@@ -186,15 +211,64 @@ def _placement(model: nn.Module, fields: dict[str, Any], by_module: dict[str, An
             f"{folder} adapts modules where the lab puts no adapter: {', '.join(names[:8])}. {error} "
             "Nothing was loaded."
         ) from None
+    faults = [f"{path} has no tensors" for path in named if path not in paths]
+    faults += [f"{path} has tensors and is not named" for path in paths if path not in named]
+    if faults:
+        raise StateMismatch(
+            f"{folder} is not whole: its config names {len(named)} modules, its tensors are of {len(paths)}: "
+            f"{listed(faults)}. Save the adapter again. Nothing was loaded."
+        )
     return "+".join(terms)
 
 
-def _load(injection: Injection, by_module: dict[str, dict[str, torch.Tensor]]) -> None:
+def _targeted(model: nn.Module, fields: dict[str, Any]) -> list[str]:
+    """Return the paths of the modules that a peft config names, by the rules of peft.
+
+    Raises:
+        TypeError: a field is missing or has another type.
+        re.error: a pattern is no regular expression.
+    """
+    targets: Any = fields.get("target_modules")
+    excluded, layers = fields.get("exclude_modules") or (), fields.get("layers_to_transform")
+    layers = layers if isinstance(layers, list) else [] if layers is None else [layers]
+    lists: Any = fields.get("layers_pattern") or ()
+    lists = [rf"(?:^|.*?\.){name}" for name in ([lists] if isinstance(lists, str) else lists)] or [r".*?\.[^.]*"]
+    found, head = [], getattr(model, "get_output_embeddings", lambda: None)()
+    for path, module in base_modules(model):
+        if isinstance(targets, str) and targets.lower() == "all-linear":
+            chosen = weights.dims(module) is not None and module is not head
+        else:
+            chosen = _named(path, targets)
+        if chosen and layers and not isinstance(targets, str) and path not in targets:
+            indices = (re.match(rf"{name}\.(\d+)\.", path) for name in lists)
+            chosen = next((int(index[1]) for index in indices if index), None) in layers
+        if path and chosen and not _named(path, excluded):
+            found.append(path)
+    return found
+
+
+def _named(path: str, names: str | Iterable[str]) -> bool:
+    """Return whether a path matches a regular expression, or is or ends in one of several names."""
+    if isinstance(names, str):
+        return re.fullmatch(names, path) is not None
+    return any(path == name or path.endswith(f".{name}") for name in names)
+
+
+def _load(injection: Injection, by_module: dict[str, dict[str, torch.Tensor]], fields: dict[str, Any]) -> None:
     own = {site.path for site in injection.sites.values()} or {""}
     faults = [f"unexpected {path} {name}" for path in by_module if path not in own for name in by_module[path]]
     for key, adapter in injection.adapters.items():
         path = injection.sites[key].path if key in injection.sites else ""
-        given, wanted = by_module.get(path, {}), adapter.to_peft(injection.config)[1]
+        given = by_module.get(path, {})
+        try:
+            sizes, wanted = adapter.to_peft(injection.config)
+            if given.keys() == wanted.keys():
+                given = adapter.read_peft(given, fields, path)
+        except CannotConvert as error:
+            raise CannotConvert(f"The saved tensors cannot be read. {error} Nothing was loaded.") from None
+        for name in sorted(_SIZES & sizes.keys()):
+            if fields.get(name) not in (None, sizes[name]):
+                faults.append(f"{name} is {fields[name]}, but here {sizes[name]}")
         faults += [f"missing {path} {name}" for name in wanted if name not in given]
         faults += [f"unexpected {path} {name}" for name in given if name not in wanted]
         if given.keys() == wanted.keys():
@@ -203,4 +277,4 @@ def _load(injection: Injection, by_module: dict[str, dict[str, torch.Tensor]]) -
             except (RuntimeError, IndexError) as error:  # either may report a wrong shape
                 faults.append(f"{path or 'the adapter'}: {str(error).splitlines()[-1].strip().rstrip('.')}")
     if faults:
-        raise StateMismatch(f"The saved tensors do not fit: {'; '.join(faults[:8])}. Nothing was loaded.")
+        raise StateMismatch(f"The saved tensors do not fit: {listed(faults)}. Nothing was loaded.")

@@ -7,9 +7,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
-import shutil
-import tempfile
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ from llm_adapters_lab.core.merging import merge
 from llm_adapters_lab.core.peft_format import from_peft
 from llm_adapters_lab.core.quantized import scheme
 from llm_adapters_lab.core.registry import get_adapter
-from llm_adapters_lab.core.tensor_files import read_tensors, write_tensors
+from llm_adapters_lab.core.tensor_files import check_values, read_tensors, write_tensors
 from llm_adapters_lab.errors import BadSpec, CannotMerge, WrongBase
-from llm_adapters_lab.files import check_shard_size, read_json, share, write_json
+from llm_adapters_lab.files import check_shard_size, read_json, share, write_json, writing_folder
 
 
 def save_adapter(
@@ -41,18 +41,21 @@ def save_adapter(
 
     Raises:
         BadSpec: the adapter has been ejected or merged.
+        StateMismatch: it holds inf or nan, so that it could not be loaded again.
+        CannotWrite: the folder cannot be written. After any error, what was there before is still there.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / "adapter.safetensors", injection.saved_tensors())
-    write_json(folder / "base.json", base_print or fingerprint(injection.model))
+    numbers = {name: tensor for name, tensor in injection.state_dict().items() if tensor.is_floating_point()}
+    check_values(numbers, f"The adapter {injection.name!r}")
     meta = {
         "base": base,
         "quantization": scheme(injection.model),
         "lab": __version__,
         "config": injection.config.model_dump(mode="json"),
-    }
-    write_json(folder / "adapter.json", meta)
+    } | ({"other_base": injection.other_base} if injection.other_base else {})
+    with writing_folder(Path(folder)) as part:
+        write_tensors(part / "adapter.safetensors", injection.saved_tensors())
+        write_json(part / "base.json", base_print or fingerprint(injection.model))
+        write_json(part / "adapter.json", meta)
 
 
 def load_adapter(
@@ -65,7 +68,7 @@ def load_adapter(
         folder: written by `save_adapter` or by peft.
         name: as in `inject`.
         tokenizer: as in `inject`.
-        check_base: False allows any base of the same shape.
+        check_base: False allows any base of the same shape; what differs is kept in `Injection.other_base`, and saved.
 
     Raises:
         BadSpec: the folder has no adapter, or files that cannot be read.
@@ -87,9 +90,11 @@ def load_adapter(
             f"The adapter in {folder} was trained on a base with quantization: {before}, and this one has {now}. Load "
             "such a base, or use check_base=False; an adapter compensates for the quantisation error of its base."
         )
-    if check_base and (folder / "base.json").is_file():
-        check_fingerprint(read_json(folder / "base.json"), model, folder)
+    faults = [str(fault) for fault in meta.get("other_base", [])]
+    if (folder / "base.json").is_file():
+        faults += check_fingerprint(read_json(folder / "base.json"), model, folder, tokenizer, refuse=check_base)
     injection = inject(model, config, name=name, tokenizer=tokenizer)
+    injection.other_base = faults
     try:
         injection.load_saved(state)
     except BaseException:
@@ -105,19 +110,22 @@ def save_merged(
     max_shard_size: str = "5GB",
     *,
     dequantize: bool = False,
+    round: bool = False,
 ) -> None:
     """Merge an adapter into its base, and save the result for `AutoModelForCausalLM.from_pretrained`.
 
     Args:
-        injection: the adapter; its model is merged afterwards.
+        injection: the adapter; its model is merged after the folder is written, and unchanged after an error.
         folder: new or empty.
         tokenizer: saved with the model.
         max_shard_size: maximum size of a safetensors file, e.g. "5GB".
         dequantize: as in `merge`.
+        round: as in `merge`; what rounding took is also written to merge.json.
 
     Raises:
         CannotMerge: see `merge`; or the model has other adapters, which would be saved too.
         BadSpec: the folder is not empty, or the size is invalid.
+        CannotWrite: the folder cannot be written.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -125,16 +133,25 @@ def save_merged(
     check_shard_size(max_shard_size)
     if others := [name for name in injections(injection.model) if name != injection.name]:
         raise CannotMerge(f"The model also carries {', '.join(others)}, which a plain folder cannot hold. Eject first.")
-    model: Any = merge(injection, dequantize=dequantize)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-    try:
-        model.save_pretrained(unfinished, max_shard_size=max_shard_size)
+    with writing_folder(folder) as part:
+        twin = _twin(injection)
+        model: Any = merge(twin, dequantize=dequantize, round=round)
+        model.save_pretrained(part, max_shard_size=max_shard_size)
         if tokenizer is not None:
-            tokenizer.save_pretrained(unfinished)
-        for file in unfinished.glob("*.safetensors"):
+            tokenizer.save_pretrained(part)
+        config = injection.config.model_dump(mode="json")
+        write_json(part / "merge.json", {"lab": __version__, "config": config, "rounding": vars(twin.rounding)})
+        for file in part.glob("*.safetensors"):
             share(file)
-        unfinished.chmod(0o755)
-        unfinished.replace(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    del model, twin  # the merged weights
+    merge(injection, dequantize=dequantize, round=round)
+
+
+def _twin(injection: Injection) -> Injection:
+    """Return the injection of a copy of its model that shares all tensors but the parameters of the hosts."""
+    model = injection.model
+    if injections(model).get(injection.name) is not injection:
+        raise CannotMerge(f"The adapter {injection.name!r} has been ejected or merged already.")
+    own = {id(p) for key in injection.adapters for p in injection.host(key).parameters(recurse=False)}
+    shared: dict[int, Any] = {id(t): t for t in chain(model.parameters(), model.buffers()) if id(t) not in own}
+    return injections(copy.deepcopy(model, shared))[injection.name]

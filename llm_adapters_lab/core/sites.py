@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Role = Literal["q", "k", "v", "qkv", "kv", "o", "gate", "up", "gate_up", "down", "attn", "mlp", "module"]
 Side = Literal["out", "in", "parameters"]
@@ -37,3 +38,32 @@ class Site:
         """Unique name of the site within a model, used in saved adapters and records."""
         suffix = (f":{self.role}" if self.role in ("attn", "mlp") else "") + (":in" if self.side == "in" else "")
         return self.path + suffix
+
+
+def ranges(layers: Iterable[int]) -> str:
+    """Return layers as in a placement, such as ``0-3,5``."""
+    runs: list[list[int]] = []
+    for layer in sorted(set(layers)):
+        if runs and layer == runs[-1][1] + 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def placement_counts(sites: Iterable[Site]) -> dict[str, dict[int, int]]:
+    """Return the number of sites by role, then by layer."""
+    counts: dict[str, dict[int, int]] = {}
+    for site in sites:
+        of_role = counts.setdefault(site.role, {})
+        of_role[site.layer] = of_role.get(site.layer, 0) + 1
+    return counts
+
+
+def describe_counts(counts: Mapping[str, Mapping[Any, int]]) -> str:
+    """Return `placement_counts` in words, such as ``q,k@0-5 (6 each) + v@0,2,4 (3)``; layer -1 is not named."""
+    alike: dict[tuple[str, int], list[str]] = {}
+    for role, by_layer in counts.items():
+        layers = ranges(int(layer) for layer in by_layer if int(layer) >= 0)
+        alike.setdefault((layers and f"@{layers}", sum(by_layer.values())), []).append(role)
+    return " + ".join(f"{','.join(r)}{at} ({n}{' each' * (len(r) > 1)})" for (at, n), r in alike.items())

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.errors import BadSpec, StateMismatch
 from llm_adapters_lab.files import PART, flush, share
 from llm_adapters_lab.privacy import pickles
 
@@ -33,6 +33,31 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
         raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from None
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_values(tensors: dict[str, torch.Tensor], what: str) -> None:
+    """Check that tensors can be those of a trained adapter: finite floating-point numbers, at least one each.
+
+    Args:
+        tensors: by name.
+        what: they are, for the message.
+
+    Raises:
+        StateMismatch: a tensor is empty, has another kind of numbers, or holds inf or nan, also after rounding to fp32.
+    """
+    faults = []
+    for name, tensor in tensors.items():
+        if not tensor.numel() or not tensor.is_floating_point():
+            faults.append(f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}")
+        elif not bool(tensor.float().isfinite().all()):
+            faults.append(f"{name} holds inf or nan")
+    if faults:
+        raise StateMismatch(f"{what}: no adapter is made of such tensors: {listed(faults)}. Train or save it again.")
+
+
+def listed(faults: list[str], shown: int = 8) -> str:
+    """Return faults for a message, and the number of those beyond the first."""
+    return "; ".join(faults[:shown]) + (f" and {len(faults) - shown} more" if len(faults) > shown else "")
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

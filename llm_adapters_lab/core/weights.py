@@ -71,6 +71,21 @@ def device(module: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
+def state(module: nn.Module) -> tuple[torch.Tensor, tuple[Any, ...]] | None:
+    """Return the stored weight of a projection and what changes whenever what is computed from it would.
+
+    None if its changes cannot be followed. Compare the weight by identity.
+    """
+    weight: Any = module._parameters.get("weight")
+    weight = getattr(module, "qweight", None) if weight is None else weight
+    if not isinstance(weight, torch.Tensor) or weight.is_inference():
+        return None
+    if (kind := weight.device.type) == "meta" and (kind := device(module).type) == "meta":
+        return None  # otherwise it is offloaded
+    precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    return weight, (weight._version, weight.dtype, weight.device, weight.data_ptr(), precision)
+
+
 def numel(parameter: torch.Tensor) -> int:
     """Return the number of elements of a parameter, also if it is packed, or partitioned by DeepSpeed."""
     state = getattr(parameter, "quant_state", None)
@@ -144,6 +159,8 @@ def passes_gradients(module: nn.Module, dtype: torch.dtype) -> bool:
 
 def bias(module: nn.Module) -> torch.Tensor | None:
     """Return the bias of a projection, or None if it has none."""
+    if "bias" in module._parameters and "_hf_hook" not in module.__dict__:
+        return module._parameters["bias"]  # in passing: adapters ask at every call
     with on_device(module):
         return getattr(module, "bias", None)
 

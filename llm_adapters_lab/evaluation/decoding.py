@@ -25,7 +25,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from llm_adapters_lab.core.call_context import context_of, looks_back, reads_inputs
 from llm_adapters_lab.core.weights import device as device_of
-from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.errors import BadSpec, NotFinite
 from llm_adapters_lab.tasks import prompts
 from llm_adapters_lab.tasks.tokens import pad
 
@@ -139,6 +139,24 @@ def decode_step(model: Any, batch: PromptBatch, tokens: torch.Tensor) -> None:
     batch.logits = _forward(model, tokens[:, None], batch.mask, batch.cache)[:, -1]
 
 
+def require_finite(values: torch.Tensor, rows: Sequence[int]) -> None:
+    """Refuse what a model says of rows if it is not a number: the likeliest token of nan is as good as any.
+
+    Args:
+        values: the largest logit or the likelihood of each row, (rows,).
+        rows: numbers of the rows.
+
+    Raises:
+        NotFinite: a value is nan or infinite.
+    """
+    if bad := [row for row, finite in zip(rows, values.isfinite().tolist(), strict=True) if not finite]:
+        raise NotFinite(
+            f"The logits of {len(bad)} of {len(rows)} rows are nan or infinite. The weights or the adapter are damaged "
+            "or half precision overflows: check both, or set dtype to fp32 or bf16.",
+            bad,
+        )
+
+
 @torch.no_grad()
 def greedy(
     model: Any, rows: Sequence[Sequence[int]], pad_id: int, limit: int, is_complete: Callable[[list[int]], bool]
@@ -154,11 +172,15 @@ def greedy(
 
     Returns:
         The tokens of each answer, including the one that completed it.
+
+    Raises:
+        NotFinite: the logits are nan or infinite.
     """
     answers: list[list[int]] = [[] for _ in rows]
     running, batch = list(range(len(rows))), prefill(model, rows, pad_id)
     while True:
         chosen = batch.logits.argmax(-1)
+        require_finite(batch.logits.gather(-1, chosen[:, None])[:, 0], running)
         for row, token in zip(running, chosen.tolist(), strict=True):
             answers[row].append(token)
         left = [i for i, row in enumerate(running) if len(answers[row]) < limit and not is_complete(answers[row])]
@@ -196,7 +218,7 @@ def likelihoods(
         logits = torch.cat([logits, after], dim=1)
     logits = logits.float()
     each = logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)
-    sums = iter((each * counted).sum(-1).tolist())
+    sums = iter(each.masked_fill(counted == 0, 0).sum(-1).tolist())
     return [[next(sums) for _ in group] for group in answers]
 
 
@@ -248,6 +270,9 @@ def stream(
         limit: maximum number of tokens of the answer, 1 or more.
         is_complete: tells of the answer so far whether it is complete.
         sample: chooses each token.
+
+    Raises:
+        NotFinite: the logits are nan or infinite.
     """
     answer: list[int] = []
     batch = prefill(model, [ids], 0) if can_batch(model) else None
@@ -255,18 +280,14 @@ def stream(
         if batch is None:  # all of it again
             rows = torch.tensor([ids + answer], device=device_of(model))
             logits = model(input_ids=rows, use_cache=False).logits[0, -1]
-        answer.append(sample(logits if batch is None else batch.logits[0]))
+        logits = logits if batch is None else batch.logits[0]
+        require_finite(logits.max()[None], [0])
+        answer.append(sample(logits))
         yield answer[-1]
         if len(answer) >= limit or is_complete(answer):
             return
         if batch is not None:
             decode_step(model, batch, torch.tensor(answer[-1:], device=device_of(model)))
-
-
-def answer_text(tokenizer: Any, answer: list[int], template: str | None) -> str:
-    """Return the text of an answer as it is scored: up to a repeated header; all of it without a template."""
-    text: str = tokenizer.decode(answer, skip_special_tokens=True)
-    return prompts.cut_at_stop(text, template).strip() if template else text
 
 
 def _new_cache(model: Any) -> DynamicCache:

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 from llm_adapters_lab.core.weights import device as device_of
-from llm_adapters_lab.evaluation.decoding import can_batch, common_prefix, inputs_of, likelihoods
+from llm_adapters_lab.evaluation.decoding import can_batch, common_prefix, inputs_of, likelihoods, require_finite
 from llm_adapters_lab.evaluation.statistics import options
 from llm_adapters_lab.tasks import prompts
 from llm_adapters_lab.tasks.base import Example, Task
-from llm_adapters_lab.tasks.tokens import pad, prompt_ids
+from llm_adapters_lab.tasks.tokens import pad, text_ids
 
 AT_ONCE = 16
 """Maximum number of prompts whose options run together: the logits are options x tokens x vocabulary numbers."""
@@ -55,27 +55,48 @@ def choice_scores(
         template: of their prompts.
 
     Returns:
-        {"label": {label: value}, "text": {label: value}}; "text" is empty where the options have no words of their own.
-        A common beginning of all answers counts as part of the question: it adds the same to each.
+        {"label": {label: value}, "text": {label: value}, "text_norm": {label: value}}; the latter two are empty where
+        the options have no words of their own. "text_norm" is "text" divided by the number of characters of the option,
+        as in `acc_norm` of lm-eval. A common beginning of all labels counts as part of the question.
+
+    Raises:
+        NotFinite: a value is nan or infinite.
     """
     results: list[dict[str, dict[str, float]]] = []
     for start in range(0, len(questions), AT_ONCE):
         part = dict(enumerate(questions[start : start + AT_ONCE], start))
         labels = [options(question.example, task.labels) for question in part.values()]
-        targets = [
-            [prompts.label_target(label, question.example, template) for label in names]
-            for question, names in zip(part.values(), labels, strict=True)
-        ]
+        targets = [_label_targets(task, question.example, template) for question in part.values()]
         by_label = _score(model, tokenizer, {i: question.ids for i, question in part.items()}, targets)
         worded = {i: question.example for i, question in part.items() if has_option_texts(question.example)}
-        clozes = {i: prompt_ids(tokenizer, prompts.cloze(example)) for i, example in worded.items()}
+        asked = text_ids(tokenizer, [prompts.cloze(example) for example in worded.values()], begin=True)
+        clozes = dict(zip(worded, asked, strict=True))
         texts = [[f" {text}" for _, text in example.options] for example in worded.values()]
-        by_text = dict(zip(worded, _score(model, tokenizer, clozes, texts), strict=True))
+        # Whole, because a common beginning counts where values are divided by lengths.
+        by_text = dict(zip(worded, _score(model, tokenizer, clozes, texts, whole=True), strict=True))
         for (i, question), names, values in zip(part.items(), labels, by_label, strict=True):
-            given = [label for label, _ in question.example.options]
-            text = dict(zip(given, by_text[i], strict=True)) if i in by_text else {}
-            results.append({"label": dict(zip(names, values, strict=True)), "text": text})
+            worded_options = question.example.options if i in by_text else ()
+            text = {label: by_text[i][n] for n, (label, _) in enumerate(worded_options)}
+            norm = {label: text[label] / len(words) for label, words in worded_options}
+            results.append({"label": dict(zip(names, values, strict=True)), "text": text, "text_norm": norm})
     return results
+
+
+def longest_options(tokenizer: Any, task: Task, questions: Sequence[Question], template: str) -> list[int]:
+    """Return how many tokens each question has with its longest option, by label or by text."""
+    found = []
+    for question in questions:
+        labels = text_ids(tokenizer, _label_targets(task, question.example, template))
+        found.append(len(question.ids) + max(map(len, labels), default=0))
+        if has_option_texts(question.example):
+            (cloze,) = text_ids(tokenizer, [prompts.cloze(question.example)], begin=True)
+            texts = text_ids(tokenizer, [f" {text}" for _, text in question.example.options])
+            found[-1] = max(found[-1], len(cloze) + max(map(len, texts)))
+    return found
+
+
+def _label_targets(task: Task, example: Example, template: str) -> list[str]:
+    return [prompts.label_target(label, example, template) for label in options(example, task.labels)]
 
 
 def has_option_texts(example: Example) -> bool:
@@ -85,18 +106,20 @@ def has_option_texts(example: Example) -> bool:
 
 
 def _score(
-    model: Any, tokenizer: Any, rows: dict[int, list[int]], targets: Sequence[Sequence[str]]
+    model: Any, tokenizer: Any, rows: dict[int, list[int]], targets: Sequence[Sequence[str]], whole: bool = False
 ) -> list[list[float]]:
     """Return the log-likelihoods of the targets of each row; rows are numbered by the model's further inputs."""
     if not rows:
         return []
-    answers = [[tokenizer(t, add_special_tokens=False)["input_ids"] for t in group] for group in targets]
-    shared = [common_prefix(group) for group in answers]
+    answers = [text_ids(tokenizer, group) for group in targets]
+    shared = [0 if whole else common_prefix(group) for group in answers]
     asked = [row + group[0][:n] for row, group, n in zip(rows.values(), answers, shared, strict=True)]
     rest = [[answer[n:] for answer in group] for group, n in zip(answers, shared, strict=True)]
     by = likelihoods if can_batch(model) else _uncached_likelihoods
     with inputs_of(model, list(rows)):
-        return by(model, asked, rest, tokenizer.pad_token_id)
+        found = by(model, asked, rest, tokenizer.pad_token_id)
+    require_finite(torch.tensor([sum(values) for values in found]), list(rows))
+    return found
 
 
 @torch.no_grad()
@@ -111,5 +134,5 @@ def _uncached_likelihoods(
         with inputs_of(model, [number] * len(group)):
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, len(row) - 1 : -1].float()
         each = logits.gather(-1, ids[:, len(row) :, None])[..., 0] - logits.logsumexp(-1)
-        results.append((each * mask[:, len(row) :]).sum(-1).tolist())
+        results.append(each.masked_fill(mask[:, len(row) :] == 0, 0).sum(-1).tolist())
     return results

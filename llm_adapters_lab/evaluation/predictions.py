@@ -12,20 +12,29 @@ options   as lab                          none            none         nothing i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from itertools import chain
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from llm_adapters_lab.core.weights import device as device_of
-from llm_adapters_lab.evaluation.decoding import StopRule, answer_text, can_batch, context_length, greedy, inputs_of
-from llm_adapters_lab.evaluation.likelihood import Question, choice_scores
+from llm_adapters_lab.errors import NotFinite
+from llm_adapters_lab.evaluation.decoding import (
+    StopRule,
+    can_batch,
+    context_length,
+    greedy,
+    inputs_of,
+    require_finite,
+)
+from llm_adapters_lab.evaluation.likelihood import Question, choice_scores, longest_options
 from llm_adapters_lab.evaluation.scoring import RULES, judge, likeliest
 from llm_adapters_lab.tasks import prompts
 from llm_adapters_lab.tasks.base import Example, Rule, Task
-from llm_adapters_lab.tasks.tokens import pad, prompt_ids
+from llm_adapters_lab.tasks.tokens import answer_text, pad, text_ids
 
 BEAMS = 4
 
@@ -42,6 +51,22 @@ class _StopRows(StoppingCriteria):
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         return torch.tensor([self.rule(row) for row in input_ids[:, self.start :].tolist()], device=input_ids.device)
+
+
+class _CheckFinite(LogitsProcessor):
+    """`require_finite` for `generate` of transformers."""
+
+    def __init__(self, beams: int) -> None:
+        self.beams = beams
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        require_finite(scores.amax(-1), [i // self.beams for i in range(len(scores))])
+        return scores
+
+
+def scoring_template(task: Task, protocol: str, template: str | None) -> str:
+    """Return the name of the template of a task's prompts; `template` is the one a spec asks for, if any."""
+    return prompts.ORIGINAL if protocol == "paper" else template or task.template
 
 
 def decoding_method(model: Any, protocol: str) -> str:
@@ -70,13 +95,20 @@ def answer(
 
     Returns:
         The text of each answer, up to a repeated header, and its length in tokens.
+
+    Raises:
+        NotFinite: the logits are nan or infinite.
     """
-    rule = StopRule(model, tokenizer, template)
-    if beams == 1 and can_batch(model):
-        new = greedy(model, rows, tokenizer.pad_token_id, max_new_tokens, rule)
-    else:
-        new = _generate(model, tokenizer.pad_token_id, rows, max_new_tokens, rule, beams)
+    new = _decode(model, tokenizer.pad_token_id, rows, max_new_tokens, StopRule(model, tokenizer, template), beams)
     return [answer_text(tokenizer, tokens, template) for tokens in new], [len(tokens) for tokens in new]
+
+
+def _decode(
+    model: Any, pad_id: int, rows: Sequence[list[int]], limit: int, rule: StopRule, beams: int
+) -> list[list[int]]:
+    if beams == 1 and can_batch(model):
+        return greedy(model, rows, pad_id, limit, rule)
+    return _generate(model, pad_id, rows, limit, rule, beams)
 
 
 def _generate(
@@ -94,7 +126,8 @@ def _generate(
     )
     stop = StoppingCriteriaList([_StopRows(rule, ids.shape[1])] if beams == 1 else [])
     with inputs_of(model, [row for row in range(len(rows)) for _ in range(beams)]):
-        out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, stopping_criteria=stop)
+        checks = {"stopping_criteria": stop, "logits_processor": LogitsProcessorList([_CheckFinite(beams)])}
+        out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, **checks)
     new: list[list[int]] = out[:, ids.shape[1] :].tolist()
     # What follows the token that ended a row is padding.
     lengths = [next((i + 1 for i, token in enumerate(row) if token in rule.tokens), len(row)) for row in new]
@@ -137,29 +170,29 @@ def evaluate(
 
     Yields:
         task, id, prompt, prompt_hash (SHA-256), text and tokens (None where nothing is generated), extracted, gold,
-        correct; options where they are scored: log-likelihoods in nats by label, of "label" and "text"; too_long
-        where the row with its answer does not fit the model's context: it is not asked and counts as wrong.
+        correct; cut, where something is generated: whether the limit ended the answer; options where they are scored:
+        log-likelihoods by label, see `choice_scores`; too_long where the row with its answer does not fit the model's
+        context: it is not asked and counts as wrong.
+
+    Raises:
+        NotFinite: the logits are nan or infinite; the message names the rows.
     """
-    template = prompts.ORIGINAL if protocol == "paper" else template or task.template
+    template = scoring_template(task, protocol, template)
     limit, rule = max_new_tokens or task.max_new_tokens, rule or RULES[protocol]
     choose = bool(task.labels) and (likelihood or protocol == "options")
     front = prompts.demonstrations(exemplars, template)
     texts = [front + prompts.prompt(example, template) for example in examples]
-    questions = [
-        Question(example, prompt_ids(tokenizer, text), text, number)
-        for number, (example, text) in enumerate(zip(examples, texts, strict=True))
-    ]
+    asked = zip(examples, text_ids(tokenizer, texts, begin=True), texts, range(len(texts)), strict=True)
+    questions = [Question(*parts) for parts in asked]
     questions.sort(key=lambda question: (len(question.ids), question.example.id))
-    if protocol == "options" and questions:
-        targets = [prompts.label_target(label, questions[0].example, template) for label in task.labels]
-        limit = max((len(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in targets), default=limit)
-    fits = context_length(model)
+    fits, stop = context_length(model), StopRule(model, tokenizer, template)
+    pad_id, beams = tokenizer.pad_token_id, BEAMS if protocol == "paper" else 1
 
     def answer_batch(part: Sequence[Question]) -> list[Prediction]:
         made = [_unanswered(task, question) for question in part]
         kept = [_matching(prediction, done or {}) for prediction in made]
         if not all(kept):
-            with inputs_of(model, [question.number for question in part]):
+            with _naming_rows(task, part), inputs_of(model, [question.number for question in part]):
                 if choose:
                     scored = choice_scores(model, tokenizer, task, part, template)
                     made = [p | {"options": options} for p, options in zip(made, scored, strict=True)]
@@ -170,18 +203,34 @@ def evaluate(
                         for p, label in zip(made, chosen, strict=True)
                     ]
                 else:
-                    rows, beams = [question.ids for question in part], BEAMS if protocol == "paper" else 1
-                    said, lengths = answer(model, tokenizer, rows, limit, template, beams)
-                    made = [p | {"text": t, "tokens": n} for p, t, n in zip(made, said, lengths, strict=True)]
+                    said = _decode(model, pad_id, [question.ids for question in part], limit, stop, beams)
+                    for prediction, tokens in zip(made, said, strict=True):
+                        ended = tokens[-1] in stop.tokens or (beams == 1 and stop(tokens))
+                        prediction |= {"text": answer_text(tokenizer, tokens, template), "tokens": len(tokens)}
+                        prediction["cut"] = not ended
                     made = [judge(task, prediction, rule) for prediction in made]
         # A batch is answered as a whole, so that each row has the same company as without the interruption.
         return [old or new for old, new in zip(kept, made, strict=True)]
 
-    fitting = [question for question in questions if fits is None or len(question.ids) + limit <= fits]
+    needs = [len(question.ids) + (0 if protocol == "options" else limit) for question in questions]
+    if choose and fits:
+        needs = list(map(max, needs, longest_options(tokenizer, task, questions, template)))
+    too_long = {i for i, need in enumerate(needs) if fits and need > fits}
+    fitting = [question for i, question in enumerate(questions) if i not in too_long]
     no_answer = {"too_long": True, "text": None if protocol == "options" else ""}
-    yield from (_unanswered(task, question) | no_answer for question in questions[len(fitting) :])
+    yield from (_unanswered(task, question) | no_answer for question in map(questions.__getitem__, sorted(too_long)))
     parts = [fitting[start : start + batch] for start in range(0, len(fitting), batch)]
     yield from share(answer_batch, parts) if share else chain.from_iterable(map(answer_batch, parts))
+
+
+@contextmanager
+def _naming_rows(task: Task, part: Sequence[Question]) -> Iterator[None]:
+    try:
+        yield
+    except NotFinite as error:
+        ids = [part[row].example.id for row in dict.fromkeys(error.rows)]
+        named = f"{', '.join(ids[:5])}{f' and {len(ids) - 5} more' if len(ids) > 5 else ''}"
+        raise NotFinite(f"{task.name} cannot be scored, rows {named}. {error}", error.rows) from None
 
 
 def _unanswered(task: Task, question: Question) -> Prediction:

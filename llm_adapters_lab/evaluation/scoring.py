@@ -45,13 +45,16 @@ def count(predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Returns:
         accuracy, correct, total; low and high of its 95 % Wilson interval; majority (accuracy of the most common gold
         answer); in_format (share of texts from which an answer could be extracted, None where nothing was generated);
-        by_label and by_text (accuracy of the likeliest label, and of the likeliest option text after the bare question;
-        None where options were not scored); too_long (number of rows that do not fit the model's context with their
-        answer: not asked, counted as wrong). Shares are between 0 and 1.
+        by_limit (share of texts that the limit of tokens ended; None if unknown); by_label and by_text (accuracy of the
+        likeliest label, and of the likeliest option text after the bare question; None where options were not scored);
+        acc_norm (as by_text, with likelihoods divided by the characters of the option, as lm-eval does); too_long
+        (number of rows that do not fit the model's context with their answer: not asked, counted as wrong). Shares are
+        between 0 and 1.
     """
     correct, total = sum(p["correct"] for p in predictions), len(predictions)
     low, high = wilson(correct, total)
     asked = [p for p in predictions if p.get("text") is not None]
+    ended = [p for p in asked if "cut" in p]
     return {
         "accuracy": correct / total,
         "correct": correct,
@@ -60,8 +63,10 @@ def count(predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "high": high,
         "majority": majority([p["gold"] for p in predictions]),
         "in_format": sum(p["extracted"] is not None for p in asked) / len(asked) if asked else None,
+        "by_limit": sum(p["cut"] for p in ended) / len(ended) if ended else None,
         "by_label": _likeliest_accuracy(predictions, "label"),
         "by_text": _likeliest_accuracy(predictions, "text"),
+        "acc_norm": _likeliest_accuracy(predictions, "text_norm"),
         "too_long": sum(p.get("too_long", False) for p in predictions),
     }
 
@@ -80,6 +85,5 @@ def _likeliest_accuracy(predictions: Sequence[dict[str, Any]], kind: str) -> flo
 
 def judge(task: Task, prediction: dict[str, Any], rule: Rule) -> dict[str, Any]:
     """Return a prediction with `extracted` and `correct` read from its `text` by an extraction rule."""
-    extracted = task.extract(prediction["text"], rule) if prediction["text"] is not None else None
-    correct = extracted is not None and task.same(extracted, prediction["gold"])
+    extracted, correct = task.judge(prediction["text"], prediction["gold"], rule)
     return {**prediction, "extracted": extracted, "correct": correct}

@@ -14,4 +14,5 @@ __getattr__, __dir__, __all__ = attach(
         "probes": "both streams layer_similarity logit_lens token_loss mean_loss bottleneck_units",
         "ablations": "ablation interpolation without",
     },
+    check=True,
 )

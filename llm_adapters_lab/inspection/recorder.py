@@ -31,6 +31,7 @@ from llm_adapters_lab.inspection.interventions import AdapterScale, Edit
 from llm_adapters_lab.inspection.recording import Moment, Recording, Reduce, What
 from llm_adapters_lab.inspection.targets import chains, check_adapters, eager_attention, find_sites, on_stream
 from llm_adapters_lab.inspection.token_selection import ForwardCall, Tokens
+from llm_adapters_lab.signatures import checked
 
 
 class Recorder(Mapping[str, Recording]):
@@ -42,6 +43,7 @@ class Recorder(Mapping[str, Recording]):
     adapters first.
     """
 
+    @checked
     def __init__(
         self,
         model: nn.Module,

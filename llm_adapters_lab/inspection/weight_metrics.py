@@ -40,12 +40,12 @@ def changes(injection: Injection, key: str) -> dict[str, torch.Tensor]:
     Raises:
         NoView: the method does not change weights.
     """
+    host = injection.host(key)
     if injection.adapters[key].merged is None:
         raise NoView(
             f"{injection.config.type!r} changes activations, not weights: it has no ΔW. See what it does to them by "
             "probes.layer_similarity, probes.bottleneck_units, probes.both or a Recorder."
         )
-    host = injection.host(key)
     try:
         # In fp64: a small ΔW would drown in the fp32 rounding of W'.
         own = {name: value.double() for name, value in weights.own_tensors(host).items()}

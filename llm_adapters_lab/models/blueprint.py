@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from llm_adapters_lab.core import quantized
 from llm_adapters_lab.core.anatomy import Anatomy
-from llm_adapters_lab.errors import LabError, ModelUnavailable
+from llm_adapters_lab.errors import BadSpec, LabError, ModelUnavailable
 from llm_adapters_lab.models import smollm2
 from llm_adapters_lab.models.random_models import tiny_config
 from llm_adapters_lab.models.spec import Quantization, check_base
@@ -85,6 +85,46 @@ class Blueprint:
         with self.naming_errors():
             source, options = self.source
             return AutoTokenizer.from_pretrained(source, trust_remote_code=self.trust_remote_code, **options)
+
+    def usable_tokenizer(self, trains: bool) -> Any:
+        """Return the tokenizer.
+
+        Raises:
+            BadSpec: there is none, or it has no token that ends an answer, which training needs.
+        """
+        if (tokenizer := self.tokenizer) is None:
+            raise BadSpec(f"{self.name} has no tokenizer, so it cannot read text. Choose another base.")
+        if tokenizer.eos_token_id is None and (trains or tokenizer.pad_token_id is None):
+            stated = getattr(self.config.get_text_config(decoder=True), "eos_token_id", None)
+            hint = f", perhaps the one of id {stated}, which its config.json names" if stated is not None else ""
+            raise BadSpec(
+                f"The tokenizer of {self.name} has no end token, so no answer would end. Set eos_token in its "
+                f"tokenizer_config.json{hint}."
+            )
+        return tokenizer
+
+    def check_ids(self, ids: Iterable[int]) -> None:
+        """Refuse token ids for which the model has no embedding.
+
+        Raises:
+            BadSpec: there are some; the message names one.
+        """
+        if (highest := max(ids, default=0)) >= self.embeddings:
+            raise BadSpec(
+                f"The tokenizer of {self.name} makes {self.tokenizer.convert_ids_to_tokens(highest)!r}, token "
+                f"{highest}, but the model has only {self.embeddings} embeddings. Use the tokenizer that belongs to the"
+                " model, or save the model with more embeddings (resize_token_embeddings of transformers)."
+            )
+
+    @property
+    def embeddings(self) -> int:
+        """Number of tokens for which the model has an embedding."""
+        return int(self.skeleton.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+
+    @property
+    def context(self) -> int | None:
+        """Number of tokens that fit the model; None where it states no limit."""
+        return getattr(self.config.get_text_config(decoder=True), "max_position_embeddings", None)
 
     @property
     def tokenizer_if_any(self) -> Any:

@@ -13,7 +13,9 @@ from llm_adapters_lab.runs.spec import RunSpec
 
 SCORE = ("accuracy", "low", "high", "correct", "total", "chance", "majority", "in_format")
 # What scores have since they name their protocol; older records lack it.
-FURTHER = ("protocol", "shots", "extraction", "by_label", "by_text", "too_long")
+FURTHER = ("protocol", "shots", "extraction", "by_label", "by_text", "acc_norm", "by_limit", "too_long")
+# What else could move a score.
+ASKED = ("decoding", "template", "trained_with", "dtype", "batch", "max_new_tokens")
 LEAK = 0.01
 """Share of test rows found in the training data from which on a score is marked."""
 FORMAT = 0.5
@@ -63,11 +65,18 @@ def notes(score: Mapping[str, Any], leaking: float | None) -> list[str]:
         score: one of a summary.
         leaking: what `leak` returns for the task.
     """
-    kinds = {"in format": "in_format", "by label": "by_label", "by text": "by_text"}
+    kinds = {
+        "in format": "in_format",
+        "ended by the limit": "by_limit",
+        "by label": "by_label",
+        "by text": "by_text",
+        "acc_norm": "acc_norm",
+    }
     words = [f"{score[key]:.0%} {name}" for name, key in kinds.items() if score.get(key) is not None]
     words += [f"{score['too_long']} too long, not asked"] if score.get("too_long") else []
     shots = f", {score['shots']} shots" if score.get("shots") else ""
     words += [f"protocol {score['protocol']}{shots}"] if score.get("protocol") else []
+    words += [f"prompt {score['template']}, {score['dtype']}, batch {score['batch']}"] if score.get("template") else []
     return words + ([f"{leaking:.0%} of the rows seen in training"] if leaking else [])
 
 
@@ -79,6 +88,16 @@ def remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if row.get("leak")
     ]
     found += sorted({f"{row['name']}: {row['note']}" for row in rows if row.get("contaminated")})
+    found += [
+        f"{row['task']}, {row['name']}: asked with the prompt {row['template']}, trained with {row['trained_with']}."
+        for row in rows
+        if row.get("trained_with")
+    ]
+    made: dict[str, dict[str, None]] = {}
+    for row in rows:
+        for text in row.get("remarks", ()):
+            made.setdefault(text, {})[row["name"]] = None
+    found += [f"{', '.join(names)}: {text}" for text, names in made.items()]
     unread = any(row.get("in_format") is not None and row["in_format"] < FORMAT for row in rows)
     return found + [FORMAT_NOTE] * unread
 
@@ -92,8 +111,9 @@ def compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
     Returns:
         Dicts with the keys run, name, adapter, base, status, trainable_parameters, share_of_base, steps, seconds,
         tokens_per_second, task, accuracy, low, high, correct, total, chance, majority, in_format, protocol, shots,
-        extraction, by_label, by_text, too_long, leak (share of test rows in the training data, from 1% on). Shares,
-        accuracies and their 95% interval are 0..1; a value that is not known is None.
+        extraction, by_label, by_text, acc_norm, by_limit, too_long, decoding, template, trained_with, dtype, batch,
+        max_new_tokens, leak (share of test rows in the training data, from 1% on). Shares, accuracies and their 95%
+        interval are 0..1; a value that is not known is None.
     """
     rows: list[dict[str, Any]] = []
     names = looks(runs)
@@ -111,7 +131,10 @@ def compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
         } | {key: trained.get(key) for key in ("steps", "seconds", "tokens_per_second")}
         scores = summary.get("scores") or {None: {}}
         rows += [
-            fixed | {"task": task} | {key: score.get(key) for key in SCORE + FURTHER} | {"leak": leak(summary, task)}
+            fixed
+            | {"task": task}
+            | {key: score.get(key) for key in SCORE + FURTHER + ASKED}
+            | {"leak": leak(summary, task)}
             for task, score in scores.items()
         ]
     return rows

@@ -12,6 +12,8 @@ from typing import Any
 Row = Mapping[str, Any]
 NONE = "–"
 """Text of a value that is not known."""
+SAID = 80
+"""Characters of an answer in a table."""
 LEAKING = "!"
 """Mark of a task whose test rows are in the training data."""
 
@@ -78,9 +80,31 @@ def score_cells(score: Row) -> dict[str, Any]:
         "in format": percent(score.get("in_format")),
         "by label": percent(score.get("by_label")),
         "by text": percent(score.get("by_text")),
+        "acc_norm": percent(score.get("acc_norm")),
+        "by limit": percent(score.get("by_limit")),
         "too long": score.get("too_long") or None,
         "protocol": f"{score['protocol']}{shots}" if score.get("protocol") else None,
+        "prompt": score.get("template"),
+        "dtype": score.get("dtype"),
+        "batch": score.get("batch"),
     }
+
+
+def item_cells(item: Row) -> dict[str, Any]:
+    """Return an item of `paired_tests.disagreements` as the cells of a row, with both answers and log-likelihoods."""
+    cells = {key: item[key] for key in ("against", "task", "id", "right", "gold", "first", "second")}
+    for which in ("first", "second"):
+        said = item.get(f"{which}_text")
+        cells[f"{which} said"] = " ".join(said.split())[:SAID] if said is not None else None
+        cells[f"{which} log-likelihoods"] = likelihoods_cell(item.get(f"{which}_options"))
+    return cells
+
+
+def likelihoods_cell(options: Mapping[str, Mapping[str, float]] | None) -> str | None:
+    """Return the log-likelihoods of a question's options, by label and by text, in nats; None where not scored."""
+    kinds = [(kind, (options or {}).get(kind)) for kind in ("label", "text")]
+    found = [f"{kind}: {', '.join(f'{k} {v:.2f}' for k, v in values.items())}" for kind, values in kinds if values]
+    return "; ".join(found) or None
 
 
 def task_cell(row: Row) -> str:

@@ -7,6 +7,8 @@ scores are also in its metadata, where the hub reads them.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,26 @@ import yaml
 
 from llm_adapters_lab.core.adapter_config import AdapterConfig
 from llm_adapters_lab.core.registry import get_adapter
+from llm_adapters_lab.core.sites import describe_counts
+from llm_adapters_lab.errors import LabError
+from llm_adapters_lab.events import row_remarks
 from llm_adapters_lab.models import smollm2
 from llm_adapters_lab.results.comparison import compare
 from llm_adapters_lab.results.formatting import cell, markdown, percent, plain_markdown, score_cells, task_cell
 from llm_adapters_lab.runs.record import Run
+from llm_adapters_lab.tasks.prompts import Template, get_template
+from llm_adapters_lab.tasks.registry import get_task
 
 
-def write_card(folder: Path, base: str, config: AdapterConfig, format: str, record: Run | None, place: str) -> None:
+def write_card(
+    folder: Path,
+    base: str,
+    config: AdapterConfig,
+    format: str,
+    record: Run | None,
+    place: str,
+    other_base: Sequence[str] = (),
+) -> None:
     """Write README.md.
 
     Args:
@@ -31,11 +46,15 @@ def write_card(folder: Path, base: str, config: AdapterConfig, format: str, reco
         format: "peft" or "lab".
         record: the run it comes from; None for an adapter folder, whose scores are not known.
         place: name on the hub; "" for a folder that stays here.
+        other_base: how its base differs from the one that it was trained on; see `Injection.other_base`.
     """
-    (folder / "README.md").write_text(card(base, config, format, record, place or folder.name), encoding="utf-8")
+    text = card(base, config, format, record, place or folder.name, other_base)
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def card(base: str, config: AdapterConfig, format: str, record: Run | None, place: str) -> str:
+def card(
+    base: str, config: AdapterConfig, format: str, record: Run | None, place: str, other_base: Sequence[str] = ()
+) -> str:
     """Return the text of the card; see `write_card`."""
     from huggingface_hub import ModelCard
 
@@ -46,18 +65,22 @@ def card(base: str, config: AdapterConfig, format: str, record: Run | None, plac
         template_str=(resources.files(__package__) / "model_card.md.j2").read_text(encoding="utf-8"),
         base=base,
         on_hub=hub_name(base),
+        other_base=other_base,
         config=config,
         format=format,
         place=place,
         source=get_adapter(config.type).source,
         run=record,
         summary=record.summary if record else {},
+        sites=describe_counts((record.summary.get("sites") if record else None) or {}),
         scores=markdown([{"task": task_cell(row)} | score_cells(row) for row in rows]) if rows else "",
         rows=rows,
+        prompt=_prompt(record) if record else None,
         spec=yaml.safe_dump(spec, sort_keys=False, allow_unicode=True) if spec else "",
         cell=cell,
         percent=percent,
         task_cell=task_cell,
+        row_remarks=row_remarks,
         plain=plain_markdown,
         fenced=_fenced,
         quoted=repr,
@@ -96,6 +119,14 @@ def _metadata(base: str, kind: str, format: str, rows: list[dict[str, Any]], pla
         model_name=place if results else None,
         eval_results=results or None,
     )
+
+
+def _prompt(record: Run) -> Template | None:
+    """Return the template of the training; None if its task is no longer known."""
+    data = record.spec.data
+    with suppress(LabError):
+        return get_template(data.template or get_task(data.task).template)
+    return None
 
 
 def _fenced(text: str, language: str) -> str:

@@ -4,18 +4,36 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from functools import cache
 from importlib import resources
 from typing import Any
 
 from llm_adapters_lab.errors import BadSpec, choices
+from llm_adapters_lab.tasks.prompts import ORIGINAL
 
 
 @cache
+def _paper() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((resources.files(__package__) / "paper.json").read_text(encoding="utf-8"))
+    return content
+
+
 def tables() -> tuple[dict[str, Any], ...]:
     """Return the published tables: name, source, contaminated (tasks), note, and rows of accuracies in per cent."""
-    text = (resources.files(__package__) / "paper.json").read_text(encoding="utf-8")
-    return tuple(json.loads(text)["tables"])
+    return tuple(_paper()["tables"])
+
+
+def remarks(name: str, task: str | None = None) -> list[str]:
+    """Return how a row was really made and what users report of it, for one task or for all."""
+    found = []
+    for remark in _paper()["remarks"]:
+        tasks = remark.get("tasks", ())
+        if any(fnmatch(name, rows) for rows in remark["rows"]) and (task is None or not tasks or task in tasks):
+            threads = ", ".join(f"#{number}" for number in remark.get("threads", ()))
+            of = f"{', '.join(tasks)}: " if tasks else ""
+            found.append(of + remark["text"] + (f" (LLM-Adapters {threads})" if threads else ""))
+    return found
 
 
 def names() -> list[str]:
@@ -32,8 +50,8 @@ def published(name: str, tasks: Sequence[str] = ()) -> list[dict[str, Any]]:
 
     Returns:
         One dict for each task: name, task, accuracy (0..1), contaminated (whether the paper's training set holds most
-        of the test rows), table, source and note. The corrected arithmetic table takes precedence over the first one,
-        which repeats three of its columns.
+        of the test rows), remarks (see `remarks`), template (of the prompts), table, source and note. The corrected
+        arithmetic table takes precedence over the first one, which repeats three of its columns.
 
     Raises:
         BadSpec: there is no such row.
@@ -45,6 +63,7 @@ def published(name: str, tasks: Sequence[str] = ()) -> list[dict[str, Any]]:
         for task, value in table["rows"].get(name, {}).items():
             if not tasks or task in tasks:
                 fixed = {"table": table["name"], "source": table["source"], "note": table["note"]}
-                row = {"name": name, "task": task, "accuracy": round(value / 100, 4)}
-                found.setdefault(task, row | {"contaminated": task in table["contaminated"]} | fixed)
+                row = {"name": name, "task": task, "accuracy": round(value / 100, 4), "template": ORIGINAL}
+                more = {"contaminated": task in table["contaminated"], "remarks": remarks(name, task)}
+                found.setdefault(task, row | more | fixed)
     return list(found.values())

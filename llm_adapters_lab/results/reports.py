@@ -25,15 +25,16 @@ from llm_adapters_lab.privacy import to_write
 from llm_adapters_lab.results import plots
 from llm_adapters_lab.results.appearance import Look, looks
 from llm_adapters_lab.results.comparison import FORMAT_NOTE, compare, leak, mean_accuracy, notes, task_names
-from llm_adapters_lab.results.formatting import cell, heads, percent
+from llm_adapters_lab.results.formatting import cell, heads, likelihoods_cell, percent
+from llm_adapters_lab.results.paired_tests import differing_questions, pairs
 from llm_adapters_lab.results.seed_groups import groups
 from llm_adapters_lab.runs.record import Run, check_writable
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-EXAMPLES, LONGEST, ROWS = 2, 1200, 200
-"""Questions shown of each task, characters of a text, and rows of a figure's table."""
+EXAMPLES, ANSWERS, LONGEST, ROWS = 2, 40, 1200, 200
+"""Questions shown of each task, answers shown where runs disagree, characters of a text, rows of a figure's table."""
 
 
 def report(runs: Sequence[Run], path: str | Path, more: Sequence[go.Figure] = ()) -> Path:
@@ -58,6 +59,7 @@ def report(runs: Sequence[Run], path: str | Path, more: Sequence[go.Figure] = ()
     from plotly.offline import get_plotlyjs
 
     seen, tasks, rows = looks(runs), task_names(runs), compare(runs)
+    paired = pairs([run for run in runs if next(run.predictions(), None)])
     bases, library = ", ".join(dict.fromkeys(Path(run.spec.base).name for run in runs)), get_plotlyjs()
     files = resources.files(__package__)
     css, draw, page = ((files / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js", "html.j2"))
@@ -85,6 +87,9 @@ def report(runs: Sequence[Run], path: str | Path, more: Sequence[go.Figure] = ()
             cell=cell,
             percent=percent,
             short=_short,
+            likelihoods=likelihoods_cell,
+            paired=paired,
+            pair_notes=differing_questions(paired),
         )
     )
     with writing(path):
@@ -169,7 +174,8 @@ def _examples(runs: Sequence[Run]) -> Iterator[tuple[str, list[list[tuple[Run, d
     for task in dict.fromkeys(task for task, _ in answers):
         questions = [given for (of, _), given in answers.items() if of == task]
         questions.sort(key=lambda given: (-len(given), len({row["correct"] for _, row in given}) == 1))
-        yield task, questions[:EXAMPLES], len(questions)
+        apart = sum(len({row["correct"] for _, row in given}) > 1 for given in questions)
+        yield task, questions[: max(EXAMPLES, min(apart, ANSWERS // len(runs)))], len(questions)
 
 
 def _short(text: str) -> str:

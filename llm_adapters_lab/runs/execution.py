@@ -7,8 +7,9 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from llm_adapters_lab.core.fingerprint import base_hash, fingerprint
+from llm_adapters_lab.core.fingerprint import fingerprint
 from llm_adapters_lab.models.blueprint import Blueprint
+from llm_adapters_lab.runs import base_files
 from llm_adapters_lab.runs.phases import run_phases
 from llm_adapters_lab.runs.preflight import check_group, preflight
 from llm_adapters_lab.runs.record import Run, check_writable
@@ -59,6 +60,7 @@ def run(
             if group.is_main:
                 unlock(record)
                 warn(outdated(record), on_event)
+                warn(base_files.outdated(record), on_event)
             return record
         with group.all_or_none():
             check_writable(record.folder)
@@ -90,8 +92,9 @@ def _session(
 ) -> RunSession:
     with group.all_or_none():
         base = load_base(spec, plan)
-        base_print = fingerprint(base.model)
-    hashes = {"base": base_hash(base_print), "data": rows.digests()}
+        base_print = fingerprint(base.model, base.tokenizer)
+    hashes = base_files.all_hashes(plan, base_print, rows)
     group.require_equal({f"the hash of the base {spec.base}": hashes["base"], "the hashes of the rows": hashes["data"]})
+    group.require_equal({f"the hash of {base_files.NAMES[key]}": hashes.get(key) for key in base_files.FILES})
     checkpointer = Checkpointer(record, spec, hashes, stop, group)
     return RunSession(spec, base, base_print, rows, record, checkpointer, on_event)

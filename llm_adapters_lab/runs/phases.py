@@ -11,6 +11,7 @@ import torch
 from llm_adapters_lab.core.injection import inject
 from llm_adapters_lab.core.merging import temporarily_merged
 from llm_adapters_lab.events import Finished, Stopped
+from llm_adapters_lab.runs.base_files import weight_hash
 from llm_adapters_lab.runs.recovery.failures import explained, note_failure
 from llm_adapters_lab.runs.recovery.lock import Stopping
 from llm_adapters_lab.runs.recovery.resume import find_resume_point, refuse_changes
@@ -52,7 +53,9 @@ def run_phases(session: RunSession, fresh: bool = False) -> Generator[Position]:
         session.end_trackers()
         if group.is_main:
             record.keep_last_answers()
-            record.write("summary.json", summary(spec, base, injection, scores, trained, hashes) | {"leaks": leaks})
+            hashes = hashes | weight_hash(base.blueprint)
+            told = {"leaks": leaks, "rows": rows.told()}
+            record.write("summary.json", summary(spec, base, injection, scores, trained, hashes) | told)
             record.append(finished)
     except Stopping:
         session.end_trackers()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from importlib.metadata import version
+from itertools import chain
 
 import torch
 from accelerate.utils import is_torch_version
@@ -11,12 +12,17 @@ from accelerate.utils import is_torch_version
 from llm_adapters_lab._version import __version__
 from llm_adapters_lab.core.registry import get_adapter
 from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.evaluation.scoring import RULES
 from llm_adapters_lab.models import quantization
 from llm_adapters_lab.models.blueprint import Blueprint
 from llm_adapters_lab.runs import trackers
 from llm_adapters_lab.runs.forecast.fits import require_memory
 from llm_adapters_lab.runs.rows import Rows, read_rows
 from llm_adapters_lab.runs.spec import RunSpec
+from llm_adapters_lab.tasks.prompts import ORIGINAL, prompt
+from llm_adapters_lab.tasks.registry import get_task
+from llm_adapters_lab.tasks.round_trip import indistinct, unreadable
+from llm_adapters_lab.tasks.tokens import text_ids
 from llm_adapters_lab.training import deepspeed_zero
 from llm_adapters_lab.training.compilation import require_compiler
 from llm_adapters_lab.training.distributed import ProcessGroup, sharded
@@ -35,7 +41,48 @@ def preflight(spec: RunSpec, base: Blueprint) -> Rows:
     rows = read_rows(spec)
     check_spec(spec, base)
     require_memory(spec, rows, base)
+    check_rows(spec, rows, base)
     return rows
+
+
+def check_rows(spec: RunSpec, rows: Rows, base: Blueprint) -> None:
+    """Check the rows as the tokenizer writes them; `rows` then knows which are left out or cannot be judged right.
+
+    Raises:
+        BadSpec: under 10 % of the training rows are left, or over 50 % of a set cannot be judged right; both are
+            allowed by `data.allow_dropped`. Or the rows do not fit the model.
+    """
+    if not (spec.adapter or spec.eval.tasks):
+        return
+    tokenizer, data, rule = base.usable_tokenizer(bool(spec.adapter)), spec.data, spec.eval.extraction
+    rule, allow = rule or RULES[spec.eval.protocol], "To run it anyway, set data.allow_dropped: true."
+    if spec.adapter:
+        samples, left_out = rows.samples(tokenizer, data)
+        base.check_ids(max(sample.ids) for sample in samples)
+        longest = max(len(sample.ids) for sample in samples)
+        if base.context and longest > base.context:
+            room = f"{spec.base} takes {base.context}: set data.max_tokens to at most that."
+            raise BadSpec(f"The longest training row has {longest} tokens, but {room}")
+        if 10 * (len(samples) - left_out.unknown) < left_out.rows and not data.allow_dropped:
+            raise BadSpec(f"Under 10% of the training rows are usable. {left_out.text} {allow}")
+        task = get_task(data.task)
+        rows.unreadable = [unreadable(tokenizer, task, rows.train, "train", data.template or task.template, rule)]
+    for name, asked in rows.test.items():
+        task, of = get_task(name), f"test/{name}"
+        template = ORIGINAL if spec.eval.protocol == "paper" else data.template or task.template
+        if spec.eval.protocol == "options":
+            found = indistinct(tokenizer, task, asked, of, template)
+        else:
+            limit = spec.eval.max_new_tokens or task.max_new_tokens
+            found = unreadable(tokenizer, task, asked, of, template, rule, limit)
+        rows.unreadable.append(found)
+        if max(tokenizer.get_vocab().values(), default=0) >= base.embeddings:
+            questions = (prompt(row, template) for row in (*rows.shots.get(name, ()), *asked))
+            base.check_ids(chain.from_iterable(text_ids(tokenizer, [*questions, *task.labels])))
+    rows.unreadable = [found for found in rows.unreadable if found.count]
+    for found in rows.unreadable:
+        if 2 * found.count > found.total and not data.allow_dropped:
+            raise BadSpec(f"{found.text} This is the tokenizer of {spec.base} with the rule {rule!r}. {allow}")
 
 
 def check_spec(spec: RunSpec, base: Blueprint | None = None) -> None:

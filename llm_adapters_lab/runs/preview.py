@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from llm_adapters_lab.core.injection import inject
 from llm_adapters_lab.core.registry import get_adapter
+from llm_adapters_lab.core.sites import placement_counts
 from llm_adapters_lab.errors import DataUnavailable
 from llm_adapters_lab.models.blueprint import Blueprint
 from llm_adapters_lab.runs.forecast.duration import TIMES, alike
@@ -38,6 +38,7 @@ class Forecast:
         base_parameters: number of them, shared ones counted once.
         quantization: of the base, by the spec or by its files.
         sites: number of sites of the adapter by role; empty for an adapter of the whole model.
+        sites_by_layer: the same by role, then by layer.
         trainable_parameters: number of them in the adapter.
         weights: bytes of the base's weights.
         memory: at the peak of the training; None for a bare base, or a model whose computation depends on numbers.
@@ -55,6 +56,7 @@ class Forecast:
     base_parameters: int
     quantization: str
     sites: dict[str, int]
+    sites_by_layer: dict[str, dict[int, int]]
     trainable_parameters: int
     weights: int
     memory: Memory | None
@@ -100,11 +102,13 @@ def dry_run(spec: RunSpec, root: str | Path = "runs") -> Forecast:
     record, times, amount = Run(Path(root).resolve() / spec.id), alike(spec, root), size_of(spec, base)
     notes: list[str] = []
     rows = _rows(spec, notes)
-    sites, memory, learnt = Counter[str](), None, None
+    counts: dict[str, dict[int, int]] = {}
+    memory, learnt = None, None
     paths: tuple[Choice, ...] = ()
     if spec.adapter:
         entry = get_adapter(spec.adapter.type)
-        sites.update(site.role for site in entry.cls.sites(base.anatomy, base.skeleton, spec.adapter.at or entry.at))
+        counts = placement_counts(entry.cls.sites(base.anatomy, base.skeleton, spec.adapter.at or entry.at))
+        notes += [base.anatomy.remark] if counts and base.anatomy.left_out else []
         examined, learnt = _training_rows(spec, rows, base, notes)
         paths = _fast_paths(spec, examined, base)
         if (memory := estimate(spec, examined, base)) is None:
@@ -115,7 +119,8 @@ def dry_run(spec: RunSpec, root: str | Path = "runs") -> Forecast:
         state=state(record).name if record.folder.exists() else "new",
         base_parameters=amount.base,
         quantization=base.quantization(spec.quantization),
-        sites=dict(sites),
+        sites={role: sum(by_layer.values()) for role, by_layer in counts.items()},
+        sites_by_layer=counts,
         trainable_parameters=amount.trainable,
         weights=amount.weights,
         memory=memory,

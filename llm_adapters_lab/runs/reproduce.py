@@ -10,6 +10,7 @@ import torch
 
 from llm_adapters_lab.core.tensor_files import read_tensors
 from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.runs.base_files import NAMES
 from llm_adapters_lab.runs.execution import run
 from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.session import Listener
@@ -74,7 +75,14 @@ def _kind(name: str) -> str:
     """Return in words what kind of circumstance differs."""
     part, _, last = name.partition(".")
     if part == "hashes":
-        return "another base" if last == "base" else "other data"
+        key = name.split(".")[1]
+        return (
+            "another base"
+            if key == "base"
+            else "other data"
+            if key == "data"
+            else NAMES[key].replace("the ", "another ")
+        )
     known = {"threads": "number of threads", "commit": "code of the lab", "dtype": "another dtype"}
     return known.get(last) or ("another machine" if last in ("device", "platform") else f"version of {last}")
 
@@ -85,7 +93,8 @@ def _results(run: Run) -> dict[str, Any]:
     for event in run.events(*LOGGED):  # the last one counts if a step was repeated
         rest = {key: value for key, value in event.items() if key not in ("event", "step")}
         found |= _flat(rest, f"{event['event']} {event['step']}.")
-    found |= _flat({key: value for key, value in run.summary.items() if key not in CIRCUMSTANCES})
+    derived = (*CIRCUMSTANCES, "sites")  # older records lack them; they follow from spec and base
+    found |= _flat({key: value for key, value in run.summary.items() if key not in derived})
     for row in run.predictions():
         found |= _flat({key: value for key, value in row.items() if key != "id"}, f"answer {row['id']}.")
     return found

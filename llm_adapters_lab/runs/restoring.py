@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 from llm_adapters_lab.core.injection import Injection
 from llm_adapters_lab.core.saving import load_adapter
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.models import loading
 from llm_adapters_lab.models.blueprint import Blueprint
 from llm_adapters_lab.models.loading import Base
+from llm_adapters_lab.runs.base_files import outdated
 from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.spec import RunSpec
 
@@ -18,11 +21,16 @@ def restore(record: Run) -> tuple[Base, Injection | None]:
     Raises:
         BadSpec: the run has an adapter that was not trained to the end.
         WrongBase: the base is no longer the one it was trained on.
+
+    Warns:
+        UserWarning: its tokenizer or configuration is no longer the one of the run.
     """
     spec = record.spec
     if spec.adapter and not (record.folder / "adapter" / "adapter.json").is_file():
         raise BadSpec(f"The run {record.id} has no trained adapter ({record.summary['status']}). Run its spec again.")
     base = load_base(spec)
+    if text := outdated(record):
+        warnings.warn(text, stacklevel=2)
     if spec.adapter is None:
         return base, None
     return base, load_adapter(base.model, record.folder / "adapter", tokenizer=base.tokenizer)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import astuple, dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from llm_adapters_lab.errors import BadSpec, LabError
+from llm_adapters_lab.events import Event, LeftOut, Noticed, Unreadable
 from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.spec import RunSpec
 from llm_adapters_lab.tasks.base import Example
@@ -21,6 +22,8 @@ from llm_adapters_lab.tasks.registry import get_task
 from llm_adapters_lab.tasks.spec import DataSpec
 from llm_adapters_lab.tasks.tokens import Sample, encode
 
+T = TypeVar("T")
+
 
 @dataclass
 class Rows:
@@ -28,21 +31,52 @@ class Rows:
 
     Attributes:
         train: training rows, shuffled; the validation rows come first.
+        repeats_validation: number of rows that are not among `train`, because they repeat a validation question.
         test: evaluation rows by task.
         shots: few-shot examples by task.
+        unreadable: sets of rows of which some cannot be judged right, see `preflight.check_rows`.
     """
 
     train: list[Example] = field(default_factory=list)
+    repeats_validation: int = 0
     test: dict[str, list[Example]] = field(default_factory=dict)
     shots: dict[str, list[Example]] = field(default_factory=dict)
-    _samples: tuple[list[Sample], int] | None = None
+    unreadable: list[Unreadable] = field(default_factory=list)
+    _samples: tuple[list[Sample], LeftOut] | None = None
 
-    def samples(self, tokenizer: Any, data: DataSpec) -> tuple[list[Sample], int]:
-        """Return the tokenized training rows, and the number of rows that were too long; computed once."""
+    def samples(self, tokenizer: Any, data: DataSpec) -> tuple[list[Sample], LeftOut]:
+        """Return the tokenized training rows, and which were left out; computed once.
+
+        Raises:
+            BadSpec: no row is left.
+        """
         if self._samples is None:
             template = data.template or get_task(data.task).template
-            self._samples = encode(tokenizer, self.train, template, data.max_tokens, data.loss_on)
+            found, left_out = encode(tokenizer, self.train, template, data.max_tokens, data.loss_on)
+            questions = {row.id: _question(row) for row in self.train}
+            kept = _apart(found, data.validation, lambda sample: questions[sample.id])
+            if len(kept) <= data.validation:
+                raise BadSpec(f"Validation leaves no row to train on. {left_out.text}")
+            asked = {_question(row) for rows in self.test.values() for row in rows}
+            counts = {
+                "rows": left_out.rows + self.repeats_validation,
+                "held_out": self.repeats_validation + len(found) - len(kept),
+                "repeated": len(self.train) - len({(questions[row.id], row.output) for row in self.train}),
+                "scored": sum(question in asked for question in questions.values()),
+            }
+            self._samples = kept, replace(left_out, **counts)
         return self._samples
+
+    def told(self) -> dict[str, Any]:
+        """Return which rows were left out or cannot be judged right, as in `summary.json`."""
+        left_out = asdict(self._samples[1]) if self._samples else None
+        return {"left_out": left_out, "unreadable": [asdict(found) for found in self.unreadable]}
+
+    def events(self) -> list[Event]:
+        """Return the events that tell the same."""
+        left_out = [self._samples[1]] if self._samples and self._samples[1].text else []
+        noticed = [Noticed(found.text) for found in self.unreadable if found.noticed]
+        return [*left_out, *self.unreadable, *noticed]
 
     def digests(self) -> dict[str, str]:
         """Return the SHA-256 of each set of rows, by its name: "train", "test/<task>" or "shots/<task>"."""
@@ -78,9 +112,12 @@ def read_rows(spec: RunSpec) -> Rows:
         if not found:
             raise BadSpec(f"No rows to train on for {spec.data.task}: the file is empty.")
         wanted = (spec.data.rows or len(found)) + spec.data.validation
-        rows.train = _shuffled(found, spec.seed)[:wanted]
+        kept = _apart(_shuffled(found, spec.seed), spec.data.validation, _question)
+        rows.train, rows.repeats_validation = kept[:wanted], len(found) - len(kept)
         if len(rows.train) <= spec.data.validation:
-            raise BadSpec(f"data.validation = {spec.data.validation} leaves none of {len(found)} rows to train on.")
+            repeated = f" ({rows.repeats_validation} repeat a validation question)" if rows.repeats_validation else ""
+            held = f"data.validation = {spec.data.validation}"
+            raise BadSpec(f"{held} leaves none of {len(found)} rows to train on{repeated}. Lower it.")
     return rows
 
 
@@ -118,6 +155,16 @@ def _folder(root: str | None) -> Path | None:
 def _shuffled(rows: list[Example], seed: int) -> list[Example]:
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     return [rows[i] for i in order]
+
+
+def _question(row: Example) -> tuple[str, str]:
+    return " ".join(row.instruction.split()).casefold(), " ".join(row.input.split()).casefold()
+
+
+def _apart(rows: list[T], validation: int, question: Callable[[T], tuple[str, str]]) -> list[T]:
+    """Return rows without those after the validation rows that repeat a question of them."""
+    held_out = {question(row) for row in rows[:validation]}
+    return rows[:validation] + [row for row in rows[validation:] if question(row) not in held_out]
 
 
 def _shots(spec: RunSpec, name: str, test: list[Example]) -> list[Example]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm_adapters_lab.evaluation.predictions import decoding_method, evaluate
+from llm_adapters_lab.evaluation.predictions import decoding_method, evaluate, scoring_template
 from llm_adapters_lab.evaluation.scoring import score
-from llm_adapters_lab.events import Scored, Scoring
+from llm_adapters_lab.events import Noticed, Scored, Scoring
 from llm_adapters_lab.files import append_line
 from llm_adapters_lab.runs.session import RunSession
+from llm_adapters_lab.tasks import prompts
 from llm_adapters_lab.tasks.registry import get_task
 
 
 def score_task(session: RunSession, name: str) -> dict[str, Any]:
     """Return the score of a task. Answers are recorded one by one, and recorded ones are reused.
+
+    Beside the keys of `scoring.score` it has what else could move it: decoding, template, trained_with (the template of
+    the training, if its prompts are others), dtype, batch and max_new_tokens (None where nothing is generated).
 
     Args:
         session: of the run.
@@ -26,6 +30,14 @@ def score_task(session: RunSession, name: str) -> dict[str, Any]:
     options: dict[str, Any] = {"protocol": plan.protocol, "rule": plan.extraction, "likelihood": plan.likelihood}
     options |= {"template": spec.data.template, "batch": plan.batch, "max_new_tokens": plan.max_new_tokens}
     options |= {"exemplars": session.rows.shots.get(name, ()), "done": done, "share": session.group.share_work}
+    asked = _asked(session, name)
+    if asked["trained_with"]:
+        session.emit(
+            Noticed(
+                f"{name} is asked with the prompt {asked['template']!r}, but the adapter is trained with "
+                f"{asked['trained_with']!r}. Its score may be below that of the bare base for that reason alone."
+            )
+        )
     for prediction in evaluate(base.model, base.tokenizer, task, test, **options):
         predictions.append(prediction)
         if session.group.is_main and prediction != done.get(prediction["id"]):
@@ -34,7 +46,24 @@ def score_task(session: RunSession, name: str) -> dict[str, Any]:
             session.emit(Scoring(name, len(predictions), len(test)))
             session.checkpointer.check()
     result = score(task, predictions, test, protocol=plan.protocol, rule=plan.extraction, shots=plan.shots)
-    result["decoding"] = decoding_method(base.model, plan.protocol)
+    result |= asked
     session.emit(Scored(name, result))
     session.checkpointer.check()
     return result
+
+
+def _asked(session: RunSession, name: str) -> dict[str, Any]:
+    spec, model, task = session.spec, session.base.model, get_task(name)
+    plan, first = spec.eval, session.rows.test[name][0]
+    template = scoring_template(task, plan.protocol, spec.data.template)
+    trained = (spec.data.template or get_task(spec.data.task).template) if spec.adapter else template
+    same = prompts.prompt(first, trained) == prompts.prompt(first, template)
+    packed = session.base.blueprint.quantization(spec.quantization)
+    return {
+        "decoding": decoding_method(model, plan.protocol),
+        "template": template,
+        "trained_with": None if same else trained,
+        "dtype": str(model.dtype).removeprefix("torch.") + (f" {packed}" if packed != "none" else ""),
+        "batch": plan.batch,
+        "max_new_tokens": None if plan.protocol == "options" else plan.max_new_tokens or task.max_new_tokens,
+    }

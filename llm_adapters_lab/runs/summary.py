@@ -7,6 +7,7 @@ from typing import Any
 from llm_adapters_lab.core import weights
 from llm_adapters_lab.core.injection import Injection
 from llm_adapters_lab.core.quantized import LIBRARIES, scheme
+from llm_adapters_lab.core.sites import placement_counts
 from llm_adapters_lab.events import Started
 from llm_adapters_lab.models.loading import Base
 from llm_adapters_lab.runs.environment import environment, peak_memory
@@ -42,6 +43,7 @@ def summary(
         "adapter_bytes": sum(t.numel() * t.element_size() for t in injection.saved_tensors().values())
         if injection
         else 0,
+        "sites": placement_counts(injection.sites.values()) if injection else {},
         "scores": scores,
         "train": trained,
         "environment": environment(begun.device, base.model.dtype, *packages),

@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from llm_adapters_lab.core.injection import Injection
 from llm_adapters_lab.core.saving import save_adapter
 from llm_adapters_lab.core.tensor_files import read_tensors
-from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.events import Noticed, Resumed, Step
 from llm_adapters_lab.files import read_json
 from llm_adapters_lab.runs.environment import cpu_contention
@@ -52,6 +51,8 @@ def train_or_load(
         yield Position(Phase.SAVED)
         return trained
     session.emit(Resumed(spec.id, "scoring", 0) if resumed.trained else started(spec, base, injection, 0))
+    for event in session.rows.events() if not resumed.trained else ():
+        session.emit(event)
     session.checkpointer.check()
     if injection is None:
         return None
@@ -64,14 +65,14 @@ def _train(
     session: RunSession, injection: Injection, saved: Checkpoint | None, accelerator: Accelerator
 ) -> Generator[Position, None, dict[str, Any]]:
     spec, base = session.spec, session.base
-    samples, too_long = session.rows.samples(base.tokenizer, spec.data)
+    samples, left_out = session.rows.samples(base.tokenizer, spec.data)
     held_out, learnt = samples[: spec.data.validation], samples[spec.data.validation :]
-    if not learnt:
-        raise BadSpec(f"After {too_long} rows too long for data.max_tokens, validation leaves none to train on.")
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     begun = started(spec, base, injection, step_count(spec.train, len(learnt)))
     session.emit(Resumed(spec.id, "training", saved.facts["step"]) if saved else begun)
+    for told in session.rows.events() if not saved else ():
+        session.emit(told)
     if text := cpu_contention():
         session.emit(Noticed(text))
     large = base.model.get_memory_footprint() >= WORTH_IT
@@ -88,4 +89,4 @@ def _train(
         session.emit(event)
         if isinstance(event, Step):
             yield Position(Phase.TRAINING, event.step)
-    return {"rows": len(learnt), "rows_too_long": too_long}
+    return {"rows": len(learnt), "rows_too_long": left_out.too_long}

@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from llm_adapters_lab.config import flat
-from llm_adapters_lab.core.fingerprint import base_hash, fingerprint
+from llm_adapters_lab.core.fingerprint import fingerprint
 from llm_adapters_lab.core.injection import Injection, injections
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.events import Event
 from llm_adapters_lab.models.blueprint import Blueprint
+from llm_adapters_lab.runs.base_files import all_hashes
 from llm_adapters_lab.runs.execution import run
 from llm_adapters_lab.runs.forecast.fits import require_memory
 from llm_adapters_lab.runs.phases import run_phases
-from llm_adapters_lab.runs.preflight import check_spec
+from llm_adapters_lab.runs.preflight import check_rows, check_spec
 from llm_adapters_lab.runs.record import Run, check_writable
 from llm_adapters_lab.runs.recovery.checkpointing import Checkpointer
 from llm_adapters_lab.runs.recovery.lock import Stopping, exclusive
@@ -175,15 +176,16 @@ def _study(
             rows[scored] = read_rows(spec)
         check_spec(spec, plan)
         require_memory(spec, rows[scored], plan)
+        check_rows(spec, rows[scored], plan)
     base = load_base(first, plan)
     trainer, base_print, runs = (
         JointTrainer(base.model, tokens or first.train.micro_tokens),
-        fingerprint(base.model),
+        fingerprint(base.model, base.tokenizer),
         [],
     )
     for number, (spec, record) in enumerate(todo):
         own = rows[spec.eval.model_dump_json()]
-        hashes = {"base": base_hash(base_print), "data": own.digests()}
+        hashes = all_hashes(base.blueprint, base_print, own)
         checkpointer = Checkpointer(record, spec, hashes, stop, group)
         listener, name, gradients = on_event and partial(on_event, record), f"study{number}", partial(Member, trainer)
         session = RunSession(spec, base, base_print, own, record, checkpointer, listener, name, gradients)

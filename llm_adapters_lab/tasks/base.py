@@ -92,6 +92,11 @@ class Task:
             raise BadSpec(f"{self.name} has no {split!r} split. {choices(split, self.splits)}")
         return self.read(split, root)
 
+    def judge(self, text: str | None, gold: str, rule: Rule) -> tuple[str | None, bool]:
+        """Return the answer that a rule finds in generated text, if any, and whether it agrees with the gold answer."""
+        extracted = self.extract(text, rule) if text is not None else None
+        return extracted, extracted is not None and self.same(extracted, gold)
+
 
 TASKS: dict[str, Task] = {}
 

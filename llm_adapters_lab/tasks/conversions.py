@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from llm_adapters_lab.tasks import readers
 from llm_adapters_lab.tasks.answers import LETTERS, TRUTH, parse_options
 from llm_adapters_lab.tasks.base import Example
-from llm_adapters_lab.tasks.extraction import shortest
 from llm_adapters_lab.tasks.prompts import ANSWER_LEAD
 from llm_adapters_lab.tasks.readers import Row
 
@@ -20,10 +20,7 @@ from llm_adapters_lab.tasks.readers import Row
 def gsm8k(row: Row) -> Example:
     """Convert ``{question, answer}``; the answer ends in ``#### 7``, its ``<<3+4=7>>`` marks are removed."""
     rationale, mark, result = row.text("answer").rpartition("####")
-    try:
-        answer = shortest(float(result.replace(",", "")))
-    except ValueError:
-        answer = ""
+    answer = readers.exact(result)
     if not (mark and answer):
         raise row.error("answer", f"does not end in '####' and a number, but in {result[-40:]!r}.")
     rationale = re.sub("<<[^<>]*>>", "", rationale).strip()

@@ -8,9 +8,12 @@ Answer    original                                          lab
 ========  ================================================  =====================================================
 number    commas removed, last match of ``-?\d+\.?\d*``     the number right after the last "the answer is",
                                                             "answer:", "####" or "\boxed{", else the last number;
-                                                            understands 1,200, $1 200, 40%, 3/4, 2 1/2, and that
-                                                            the 3 of 5-3 is not negative
-letter    first capital A to E, even inside a word          after "answer is" / "answer:", else after "option",
+                                                            understands 1,200, $1 200, 40%, 3/4, 2 1/2, 1½, 1e3,
+                                                            10^4, "is - 5", digits of other scripts, and that the
+                                                            3 of 5-3 is not negative; "is 9 . 8" is 9.8, as
+                                                            tokenizers of words write it
+letter    first capital A to E, even inside a word          after "answer is" / "answer:" (b at the end of a line,
+                                                            too), else in "B is right", else after "option",
                                                             else in parentheses, else alone at the end or start
 label     first match of a label, case-sensitive            after "answer is", else the first whole label; lists
                                                             such as answer1/answer2 are ignored
@@ -22,11 +25,16 @@ No function raises, whatever the text. The text is expected to be truncated at a
 
 from __future__ import annotations
 
+import math
 import re
-from functools import cache
+import unicodedata
+from decimal import Decimal
+from functools import cache, partial
 
 from llm_adapters_lab.tasks.base import Rule
 
+DIGITS = 4000
+"""Largest number of digits of a power that is evaluated; Python writes no integer of more than 4,300."""
 TOLERANCE = 0.001
 """Largest difference between two numbers that count as the same answer."""
 
@@ -34,8 +42,9 @@ _ORIGINAL_NUMBER = re.compile(r"-?\d+\.?\d*")
 _ORIGINAL_LETTER = re.compile(r"A|B|C|D|E")
 
 _GAP = r"[\s:=*_$({\[\\\"'`]"
-_DASHES = str.maketrans("\N{MINUS SIGN}\N{EN DASH}", "--")
-_LATEX_FRACTION = re.compile(r"(?<!\d)\\[dt]?frac\{(\d+)\}\{(\d+)\}")
+_SIGNS = str.maketrans("\u2212\u2013\u066b\u066c", "--.,")  # minus, en dash, Arabic decimal and thousands separator
+_LATEX_FRACTION = re.compile(r"((?<=\d)[ ]?)?\\[dt]?frac\{(\d+)\}\{(\d+)\}")
+_VULGAR_FRACTION = re.compile("((?<=[0-9])[ ]?)?([\u00bc-\u00be\u2150-\u215e])")
 _NUMBER = re.compile(
     r"""(?<![\d^])                                # not inside a number, not an exponent
         (?P<sign>(?<![\w)\]}%.])-)?[$\u20ac\u00a3]?
@@ -44,7 +53,9 @@ _NUMBER = re.compile(
             |\d{1,3}(?:[\u00a0\u2009\u202f]\d{3})+(?!\d)(?:\.\d+)?    # grouped by non-breaking spaces
             |(?<=[$\u20ac\u00a3])\d{1,3}(?:[ ]\d{3})+(?!\d)(?:\.\d+)?  # $118 000, but not "12 500 g bags"
             |\d+(?:\.\d+)?|(?<![\w.])\.\d+)
-        (?:/(?P<bottom>0*[1-9]\d{0,8})(?!\.?\d|/))?""",
+        (?:/(?P<bottom>0*[1-9]\d{0,8})(?!\.?\d|/)
+            |(?:[eE]|[ ]?(?:[x*\u00d7]|\\times|\\cdot)[ ]?10\^\{?)(?P<exponent>[+-]?\d{1,4})(?!\w|\.\d|\^)
+            |\^\{?(?P<power>\d{1,3})(?!\w|\.\d|\^))?""",
     re.VERBOSE | re.ASCII,
 )
 _NUMBER_MARK = re.compile(
@@ -52,15 +63,22 @@ _NUMBER_MARK = re.compile(
     r"(?:(?:about|approximately|roughly|only|equal to)\s+)?",
     re.IGNORECASE,
 )
+# Tokenizers of words set spaces around signs: "- 5", "9 . 8". A dash in a new line starts an item of a list instead.
+_SPACED_SIGN = re.compile(r"((?:\bis|[:=]|#{4})[ *_$({\[]*)-[ ](?=[$.\d])", re.ASCII)
+_SPACED_POINT = re.compile(rf"({_NUMBER_MARK.pattern}-?\d+) \. (?=\d)", re.IGNORECASE | re.ASCII)
+_SPACED_NUMBER = re.compile(r"\s*(?:- )?\d+(?: \. \d+)?(?: \.)?\s*", re.ASCII)
 _SUM = re.compile(r"(?:[-+*/x\u00d7\u00f7().,\d $%^]*=)+\s*(?=[-$.\d])")
 
 # "A" before a lower-case word is the article, unless the word shows otherwise ("A is right", "A because").
-_CAPITAL = r"(?:[B-E]|A(?!\s+(?!(?:is|because|since)\b)[a-z]))(?![\w'\u2019/-])"
+_CAPITAL = r"(?:[B-E]|A(?!\s+(?!(?:is|because|since)\b)[a-z]))(?![\w/-]|['\u2019]\w)"
+_SMALL = r"(?<=\()[a-e](?=\))|[b-e](?=['\"`*)]*[ ]?[.,;!]?[ ]*$)|a(?=['\"`*)]*[ ]?\.[ ]*$)"
 _LETTER_RULES = tuple(
-    re.compile(pattern)
+    re.compile(pattern, re.MULTILINE)
     for pattern in (
         rf"(?i:\banswer(?:\s+(?:choice|option))?(?:\s+is\b)?|\\boxed)(?:{_GAP}|\\text|(?i:\boption\b|\bchoice\b))+"
-        rf"({_CAPITAL}|(?<=\()[a-e](?=\)))",
+        rf"({_CAPITAL}|{_SMALL})",
+        r"\u7b54\u6848(?:\u662f|\u4e3a|\u70ba)?[\s:\uff1a(\uff08]*([A-E])(?![A-Za-z])",
+        r"\b([A-E])['\u2019\"]?(?:\s+is|'s)\s+(?:the\s+)?(?:right|correct|true)\b",
         rf"(?i:\b(?:option|choice)\b(?:\s+is\b)?){_GAP}+({_CAPITAL})",
         r"\(([A-E])\)",
         r"(?:\A|(?<=[\s(*$:]))([A-E])(?=[\s.)*$]*\Z)",
@@ -69,9 +87,11 @@ _LETTER_RULES = tuple(
 )
 
 
-def shortest(value: float) -> str:
-    """Return `value` in its shortest form: ``12`` for 12.0, ``0.5`` for 0.5."""
-    return str(int(value)) if value.is_integer() else repr(value)
+def shortest(value: float | Decimal) -> str:
+    """Return a finite number in its shortest form without an exponent: ``12`` for 12.0, ``0.00001`` for 1e-05."""
+    text = format(Decimal(str(value)), "f")
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if text == "-0" else text
 
 
 def number(text: str, rule: Rule = "lab") -> str | None:
@@ -79,10 +99,23 @@ def number(text: str, rule: Rule = "lab") -> str | None:
     if rule == "original":
         matches = _ORIGINAL_NUMBER.findall(text.replace(",", ""))
         return matches[-1] if matches else None
-    text = _LATEX_FRACTION.sub(r"\1/\2", text.translate(_DASHES))
+    text = _plain(text)
     marked = (_NUMBER.match(text, _after_sum(text, mark.end())) for mark in _NUMBER_MARK.finditer(text))
     found = [m for m in marked if m] or list(_NUMBER.finditer(text))
     return shortest(_value(found[-1])) if found else None
+
+
+def _plain(text: str) -> str:
+    """Return `text` with its numbers written in ASCII, without spaces inside."""
+    text = text.translate(_SIGNS)
+    text = _LATEX_FRACTION.sub(lambda m: " " * (m[1] is not None) + f"{m[2]}/{m[3]}", text)
+    if not text.isascii():
+        text = re.sub(r"[^\x00-\x7f]", lambda m: str(unicodedata.decimal(m[0], m[0])), text)
+        fraction = partial(unicodedata.normalize, "NFKC")
+        text = _VULGAR_FRACTION.sub(lambda m: " " * (m[1] is not None) + fraction(m[2]).replace("\u2044", "/"), text)
+    if _SPACED_NUMBER.fullmatch(text):
+        return text.replace(" ", "")
+    return _SPACED_POINT.sub(r"\1.", _SPACED_SIGN.sub(r"\1-", text))
 
 
 def _after_sum(text: str, start: int) -> int:
@@ -91,10 +124,15 @@ def _after_sum(text: str, start: int) -> int:
     return total.end() if total else start
 
 
-def _value(match: re.Match[str]) -> float:
-    value = float(re.sub(r"[,\s]", "", match["top"]))
-    if match["bottom"]:
-        value = value / float(match["bottom"]) + float(match["whole"] or 0)
+def _value(match: re.Match[str]) -> float | Decimal:
+    top = re.sub(r"[,\s]", "", match["top"])
+    value: float | Decimal = Decimal(top)
+    if match["bottom"] and math.isfinite(float(top)):
+        value = float(top) / float(match["bottom"]) + float(match["whole"] or 0)
+    elif match["exponent"]:
+        value = Decimal(f"{top}e{match['exponent']}")
+    elif match["power"] and top.isdigit() and len(top) * int(match["power"]) <= DIGITS:
+        value = Decimal(int(top) ** int(match["power"]))
     return -value if match["sign"] else value
 
 
@@ -142,8 +180,12 @@ def _label_patterns(labels: tuple[str, ...]) -> tuple[re.Pattern[str], re.Patter
 
 
 def same_number(a: str, b: str) -> bool:
-    """Return whether two numbers, given as text, differ by at most `TOLERANCE`, as the original scripts do."""
-    return abs(float(a) - float(b)) <= TOLERANCE
+    """Return whether two numbers, given as text, differ by at most `TOLERANCE`, as the original scripts do.
+
+    From 2**53 on, where floats leave out integers, they have to be equal.
+    """
+    large = max(abs(float(a)), abs(float(b))) >= 2**53
+    return Decimal(a) == Decimal(b) if large else abs(float(a) - float(b)) <= TOLERANCE
 
 
 def same_text(a: str, b: str) -> bool:

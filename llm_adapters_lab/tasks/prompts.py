@@ -1,7 +1,7 @@
 """Turn questions into prompts: `prompt` makes those for training and those for scoring.
 
-The original code builds them in two files that differ in white space. The template `original` is the one of its scoring
-scripts, indentation included, to reproduce published numbers.
+The original code builds them in two files that differ in white space. The templates `original-training` and `original`
+are those of its training and of its scoring scripts, indentation included, to reproduce published numbers.
 """
 
 from __future__ import annotations
@@ -31,27 +31,34 @@ class Template:
     glue: str = ""
 
 
-ORIGINAL = "original"
+ORIGINAL, ORIGINAL_TRAINING = "original", "original-training"
 ANSWER_LEAD = "the correct answer is "
 """What precedes the label in every answer of the choice sets of LLM-Adapters."""
 
 _LEAD_IN = re.compile(r"\APlease [^:]*:\s*")
 
 
-def _alpaca(stop: tuple[str, ...], space: str = "", newline: str = "\n") -> Template:
-    """Return the Alpaca template; the original indents it and, without input, has a space after the first line."""
+def _alpaca(stop: tuple[str, ...], ends: Sequence[str] = ("", ""), newline: str = "\n", blank: str = "\n") -> Template:
+    """Return the Alpaca template; the original indents it, and has spaces after its first line and on blank lines."""
     task = "Below is an instruction that describes a task"
     request = "Write a response that appropriately completes the request."
     asked, given, reply = (
-        f"\n{newline}### {head}:{newline}{text}"
-        for head, text in (("Instruction", "{instruction}"), ("Input", "{input}"), ("Response", ""))
+        f"{empty}{newline}### {head}:{newline}{text}"
+        for empty, head, text in (
+            ("\n", "Instruction", "{instruction}"),
+            (blank, "Input", "{input}"),
+            (blank, "Response", ""),
+        )
     )
     context = ", paired with an input that provides further context"
     return Template(
-        plain=f"{task}. {request}{space}{asked}{reply}",
-        with_input=f"{task}{context}. {request}{asked}{given}{reply}",
+        plain=f"{task}. {request}{ends[0]}{asked}{reply}",
+        with_input=f"{task}{context}. {request}{ends[1]}{asked}{given}{reply}",
         stop=stop,
     )
+
+
+_INDENTED = "\n" + 16 * " "
 
 
 TEMPLATES = {
@@ -62,7 +69,8 @@ TEMPLATES = {
         stop=("question :", "answer :"),
         glue=" ",
     ),
-    ORIGINAL: _alpaca(stop=("### Response:",), space=" ", newline="\n" + 16 * " "),
+    ORIGINAL: _alpaca(("### Response:",), (" ", ""), _INDENTED),
+    ORIGINAL_TRAINING: _alpaca(("### Response:",), ("  ", " "), _INDENTED, _INDENTED),
 }
 
 

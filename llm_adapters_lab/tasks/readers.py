@@ -14,15 +14,20 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from llm_adapters_lab.errors import BadRow, DataUnavailable, LabError
 from llm_adapters_lab.tasks.extraction import shortest
+
+_NUMBER = re.compile(r"[+-]?(?:[1-9]\d{0,2}(?:,\d{3})+(?:\.\d*)?|\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?")
+_LARGEST = 308
+"""Decimal exponent of the largest number, as in a float."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class Row:
         """Return a field that holds text; `empty` allows it to be blank."""
         value = self.field(key)
         if not isinstance(value, str):
-            raise self.error(key, f"is {value!r:.60}, a {type(value).__name__}; give text.")
+            raise self.error(key, f"is {_shown(value)}, a {type(value).__name__}; give text.")
         if not (empty or value.strip()):
             raise self.error(key, "is empty; give text.")
         try:
@@ -76,15 +81,15 @@ class Row:
         return value
 
     def number(self, key: str) -> str:
-        """Return a field that holds a number, or text that is one, in its shortest form: ``12`` for ``12.0``."""
+        """Return a field that holds a number, or text that is one, exactly and in its shortest form: ``12`` for 12.0.
+
+        A comma separates thousands, as in 1,200; a decimal comma is refused.
+        """
         value = self.field(key)
-        try:
-            result = float(str(value).replace(",", "")) if isinstance(value, str | int | float) else math.nan
-        except ValueError:  # also for "True" and "False"
-            result = math.nan
-        if not math.isfinite(result):
-            raise self.error(key, f"is {value!r:.60}; give a number.")
-        return shortest(result)
+        if (found := exact(value)) is None:
+            comma = " A comma separates thousands, as in 1,200: write 3.14, not 3,14." if "," in str(value) else ""
+            raise self.error(key, f"is {_shown(value)}; give a number.{comma}")
+        return found
 
     def as_text(self, key: str, *, empty: bool = False) -> str:
         """Return a field as text, numbers and booleans (which JSON and parquet tell apart from text) included."""
@@ -93,10 +98,10 @@ class Row:
             return str(value).lower()
         if isinstance(value, int):
             return str(value)
-        if isinstance(value, float):
-            if not math.isfinite(value):
-                raise self.error(key, f"is {value}; give text or a finite number.")
-            return shortest(value)
+        if isinstance(value, float | Decimal):
+            if (found := exact(value)) is None:
+                raise self.error(key, f"is {_shown(value)}; give text or a finite number.")
+            return found
         return "" if value is None and empty else self.text(key, empty=empty)
 
     def one_of(self, allowed: Sequence[str], key: str, value: str) -> str:
@@ -104,6 +109,17 @@ class Row:
         if value not in allowed:
             raise self.error(key, f"is {value!r:.60}; give one of {', '.join(allowed)}.")
         return value
+
+
+def exact(value: object) -> str | None:
+    """Return a finite number, or text that is one, exactly and in its shortest form; None if it is not."""
+    text = str(value).strip() if isinstance(value, str | int | float | Decimal) else ""
+    number = Decimal(text.replace(",", "")) if _NUMBER.fullmatch(text) else None
+    return shortest(number) if number is not None and abs(number.adjusted()) <= _LARGEST else None
+
+
+def _shown(value: object) -> str:
+    return str(value)[:60] if isinstance(value, Decimal) else f"{value!r:.60}"
 
 
 def data_root(root: Path | None) -> Path | None:
@@ -157,7 +173,7 @@ def from_hub(hub: str, config: str | None, split: str, revision: str | None = No
 
 def _json(path: Path) -> list[Row]:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+        rows = json.loads(path.read_text(encoding="utf-8-sig"), parse_float=Decimal)
     except (ValueError, RecursionError) as error:
         raise BadRow(f"{path} is not JSON: {error}. Download or write the file again.") from error
     if not isinstance(rows, list):
@@ -172,7 +188,7 @@ def _json_lines(path: Path) -> list[Row]:
         if line.strip():
             where = f"{path}, row {index + 1}"
             try:
-                rows.append(Row(json.loads(line), where))
+                rows.append(Row(json.loads(line, parse_float=Decimal), where))
             except (ValueError, RecursionError) as error:
                 raise BadRow(f"{where}: not JSON: {error}. Give one object per line.") from error
     return rows

@@ -28,6 +28,7 @@ class DataSpec(Part):
     template: str | None = Field(default=None, description="prompt template; default: the task's")
     max_tokens: int = Field(default=256, ge=8, le=131072, description="longest prompt with answer, in tokens")
     loss_on: Literal["answer", "all"] = Field(default="answer", description="which tokens the loss counts")
+    allow_dropped: bool = Field(default=False, description="go on although most rows are left out or cannot be right")
 
     @field_validator("task")
     @classmethod

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.errors import BadRow, BadSpec
+from llm_adapters_lab.events import LeftOut
 from llm_adapters_lab.tasks import prompts
 from llm_adapters_lab.tasks.base import Example
 
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """Label of a token that the loss ignores (the default of torch's cross-entropy)."""
+AT_ONCE = 4096
+"""Number of texts given to a tokenizer at a time."""
 
 
 @dataclass(frozen=True)
@@ -39,41 +44,94 @@ class Sample:
         return sum(label != IGNORED for label in self.labels[1:])
 
 
+def text_ids(tokenizer: Any, texts: Sequence[str], *, begin: bool = False) -> list[list[int]]:
+    """Return the token ids of texts, in which control tokens such as ``</s>`` are ordinary characters.
+
+    Args:
+        tokenizer: of the base.
+        texts: any number of them.
+        begin: let the tokenizer add its begin token; an end token that it adds too is removed.
+    """
+    found: list[list[int]] = []
+    for start in range(0, len(texts), AT_ONCE):
+        part = list(texts[start : start + AT_ONCE])
+        found += tokenizer(part, add_special_tokens=begin, split_special_tokens=True)["input_ids"]
+    if begin:
+        first, last = tokenizer.bos_token_id, tokenizer.eos_token_id
+        for ids in found:
+            while len(ids) > 1 and first is not None and ids[0] == ids[1] == first:  # added by two settings
+                del ids[0]
+            if ids and ids[-1] == last:
+                del ids[-1]
+    return found
+
+
 def prompt_ids(tokenizer: Any, text: str) -> list[int]:
-    """Return the token ids of a prompt, in training as in scoring: without the end token that some tokenizers add."""
-    ids: list[int] = tokenizer(text)["input_ids"]
-    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+    """Return the token ids of a prompt, in training as in scoring: one begin token if the base has it, no end token."""
+    return text_ids(tokenizer, [text], begin=True)[0]
+
+
+def answer_text(tokenizer: Any, answer: list[int], template: str | None) -> str:
+    """Return the text of an answer as it is scored: up to a repeated header; all of it without a template."""
+    text: str = tokenizer.decode(answer, skip_special_tokens=True)
+    return prompts.cut_at_stop(text, template).strip() if template else text
 
 
 def encode(
     tokenizer: Any, examples: Sequence[Example], template: str, max_tokens: int, loss_on: Literal["answer", "all"]
-) -> tuple[list[Sample], int]:
+) -> tuple[list[Sample], LeftOut]:
     """Tokenise rows for training: prompt, answer, end token.
 
     Args:
         tokenizer: tokenizer of the base.
         examples: the rows.
         template: prompt template.
-        max_tokens: longer rows are dropped, since truncation would cut the answer.
+        max_tokens: longer rows are dropped, since truncation would cut the answer; so are rows without an output.
         loss_on: count the loss on the answer and the end token, or on all tokens.
 
     Returns:
-        The samples, and the number of dropped rows.
+        The samples, and the numbers of dropped rows and of those with unknown or control tokens.
 
     Raises:
-        BadSpec: no row is short enough.
+        BadSpec: no row is left.
+        BadRow: the tokenizer cannot read a control token as text.
     """
-    samples = []
-    for example in examples:
-        head = prompt_ids(tokenizer, prompts.prompt(example, template))
-        answer = tokenizer(prompts.target(example, template), add_special_tokens=False)["input_ids"]
-        tail = (*answer, tokenizer.eos_token_id)
-        ids = (*head, *tail)
-        if len(ids) <= max_tokens:
-            samples.append(Sample(example.id, ids, ids if loss_on == "all" else (*[IGNORED] * len(head), *tail)))
+    heads = text_ids(tokenizer, [prompts.prompt(example, template) for example in examples], begin=True)
+    answers = text_ids(tokenizer, [prompts.target(example, template) for example in examples])
+    samples, count, controls = [], Counter[str](), control_tokens(tokenizer)
+    written = re.compile("|".join(map(re.escape, controls)) or r"(?!)")
+    for example, head, answer in zip(examples, heads, answers, strict=True):
+        ids = (*head, *answer, tokenizer.eos_token_id)
+        if not example.output.strip():
+            count["empty"] += 1
+        elif len(ids) > max_tokens:
+            count["too_long"] += 1
+        else:
+            count["unknown"] += tokenizer.unk_token_id in head[1:] or tokenizer.unk_token_id in answer
+            if any(map(written.search, (example.instruction, example.input, example.output))):
+                count["control"] += 1
+                _require_text(tokenizer, example.id, {*head[1:], *answer} & {*controls.values()})
+            samples.append(
+                Sample(example.id, ids, (*[IGNORED] * len(head), *ids[len(head) :]) if loss_on != "all" else ids)
+            )
+    if not samples and count["empty"]:
+        raise BadSpec(f"No training row is left: of {len(examples)}, {count['empty']} have an empty output.")
     if not samples:
         raise BadSpec(f"All {len(examples)} training rows are longer than data.max_tokens = {max_tokens}. Raise it.")
-    return samples, len(examples) - len(samples)
+    return samples, LeftOut(len(examples), **count)
+
+
+def control_tokens(tokenizer: Any) -> dict[str, int]:
+    """Return the id of every control token of a tokenizer, by its text."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    named = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
+    return {str(token): number for number, token in added.items() if token.special} | dict(named)
+
+
+def _require_text(tokenizer: Any, row: str, ids: set[int]) -> None:
+    if found := ids - {tokenizer.unk_token_id}:
+        names = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(sorted(found))))
+        raise BadRow(f"{row}: the tokenizer reads {names} in its text as a control token. Remove it from the row.")
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, side: Literal["left", "right"]) -> torch.Tensor:

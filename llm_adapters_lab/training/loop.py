@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch.nn.utils import get_total_norm
 
 from llm_adapters_lab.core.injection import Injection
 from llm_adapters_lab.core.modifiers.base import before_step, before_training
@@ -68,12 +69,12 @@ def train(
         gradients: computes the gradients and prepares the model; default: one for this adapter alone.
 
     Yields:
-        `FellBack`, `Step`, `Probed`, `Norms` and `Validated` events, in order of time.
+        `FellBack`, `Noticed`, `Step`, `Probed`, `Norms` and `Validated` events, in order of time.
 
     Raises:
         BadSpec: compilation is asked for, and there is no compiler.
-        TrainingFailed: loss or gradient are not finite (the message names step and rows, and the step is not taken),
-            or a single row needs more memory than there is.
+        TrainingFailed: loss, gradient or adapter are not finite (the message names step and rows, and the step is not
+            taken or not saved), or a single row needs more memory than there is.
     """
     accelerator = accelerator or make_accelerator(plan.precision)
     broadcast_adapter(accelerator, injection)
@@ -97,10 +98,14 @@ def train(
 
             loss = gradients.step(accelerator, prepared, batch, following)
             yield from gradients.warnings()
+            if step == 0:
+                yield from diagnostics.without_gradient(injection)
             norm = clip_gradients(accelerator, injection.parameters(), plan.clip)
-            _check_finite(step, loss, 0.0 if accelerator.scaler else norm, batch)
+            _check_finite(step, {"loss": loss, "gradient": 0.0 if accelerator.scaler else norm}, batch)
             state.consistent = False
             probed = diagnostics.optimizer_step(optimizer, injection, step + 1, plan.probe_every, norm, plan.clip)
+            largest = float(get_total_norm([p.detach() for p in injection.parameters()], math.inf))
+            _check_finite(step, {"largest weight": largest}, batch)
 
             tokens += sum(len(sample.ids) for sample in batch)
             seconds = time.perf_counter() - began
@@ -112,6 +117,7 @@ def train(
                 yield Norms(step + 1, diagnostics.distances(injection, state.start))
             if validation and (last or (step + 1) % (plan.evaluate_every or steps) == 0):
                 held_out = gradients.validation_loss(accelerator, prepared, validation)
+                _check_finite(step, {"validation loss": held_out}, validation)
                 yield Validated(step + 1, held_out, state.keep_best(held_out))
 
             state.step_done(step + 1, tokens, time.perf_counter() - began)
@@ -130,13 +136,12 @@ def _batches(
         yield step, [samples[i] for i in rows], [samples[i] for i in following]
 
 
-def _check_finite(step: int, loss: float, norm: float, batch: Sequence[Sample]) -> None:
-    """Refuse a step (counted from 0) that would destroy the adapter."""
-    if math.isfinite(loss) and math.isfinite(norm):
+def _check_finite(step: int, values: dict[str, float], batch: Sequence[Sample]) -> None:
+    """Refuse a step (counted from 0) that would destroy the adapter, or has."""
+    wrong = next((f"{what} of step {step + 1} is {x}" for what, x in values.items() if not math.isfinite(x)), None)
+    if wrong is None:
         return
-    what = f"loss of step {step + 1} is {loss}" if not math.isfinite(loss) else f"gradient of step {step + 1} is {norm}"
-    names = ", ".join(s.id for s in batch[:8])
     raise TrainingFailed(
-        f"The {what}; its rows begin with {names}. "
+        f"The {wrong}; its rows begin with {', '.join(s.id for s in batch[:8])}. "
         "Lower train.learning_rate, lengthen train.warmup, or use fp32 or bf16 instead of fp16."
     )

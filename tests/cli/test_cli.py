@@ -270,7 +270,7 @@ def test_fields_of_an_adapter():
         "bounds": ">= 1, <= 4096",
         "description": "rank r of the update",
     }
-    assert fields["init"]["type"] == "kaiming | gaussian | pissa"
+    assert fields["init"]["type"] == "kaiming | gaussian | pissa | olora"
     text = lab("adapters", "lora").stdout
     assert "usual placement: q,v" in text
     assert "rank r of the update" in text

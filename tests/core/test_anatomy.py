@@ -1,9 +1,12 @@
 """Anatomy and placement: every family is analysed, every invalid placement explained."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from odd_models import EXPERTS, decoder
 
 from llm_adapters_lab.core import placement
 from llm_adapters_lab.core.anatomy import Anatomy
@@ -50,16 +53,100 @@ def test_equal_widths_are_distinguished_by_name() -> None:
     assert [s.role for s in anatomy.projections] == ["q", "k", "v", "o", "gate", "up", "down"]
 
 
-@pytest.mark.parametrize(("kind", "module"), [("mixtral", "experts"), ("qwen2_moe", "experts"), ("olmoe", "experts")])
-def test_routed_experts_are_rejected_by_name(kind: str, module: str) -> None:
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+class Layer(torch.nn.Module):
+    """A decoder layer with attention, and further parts as given."""
 
-    fields = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
-    fields |= {"vocab_size": 64, "intermediate_size": 32, "pad_token_id": 0}
+    def __init__(self, **parts: torch.nn.Module) -> None:
+        super().__init__()
+        self.attn = Attention(**{name: torch.nn.Linear(8, 8) for name in ("q", "k", "v", "o")})
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+
+class Attention(torch.nn.ModuleDict):
+    def __init__(self, **parts: torch.nn.Module) -> None:
+        super().__init__(parts)
+
+
+class CrossAttention(Attention):
+    pass
+
+
+def mlp(width: int = 16) -> torch.nn.Module:
+    return torch.nn.ModuleDict({"up": torch.nn.Linear(8, width), "down": torch.nn.Linear(width, 8)})
+
+
+def linears(**shapes: tuple[int, int]) -> torch.nn.ModuleDict:
+    return torch.nn.ModuleDict({name: torch.nn.Linear(*shape) for name, shape in shapes.items()})
+
+
+def anatomy_of(**parts: torch.nn.Module) -> Anatomy:
+    model = torch.nn.Module()
+    model.layers = torch.nn.ModuleList([Layer(**parts)])
+    model.config = SimpleNamespace(hidden_size=8)  # type: ignore[assignment]
+    return Anatomy.of(model)
+
+
+EXPERT_LIST = torch.nn.ModuleDict({"gate": torch.nn.Linear(8, 2), "experts": torch.nn.ModuleList([mlp(), mlp()])})
+NAMED_EXPERTS = torch.nn.ModuleDict({"experts": torch.nn.ModuleDict({"expert_0": mlp(), "expert_1": mlp()})})
+CONVOLUTION = torch.nn.ModuleDict({"conv": torch.nn.Conv1d(8, 8, 3, groups=8), **mlp()})
+
+
+@pytest.mark.parametrize(
+    ("parts", "left_out"),
+    [
+        ({}, ["other"]),
+        ({"mixer": CONVOLUTION}, ["mixer", "other"]),
+        ({"moe": EXPERT_LIST}, ["moe", "other"]),
+        ({"moe": NAMED_EXPERTS}, ["moe", "other"]),
+        ({"cross": CrossAttention(**mlp())}, ["cross", "other"]),
+        ({"encoder_attn": Attention(**mlp())}, ["encoder_attn", "other"]),
+    ],
+)
+def test_what_is_neither_attention_nor_a_plain_mlp_has_no_role(
+    parts: dict[str, torch.nn.Module], left_out: list[str]
+) -> None:
+    anatomy = anatomy_of(**parts, mlp=mlp(), other=torch.nn.Linear(8, 8))
+    assert [s.path for s in placement.sites(anatomy, "mlp")] == ["layers.0.mlp.up", "layers.0.mlp.down"]
+    assert [path for path, _ in anatomy.left_out] == [f"layers.0.{name}" for name in left_out]
+    assert all(f"{name} (" in anatomy.remark for name in left_out)
+
+
+def test_an_mlp_may_lie_open_in_the_layer_or_in_a_module_for_each_projection() -> None:
+    for parts in (dict(mlp()), {"intermediate": linears(dense=(8, 16)), "output": linears(dense=(16, 8))}):
+        anatomy = anatomy_of(**parts)
+        assert [s.role for s in placement.sites(anatomy, "mlp")] == ["up", "down"] and not anatomy.left_out
+
+
+def test_a_single_wide_projection_of_twice_the_width_is_gate_and_up_together() -> None:
+    anatomy = anatomy_of(mlp=linears(wi=(8, 32), wo=(16, 8)))
+    assert [s.role for s in placement.sites(anatomy, "gate,up")] == ["gate_up"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"mlp": mlp(), "retention": linears(q=(8, 8), k=(8, 8), out=(8, 8))}, r"Several MLPs \(mlp, retention\)"),
+        ({"other_attn": Attention(**mlp()), "mlp": mlp()}, r"Several self-attentions \(attn, other_attn\)"),
+        ({"mlp": linears(a=(8, 16), b=(16, 8), c=(16, 8))}, "exactly one output projection of width 8"),
+    ],
+)
+def test_a_layer_that_can_be_read_in_two_ways_is_refused(parts: dict[str, torch.nn.Module], message: str) -> None:
+    with pytest.raises(UnknownAnatomy, match=message):
+        anatomy_of(**parts)
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe", "olmoe", "granitemoe", "llama4_text"])
+def test_experts_have_no_role(kind: str) -> None:
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**fields))
-    with pytest.raises(UnknownAnatomy, match=rf"model\.layers\.0\.mlp.*{module}"):
-        Anatomy.of(model)
+        anatomy = Anatomy.of(decoder(kind, **EXPERTS))
+    assert anatomy.roles == ("q", "k", "v", "o", "attn")
+    assert [path for path, _ in anatomy.left_out] == [
+        f"model.layers.{i}.{EXPERT_PARTS.get(kind, 'mlp')}" for i in (0, 1)
+    ]
+
+
+EXPERT_PARTS = {"granitemoe": "block_sparse_moe", "llama4_text": "feed_forward"}
 
 
 def test_a_model_that_is_not_a_decoder_is_rejected_with_its_module_tree() -> None:
@@ -87,6 +174,8 @@ def test_the_placement_language() -> None:
     assert roles("q,v@0,down@1+o") == [("q", 0), ("v", 0), ("o", 0), ("down", 1), ("o", 1)]
     assert roles("up@0", "phi3") == [("gate_up", 0)]
     assert roles("q.in+down.in@1") == [("q", 0), ("q", 1), ("down", 1)]
+    assert roles("q?,up.in?@1") == [("q", 1), ("up", 1)]
+    assert roles("q,qkv?,kv?") == [("q", 0), ("q", 1)]
 
 
 @pytest.mark.parametrize(
@@ -99,6 +188,8 @@ def test_the_placement_language() -> None:
         ("q@x", "not of the form"),
         ("", "not of the form"),
         ("q,,v", "not of the form"),
+        ("q@0?", "not of the form"),
+        ("q??", "not of the form"),
     ],
 )
 def test_bad_placements_are_explained(at: str, message: str) -> None:
@@ -107,11 +198,20 @@ def test_bad_placements_are_explained(at: str, message: str) -> None:
 
 
 def test_an_empty_placement_lists_the_roles() -> None:
-    with pytest.raises(EmptyPlacement, match="2 layers with the roles: qkv, o, up, down, attn, mlp"):
-        roles("gate", "gpt2")
+    for at in ("gate", "gate?", "kv,gate"):
+        with pytest.raises(EmptyPlacement, match="2 layers with the roles: qkv, o, up, down, attn, mlp"):
+            roles(at, "gpt2")
+    with pytest.raises(EmptyPlacement, match="asks for kv in layers 1, which it has nowhere"):
+        roles("q,kv@1", "llama")
 
 
-@given(st.text(alphabet="qkvo,+@.-in0123 mlpatdw_", max_size=20))
+def test_a_gate_is_passed_over_only_where_the_mlp_has_none() -> None:
+    experts = Anatomy.of(decoder("mixtral", **EXPERTS))
+    with pytest.raises(EmptyPlacement, match="gate in layers 0-1, which it has nowhere.*Without a role.*mlp"):
+        placement.sites(experts, "q,gate")
+
+
+@given(st.text(alphabet="qkvo,+@?.-in0123 mlpatdw_", max_size=20))
 def test_any_text_is_a_placement_or_a_named_error(at: str) -> None:
     anatomy = ANATOMY
     try:

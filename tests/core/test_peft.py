@@ -253,14 +253,48 @@ def test_feedforward_modules_may_be_a_pattern(tmp_path: Path) -> None:
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
 # Fields of LoRA that must be named in the error, one folder each.
-FOREIGN: dict[str, Any] = {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 2}, "task_type": "SEQ_CLS"}
+FOREIGN: dict[str, Any] = {
+    "rank_pattern": ["q_proj"],
+    "alpha_pattern": {"q_proj": float("inf")},
+    "task_type": "SEQ_CLS",
+}
 FOREIGN |= {"bias": "all", "lora_bias": True, "layer_replication": [[0, 2], [1, 2]], "trainable_token_indices": [1]}
 FOREIGN |= {"target_parameters": ["weight"], "use_qalora": True, "alora_invocation_tokens": [1], "of_tomorrow": 1}
 FOREIGN |= {"modules_to_save": ["lm_head"]}
-STARTS = ("olora", "corda", "loftq", "mica", "lora_ga", "pissa_niter_4")
+STARTS = ("corda", "loftq", "lora_ga", "pissa_niter_4", "of_tomorrow")
 REFUSED: dict[str, tuple[str, dict[str, Any], type[Exception], str]] = {
     **{name: ("lora", {name: value}, CannotConvert, f"{name} = ") for name, value in FOREIGN.items()},
     **{init: ("lora", {"init_lora_weights": init}, CannotConvert, f"init_lora_weights = '{init}'") for init in STARTS},
+    "olora on Conv1D": (
+        "lora",
+        {"init_lora_weights": "olora", "fan_in_fan_out": True},
+        CannotConvert,
+        "init_lora_weights = 'olora'",
+    ),
+    "pissa with ranks": ("pissa", {"rank_pattern": {"q_proj": 2}}, CannotConvert, "rank_pattern = .*none with pissa"),
+    "rank of one": ("lora", {"rank_pattern": {"q_proj": 2}}, StateMismatch, r"q_proj has rank 2 .* lora_A \(4, 32\)"),
+    "no pattern": ("lora", {"rank_pattern": {"(": 4}}, CannotConvert, "rank_pattern .* invalid regular expression"),
+    "no targets": ("lora", {"target_modules": None}, CannotConvert, "target_modules = None .* not say which modules"),
+    "bad targets": (
+        "lora",
+        {"target_modules": "("},
+        CannotConvert,
+        r"target_modules = '\('.* not say which modules .*unterminated",
+    ),
+    "other targets": ("lora", {"target_modules": ["k_proj"]}, StateMismatch, "k_proj has no tensors"),
+    "fewer targets": (
+        "lora",
+        {"target_modules": "all-linear"},
+        StateMismatch,
+        "names 14 modules, its tensors are of 6",
+    ),
+    "bad inputs": ("ia3", {"feedforward_modules": "("}, CannotConvert, r"not say which modules .*unterminated"),
+    "numbers as modules": ("ia3", {"feedforward_modules": [1]}, CannotConvert, r"not say which modules .*int"),
+    "rank in words, beside others": ("lora", {"r": "4", "rank_pattern": {"q": 2}}, CannotConvert, "r = '4'"),
+    "excluded": ("lora", {"exclude_modules": ["v_proj"]}, StateMismatch, "v_proj has tensors and is not named"),
+    "layers": ("lora", {"layers_to_transform": [1]}, StateMismatch, r"layers\.0\.\S* has tensors and is not named"),
+    "no layers": ("lora", {"layers_to_transform": [0, 1], "layers_pattern": "h"}, StateMismatch, "names 0 modules"),
+    "other heads": ("prefix", {"num_attention_heads": 4}, StateMismatch, "num_attention_heads is 4, but here 2"),
     "LOHA": ("lora", {"peft_type": "LOHA"}, CannotConvert, "LOHA.*It reads IA3, LORA"),
     "VERA": ("lora", {"peft_type": "VERA"}, CannotConvert, "VERA"),
     "rank 0": ("lora", {"r": 0}, CannotConvert, "rank = 0"),
@@ -306,6 +340,37 @@ def spoil(folder: Path, changes: dict[str, Any]) -> None:
         else:
             fields = {key: old for key, old in (fields | {name: value}).items() if key != name or value is not None}
             config.write_text(json.dumps(fields))
+
+
+# Fields that say which modules have an adapter, in the ways that peft knows.
+TARGETS: list[dict[str, Any]] = [{"target_modules": "all-linear"}, {"target_modules": r".*layers\.1.*(q|up)_proj"}]
+TARGETS += [{"exclude_modules": ["layers.0.self_attn.q_proj"]}, {"exclude_modules": r".*0.*"}]
+TARGETS += [{"layers_to_transform": 0}, {"layers_to_transform": [1], "layers_pattern": "layers"}]
+TARGETS += [{"target_modules": ["model.layers.1.self_attn.q_proj"], "layers_to_transform": [0]}]
+# Starts whose folders hold all that they need; mica has a start of its own, but leaves the base as it is.
+STARTED = [{"init_lora_weights": init} for init in ("olora", "mica", "gaussian", "orthogonal", "pissa")]
+
+
+@pytest.mark.parametrize("fields", [*TARGETS, *STARTED], ids=str)
+def test_whatever_peft_selects_and_starts_from_is_read(fields: dict[str, Any], tmp_path: Path) -> None:
+    usual = {"task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj", "v_proj", "down_proj"]}
+    other, fresh = peft.get_peft_model(base(), peft.LoraConfig(**(usual | fields))).eval(), base()
+    shake(trained(other))
+    other.save_pretrained(tmp_path)
+    load_adapter(fresh, tmp_path)
+    same(fresh, other)
+
+
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora"])
+def test_folders_that_peft_converted_to_plain_lora_are_read(init: str, tmp_path: Path) -> None:
+    fields = {"init_lora_weights": init, "target_modules": ["q_proj", "v_proj"], "rank_pattern": {"v_proj": 3}}
+    other, fresh = peft.get_peft_model(base(), peft.LoraConfig(task_type="CAUSAL_LM", r=4, **fields)).eval(), base()
+    other.peft_config["default"].init_lora_weights = True  # as peft requires for the conversion
+    other.save_pretrained(tmp_path / "start")
+    shake(trained(other))
+    other.save_pretrained(tmp_path / "end", path_initial_model_for_weight_conversion=str(tmp_path / "start"))
+    assert load_adapter(fresh, tmp_path / "end").config.rank == 8
+    same(fresh, other)
 
 
 @pytest.mark.parametrize("fault", REFUSED)

@@ -122,6 +122,41 @@ def test_merged_folders_load_without_the_lab(case: str, family: str, tmp_path: P
         save_merged(inject(again, config("lora")), tmp_path / "merged")
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("case", ["lora", "ia3", "full-fine-tuning", "lora-sparse", "dora"])
+def test_after_saving_the_model_is_merged_like_the_folder(case: str, family: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = random_models.tiny(f"tiny:{family}")
+    injection, tied = inject(model, config(case)), model.config.tie_word_embeddings
+    shake(injection)
+    expected = logits(model, IDS)
+    save_merged(injection, tmp_path / "merged")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    assert not injection.adapters and all(p.requires_grad for p in model.parameters())
+    assert all(p.equal(again.get_parameter(name)) for name, p in model.named_parameters())
+    assert torch.equal(logits(model, IDS), logits(again, IDS)) and torch.allclose(
+        logits(model, IDS), expected, atol=1e-5
+    )
+    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
+
+
+def test_an_interrupted_save_keeps_the_earlier_adapter_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_models.tiny("tiny:llama")
+    injection = inject(model, config("lora"))
+    save_adapter(injection, tmp_path, "one")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    shake(injection)
+    for name in ("write_tensors", "fingerprint", "write_json"):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                f"llm_adapters_lab.core.saving.{name}", lambda *values: (_ for _ in ()).throw(KeyboardInterrupt)
+            )
+            with pytest.raises(KeyboardInterrupt):
+                save_adapter(injection, tmp_path, "two")
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_exported_and_merged_folders_work_in_a_process_without_the_lab(tmp_path: Path) -> None:
     base = loading.load_base("nano")
     injection = inject(base.model, config("lora"))

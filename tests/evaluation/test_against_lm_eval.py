@@ -35,6 +35,10 @@ def test_scores_equal_those_of_lm_eval(file: Path) -> None:
         for name, item in golden[kind].items():
             scores = found[name]["options"][kind]
             right += likeliest(scores) == found[name]["gold"]
+            if kind == "text":  # `acc_norm` of lm-eval: divided by the characters of the option
+                words = dict(next(row.options for row in rows if row.id == name))
+                expected = {label: value / len(words[label]) for label, value in scores.items()}
+                assert found[name]["options"]["text_norm"] == pytest.approx(expected)
             assert apart(scores) == pytest.approx(apart(item["scores"]), abs=2e-3), (kind, name)
             if kind == "label":
                 assert found[name]["prompt_hash"] == item["prompt_hash"]

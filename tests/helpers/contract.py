@@ -16,6 +16,7 @@ CASES: dict[str, dict[str, Any]] = {
     "lora": {"type": "lora", "rank": 4, "at": "attn+mlp"},
     "lora-learned": {"type": "lora", "rank": 4, "scale": "learned"},
     "pissa": {"type": "lora", "rank": 4, "init": "pissa", "scale": "rslora", "at": "attn+mlp"},
+    "olora": {"type": "lora", "rank": 4, "init": "olora", "at": "attn+mlp"},
     "dora": {"type": "dora", "rank": 4, "at": "attn+mlp"},
     "krona": {"type": "krona", "factor": 8, "at": "attn+mlp"},
     "adapter-bias-linear": {"type": "adapter-bias", "offset": False, "at": "attn+mlp"},

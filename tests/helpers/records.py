@@ -74,3 +74,19 @@ def make_run(
         where = {"torch": "2", "device": "cpu"}
         run.write("summary.json", {**fixed, "scores": scores, "train": train, "environment": where})
     return run
+
+
+def make_answers(root: Path, adapter: dict[str, Any] | None, right: list[bool]) -> Run:
+    """Write a finished run that has answered so many questions of mini-bool, with log-likelihoods."""
+    run = make_run(root, adapter, {"mini-bool": 0})
+    (run.folder / "predictions.jsonl").unlink()
+    score = {"accuracy": sum(right) / len(right), "correct": sum(right), "total": len(right), "low": 0.0, "high": 1.0}
+    score |= {"chance": 0.5, "majority": 0.5, "in_format": 1.0, "protocol": "lab", "shots": 0, "extraction": "lab"}
+    run.write("summary.json", run.summary | {"scores": {"mini-bool": score}})
+    for i, good in enumerate(right):
+        likely, said = {True: -0.25, False: -1.5}, "true" if good else "false"
+        row = {"task": "mini-bool", "id": f"mini-bool/test/{i}", "prompt": f"Is {i} true?", "prompt_hash": f"{i}"}
+        row |= {"text": f"it is {said}", "extracted": said, "gold": "true", "correct": good}
+        options = {"label": {"true": likely[good], "false": likely[not good]}, "text": {}}
+        append_line(run.folder / "predictions.jsonl", row | {"options": options})
+    return run

@@ -253,7 +253,7 @@ def test_the_command_line_previews_a_run(tmp_path: Path) -> None:
     options = ["run", str(spec), "--dry-run", "--root", str(tmp_path / "runs")]
     told = CliRunner().invoke(app, options)
     assert told.exit_code == 0
-    assert all(text in told.output for text in ("1,317,120 parameters", "6 q", "rows to train on", "fits"))
+    assert all(text in told.output for text in ("1,317,120 parameters", "@0-5 (6", "rows to train on", "fits"))
     found = json.loads(CliRunner().invoke(app, [*options, "--json"]).stdout)
     assert found["rows"] == 24
     assert found["steps"] == 2

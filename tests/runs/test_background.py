@@ -129,11 +129,12 @@ def test_an_adapter_of_this_kernel_is_refused(root: Path, monkeypatch: pytest.Mo
 
 
 def test_a_failing_run_says_why(root: Path) -> None:
-    record = launch(small(data={"task": "mini-math", "rows": 24, "max_tokens": 8}), root)
+    explodes = {"batch": 4, "max_steps": 9, "epochs": 9.0, "learning_rate": 10.0, "clip": 0.0, "schedule": "constant"}
+    record = launch(small(adapter={"type": "full-fine-tuning"}, train=explodes), root)
     events = list(follow(record))
     found = state(record)
     assert found.name == "failed"
-    assert "max_tokens" in found.reason
+    assert "Lower train.learning_rate" in found.reason
     assert "(training)" in found.reason
     assert events[-1]["event"] == "Failed"
 

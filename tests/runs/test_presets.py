@@ -15,6 +15,7 @@ from llm_adapters_lab.models import random_models
 from llm_adapters_lab.models.blueprint import Blueprint
 from llm_adapters_lab.runs.presets import adapter_presets, expand, get_spec_preset, read_spec, spec_presets
 from llm_adapters_lab.runs.spec import RunSpec
+from llm_adapters_lab.tasks.prompts import ORIGINAL_TRAINING
 from llm_adapters_lab.training.spec import TrainSpec
 
 PAPER = {
@@ -138,6 +139,7 @@ def test_the_papers_recipe(name: str) -> None:
         }
     )
     assert (spec.data.max_tokens, spec.data.loss_on, spec.data.validation) == (256, "all", held)
+    assert spec.data.template == ORIGINAL_TRAINING
     assert set(spec.eval.tasks) == {"multiarith", "gsm8k", "addsub", "aqua", "singleeq", "svamp"}
     assert spec.eval.protocol == "paper"
     assert (spec.dtype, spec.seed) == ("fp16", 42)

@@ -37,7 +37,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_the_summary_has_every_key_with_a_sensible_value(finished: Run) -> None:
     summary = finished.summary
     keys = {"id", "status", "adapter", "base", "trainable_parameters", "base_parameters", "scores", "train"}
-    assert set(summary) == keys | {"adapter_bytes", "environment", "leaks", "hashes"}
+    assert set(summary) == keys | {"adapter_bytes", "environment", "leaks", "hashes", "sites", "rows"}
     assert {name: leak["total"] for name, leak in summary["leaks"].items()} == {"mini-addsub": 5, "mini-bool": 5}
     assert summary["id"] == finished.id == small().id
     assert summary["status"] == "finished"

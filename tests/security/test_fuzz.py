@@ -29,7 +29,8 @@ from llm_adapters_lab.core.registry import all_adapters
 from llm_adapters_lab.core.saving import load_adapter, save_adapter
 from llm_adapters_lab.errors import LabError
 from llm_adapters_lab.models import random_models
-from llm_adapters_lab.runs.preflight import check_spec
+from llm_adapters_lab.models.blueprint import Blueprint
+from llm_adapters_lab.runs.preflight import check_rows, check_spec
 from llm_adapters_lab.runs.rows import read_rows
 from llm_adapters_lab.runs.spec import RunSpec
 from llm_adapters_lab.tasks.registry import all_tasks
@@ -215,6 +216,9 @@ def damaged(draw: Draw, whole: bytes) -> bytes:
     return whole
 
 
+NANO = Blueprint("nano")
+
+
 @part(0.25)
 @given(
     st.data(),
@@ -228,7 +232,9 @@ def test_data_files(tmp_path: Path, data: st.DataObject, form: str, rows: list[d
     with fair(tmp_path):
         name = f"own:{file}{query}"
         spec = RunSpec.parse({"adapter": "lora", "data": {"task": name}, "eval": {"tasks": [name]}})
-        assert read_rows(spec).digests()
+        found = read_rows(spec)
+        assert found.digests()
+        check_rows(spec, found, NANO)
 
 
 MODEL = random_models.tiny("tiny:llama")

@@ -15,7 +15,6 @@ from transformers import MambaConfig, MambaForCausalLM
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.evaluation.decoding import (
     StopRule,
-    answer_text,
     can_batch,
     check_fits,
     greedy,
@@ -29,7 +28,7 @@ from llm_adapters_lab.runs.record import find_run
 from llm_adapters_lab.runs.restoring import restore
 from llm_adapters_lab.tasks.prompts import demonstrations, prompt
 from llm_adapters_lab.tasks.registry import get_task
-from llm_adapters_lab.tasks.tokens import prompt_ids
+from llm_adapters_lab.tasks.tokens import answer_text, prompt_ids
 from widgets.kit.loaded_runs import load_run
 from widgets.panels.chat_panel import RAW, ChatPanel, text_box
 

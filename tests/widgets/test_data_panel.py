@@ -43,7 +43,7 @@ def test_prompts_are_shown_as_the_model_sees_them():
     train = read_rows(spec).train
     template = get_task(spec.data.task).template
     samples, left_out = encode(tokenizer, train, template, spec.data.max_tokens, "answer")
-    assert not left_out
+    assert not left_out.dropped
     for sample in samples[:3]:
         assert token_markup(tokenizer, sample) in panel.prompts.value
     assert token_markup(tokenizer, samples[3]) not in panel.prompts.value

@@ -6,10 +6,12 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from odd_models import decoder
 
 from llm_adapters_lab.core import placement
 from llm_adapters_lab.core.adapter import Adapter
 from llm_adapters_lab.core.adapter_config import AdapterConfig, ModelAdapterConfig
+from llm_adapters_lab.core.anatomy import Anatomy
 from llm_adapters_lab.core.injection import inject
 from llm_adapters_lab.core.registry import REGISTRY, all_adapters, register_adapter
 from llm_adapters_lab.models.blueprint import blueprint
@@ -197,6 +199,15 @@ def test_the_placement_of_cells_selects_them_in_every_family(family):
             for chosen in ({cell}, {c for c in cells(anatomy) if c[1] == cell[1]}):
                 text = placement_of(chosen, anatomy)
                 assert {(s.layer, column(s)) for s in placement.sites(anatomy, text, level)} == chosen, text
+
+
+def test_the_placement_of_cells_selects_them_where_some_layers_lack_a_role():
+    fields = {"hidden_size_per_layer_input": 0, "global_head_dim": 16, "attention_k_eq_v": True}
+    anatomy = Anatomy.of(decoder("gemma4_text", layer_types=["sliding_attention", "full_attention"], **fields))
+    every = {(layer, name) for layer, name in cells(anatomy) if name in ("q", "v")}
+    assert every == {(0, "q"), (1, "q"), (0, "v")} and placement_of(every, anatomy) == "q+v@0"
+    for text in ("q+v@0", "q,v?"):
+        assert {(s.layer, column(s)) for s in placement.sites(anatomy, text)} == every
 
 
 def test_the_placement_agrees_with_describe():

@@ -9,7 +9,7 @@ import ipywidgets as W
 
 from llm_adapters_lab.core.anatomy import Anatomy
 from llm_adapters_lab.core.placement import Level
-from llm_adapters_lab.core.sites import Site
+from llm_adapters_lab.core.sites import Site, ranges
 from widgets.kit.panel import Silent
 
 Cell = tuple[int, str]
@@ -38,24 +38,14 @@ def cells(anatomy: Anatomy) -> set[Cell]:
 
 def placement_of(selected: Collection[Cell], anatomy: Anatomy) -> str:
     """Return the placement of these cells; columns with the same layers share a term, as in ``q,v@8-15``."""
-    existing, terms = cells(anatomy), dict[str, list[str]]()
+    terms = dict[str, list[str]]()
     levels: tuple[Level, Level] = ("sublayer", "projection")
     for name in dict.fromkeys(name for level in levels for part in columns(anatomy, level) for name in part):
         layers = sorted(layer for layer, other in selected if other == name)
         if layers:
-            full = len(layers) == sum(other == name for _, other in existing)
-            terms.setdefault("" if full else f"@{_ranges(layers)}", []).append(name)
+            full = len(layers) == len(anatomy.layers)
+            terms.setdefault("" if full else f"@{ranges(layers)}", []).append(name)
     return "+".join(",".join(names) + layers for layers, names in terms.items())
-
-
-def _ranges(layers: list[int]) -> str:
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][1] + 1:
-            runs[-1][1] = layer
-        else:
-            runs.append([layer, layer])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
 class PlacementGrid(Silent):

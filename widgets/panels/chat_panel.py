@@ -15,13 +15,13 @@ from typing import Any
 
 import ipywidgets as W
 
-from llm_adapters_lab.evaluation.decoding import Sampler, StopRule, answer_text, check_fits, make_sampler, stream
+from llm_adapters_lab.evaluation.decoding import Sampler, StopRule, check_fits, make_sampler, stream
 from llm_adapters_lab.evaluation.scoring import RULES
 from llm_adapters_lab.markup import Html, el
 from llm_adapters_lab.tasks import prompts
 from llm_adapters_lab.tasks.base import Example
 from llm_adapters_lab.tasks.registry import get_task
-from llm_adapters_lab.tasks.tokens import prompt_ids
+from llm_adapters_lab.tasks.tokens import answer_text, prompt_ids
 from widgets.kit.elements import Collapsible, button, column, field, row, show_if, text_area
 from widgets.kit.loaded_runs import LoadedRun
 from widgets.kit.panel import error_markup, guarded, note

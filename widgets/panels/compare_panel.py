@@ -12,8 +12,8 @@ from llm_adapters_lab.markup import Html, el
 from llm_adapters_lab.results import plots
 from llm_adapters_lab.results.appearance import Look, looks
 from llm_adapters_lab.results.comparison import compare, differences, mean_accuracy, remarks, task_names
-from llm_adapters_lab.results.formatting import interval, percent
-from llm_adapters_lab.results.paired_tests import LEVEL, pairs
+from llm_adapters_lab.results.formatting import interval, item_cells, percent
+from llm_adapters_lab.results.paired_tests import LEVEL, differing_questions, disagreements, pairs
 from llm_adapters_lab.results.run_index import words
 from llm_adapters_lab.results.seed_groups import seeds
 from llm_adapters_lab.runs.record import Run
@@ -23,6 +23,8 @@ from widgets.kit.panel import Panel, error_text, guarded, note
 
 MAX_RUNS = 20
 """Maximum number of runs that a figure can show."""
+MAX_ITEMS = 50
+"""Maximum number of items that are listed."""
 LONG = 40
 """Number of characters above which a cell may wrap."""
 
@@ -52,27 +54,41 @@ def scores(runs: Sequence[Run]) -> Html | None:
 
 def significance(runs: Sequence[Run]) -> Html | None:
     """Return paired tests of all runs against the first, and the spread over seeds; None for fewer than two runs."""
-    lines = []
-    for row in pairs(runs):
+    lines, paired = [], pairs(runs)
+    for row in paired:
         # `pairs` has the opposite sign; here a positive difference is a gain over the reference.
-        gain, low, high = (f"{0 - 100 * row[key]:+.1f}" for key in ("difference", "high", "low"))
+        gain, low, high = (f"{0 - 100 * (row[key] or 0):+.1f}" for key in ("difference", "high", "low"))
         line = {"run": row["second"], "reference": row["first"], "dataset": row["task"], "items": row["items"]}
         line |= {"run only ✓": row["only_second"], "reference only ✓": row["only_first"]}
         verdict = el("mark", row["verdict"]) if row["verdict"].endswith("is better") else row["verdict"]
-        lines.append(line | {"difference": f"{gain} ({low} to {high})", "p": f"{row['p']:.2g}", "verdict": verdict})
+        tested = {"difference": f"{gain} ({low} to {high})", "p": f"{row['p']:.2g}"} if row["items"] else {}
+        lines.append(line | {"difference": "–", "p": "–"} | tested | {"verdict": verdict})
     if not lines:
         return None
     notes = [
         "✓: items that only one of the two got right. Difference in percentage points with its 95% bootstrap interval; "
-        "p of the exact McNemar test on the items that both runs answered. Not corrected for multiple testing: if "
-        f"nothing differs, 1 test in {1 / LEVEL:.0f} finds a difference by chance."
+        "p of the exact McNemar test on the items that both runs were asked alike. Not corrected for multiple testing: "
+        f"if nothing differs, 1 test in {1 / LEVEL:.0f} finds a difference by chance."
     ]
+    notes += differing_questions(paired)
     notes += [
         f"{row['name']}, {row['task']}: {percent(row['mean'])} ± {100 * row['deviation']:.1f} over the seeds "
         f"{', '.join(map(str, row['seeds']))}."
         for row in seeds(runs)
     ]
-    return _table("Significance of the differences", lines, notes)
+    return el("div", _table("Significance of the differences", lines, notes), items(runs))
+
+
+def items(runs: Sequence[Run]) -> Html:
+    """Return a list, closed at first, of the items that only one of the first and each other run got right."""
+    done = [run for run in runs if run.done]
+    found = [item_cells(item) for run in done[1:] for item in disagreements(done[0], run)]
+    lines = [
+        el("li", ", ".join(f"{name}: {value}" for name, value in cells.items() if value is not None))
+        for cells in found[:MAX_ITEMS]
+    ]
+    more = f", of which {MAX_ITEMS} are shown; `compare --items` lists all" if len(found) > MAX_ITEMS else ""
+    return el("details", el("summary", f"Items that only one run got right: {len(found)}{more}"), el("ul", *lines))
 
 
 def differing(runs: Sequence[Run]) -> Html | None:

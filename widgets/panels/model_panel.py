@@ -190,6 +190,7 @@ class ModelPanel(Panel):
                 raise BadSpec("Enter a base: one from the list, a hub id, a folder or a .gguf file.")
             anatomy = self._blueprint().anatomy
             size = f"{len(anatomy.layers)} layers, width {anatomy.hidden}; sites: {', '.join(anatomy.roles)}"
+            size += f". {anatomy.remark}" if anatomy.left_out else ""
             self.model.value = note(f"{PACKAGED[name]}. {size}" if name in PACKAGED else size)
         return anatomy
 

@@ -16,6 +16,7 @@ import ipywidgets as W
 import plotly.graph_objects as go
 
 from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.events import row_remarks
 from llm_adapters_lab.markup import el
 from llm_adapters_lab.results.appearance import colour
 from llm_adapters_lab.results.plots.runs import POINTS, accuracy, running_mean, thinned
@@ -305,7 +306,8 @@ class RunPanel(Panel):
         head = el("b", f"{SIGNS[found.name]} {found.name if started else 'not started'}")
         words = words if started or self.run is None else ""
         text = " · ".join(part for part in (words, resumption) if part)
-        self.status.value = el("div", head, f"  {text}", role="status")
+        told = row_remarks(self.run.summary) if found.name == "finished" and self.run else []
+        self.status.value = el("div", head, f"  {text}", *map(note, told), role="status")
         trace = self._last.get("Failed", {}).get("traceback") if found.name == "failed" else ""
         folded = [el("details", el("summary", "traceback"), el("pre", trace))] if trace else []
         self.error.value = message(found.reason, *folded) if bad else ""

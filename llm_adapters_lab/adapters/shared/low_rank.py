@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.functional import pad
 
 from llm_adapters_lab.core import weights
 from llm_adapters_lab.core.sites import Site
-from llm_adapters_lab.errors import CannotInject, CannotMerge
+from llm_adapters_lab.errors import CannotConvert, CannotInject, CannotMerge, StateMismatch
 
+MOVED = ("pissa", "olora")
+"""Initialisations from the weight: what is learnt is the change of B A."""
+T = TypeVar("T")
 # Initialisations of peft that change neither the base nor the meaning of the saved tensors.
-_NEUTRAL = (True, False, "gaussian", "orthogonal", "eva")
+_NEUTRAL = (True, False, "gaussian", "orthogonal", "eva", "mica")
 
 
 def base_weight(site: Site, base: nn.Module) -> torch.Tensor:
@@ -36,15 +42,15 @@ def initial_factors(
     """Return the initial A (r, d_in) and B (d_out, r).
 
     Args:
-        init: kaiming (A Kaiming-uniform, B zero), gaussian (A with standard deviation 1 / r, B zero) or pissa
-            (factor B A is the best rank-r approximation of W).
+        init: kaiming (A Kaiming-uniform, B zero), gaussian (A with standard deviation 1 / r, B zero), pissa
+            (factor B A is the best rank-r approximation of W) or olora (the first r columns and rows of W = Q R).
         rank: r.
         factor: by which B A is multiplied.
         site: of the adapter.
         base: the host.
 
     Raises:
-        CannotInject: for pissa, the weight cannot be read, or has fewer than r singular values.
+        CannotInject: for pissa and olora, the weight cannot be read, or has a side shorter than r.
     """
     a, b = torch.empty(rank, site.d_in), torch.zeros(site.d_out, rank)
     if init == "gaussian":
@@ -54,25 +60,59 @@ def initial_factors(
     else:
         weight = base_weight(site, base)
         if rank > min(weight.shape):
-            raise CannotInject(f"{site.path} is {tuple(weight.shape)}, so it does not have {rank} singular values.")
-        if weight.device.type != "meta":
+            raise CannotInject(f"{site.path} is {tuple(weight.shape)}, too small for {init} of rank {rank}.")
+        if init == "olora" and weight.device.type != "meta":
+            q, triangle = torch.linalg.qr(weight)
+            a, b = triangle[:rank].contiguous(), q[:, :rank].contiguous()
+        elif weight.device.type != "meta":
             u, s, v = torch.linalg.svd(weight, full_matrices=False)
             root = (s[:rank] / factor).sqrt()
             a, b = root[:, None] * v[:rank], (u[:, :rank] * root).contiguous()
     return a, b
 
 
+class Remembered:
+    """The last result of a function of a base's weight and an adapter's tensors, computed again when they change.
+
+    The tensors are compared by value, since an optimiser may write to them without a trace; the frozen weight by
+    identity and version.
+    """
+
+    def __init__(self) -> None:
+        """Remember nothing yet."""
+        self.state: tuple[torch.Tensor, tuple[Any, ...]] | None = None
+        self.inputs: list[torch.Tensor | float] = []
+        self.value: Any = None
+
+    @torch.no_grad()
+    def get(self, compute: Callable[[], T], base: nn.Module, *inputs: torch.Tensor | float) -> T:
+        """Return `compute()`, a function of the inputs and of the weight of the host `base`, without a gradient."""
+        state, old = weights.state(base), self.state
+        known = old is not None and state is not None and old[0] is state[0] and old[1] == state[1]
+        if not (known and all(map(_same, self.inputs, inputs))):
+            self.value = compute()
+            self.state = state
+            self.inputs = [given.detach().clone() if isinstance(given, torch.Tensor) else given for given in inputs]
+        return self.value  # type: ignore[no-any-return]
+
+
+def _same(a: torch.Tensor | float, b: torch.Tensor | float) -> bool:
+    if isinstance(a, float) or isinstance(b, float):
+        return a is b or (type(a) is type(b) and bool(a == b))
+    return a.dtype == b.dtype and a.device == b.device and not a.is_meta and torch.equal(a, b)
+
+
 def to_peft(adapter: Any, config: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Return peft's config fields and tensors for a low-rank adapter.
 
-    For PiSSA, peft would change the base. Instead, the update of rank r is saved as one of rank 2 r:
+    For PiSSA and OLoRA, peft would change the base. Instead, the update of rank r is saved as one of rank 2 r:
     B A - B_0 A_0 = [B, -B_0] [A; A_0].
     """
     a, b, rank = adapter.A, adapter.B, config.rank
     rooted = config.scale == "rslora"
     alpha: float = config.alpha
     learned = adapter.scale * rank / alpha if config.scale == "learned" else 1.0
-    if config.init == "pissa":
+    if config.init in MOVED:
         a, b, rank = torch.cat([a, adapter.A0]), torch.cat([b, -adapter.B0], dim=1), 2 * rank
         alpha *= math.sqrt(2) if rooted else 2
     b = b * learned
@@ -81,15 +121,65 @@ def to_peft(adapter: Any, config: Any) -> tuple[dict[str, Any], dict[str, torch.
 
 
 def from_peft(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the lab's fields for a peft config of LoRA; the converted fields are removed from `fields`."""
-    init = fields.get("init_lora_weights", True)
-    if init == "pissa" or init in _NEUTRAL:
-        fields.pop("init_lora_weights", None)
-    fields.pop("fan_in_fan_out", None)  # how the base stores its weight
+    """Return the lab's fields for a peft config of LoRA; the converted fields are removed from `fields`.
+
+    The rank is the largest of any module; `read_peft` brings the others to it.
+
+    Raises:
+        CannotConvert: peft changed the base when it started the adapter, and the folder does not hold how.
+    """
+    init = fields.pop("init_lora_weights", True)
+    transposed = fields.pop("fan_in_fan_out", False)  # how the base stores its weight
+    if init not in (*MOVED, *_NEUTRAL) or (init == "olora" and transposed):
+        raise CannotConvert(
+            f"init_lora_weights = {init!r} may change the weights of the base in peft, and the folder does not hold "
+            "the change. Save that base too (`model.unload().save_pretrained`), set init_lora_weights to true in the "
+            "folder, and load it into that base. Nothing was loaded."
+        )
+    for name in ("eva", "corda", "loftq", "lora_ga"):  # of the initialisation, which is over
+        fields.pop(f"{name}_config", None)
+    rank, alpha, ranks = fields.pop("r"), fields.pop("lora_alpha"), fields.pop("rank_pattern", None)
+    for name, pattern in (("rank_pattern", ranks), ("alpha_pattern", fields.pop("alpha_pattern", None))):
+        numbers = [rank, alpha, *pattern.values()] if isinstance(pattern, dict) else [None]
+        if pattern and (init in MOVED or not all(isinstance(n, int | float) and 0 < n < 1e6 for n in numbers)):
+            raise CannotConvert(
+                f"{name} = {pattern!r:.200}, beside r = {rank!r} and lora_alpha = {alpha!r}: the lab reads names with "
+                f"positive numbers, and none with {' or '.join(MOVED)}. Nothing was loaded."
+            )
     return {
-        "rank": fields.pop("r"),
-        "alpha": fields.pop("lora_alpha"),
+        "rank": max(rank, *ranks.values()) if ranks else rank,
+        "alpha": alpha,
         "dropout": fields.pop("lora_dropout", 0.0),
-        "init": "pissa" if init == "pissa" else "kaiming",
+        "init": init if init in MOVED else "kaiming",
         "scale": "rslora" if fields.pop("use_rslora", False) else "alpha",
     }
+
+
+def read_peft(tensors: dict[str, torch.Tensor], fields: dict[str, Any], path: str) -> dict[str, torch.Tensor]:
+    """Bring the tensors of one module to the rank and scale that all have in the lab; B A times the scale is the same.
+
+    Raises:
+        CannotConvert: a pattern is no regular expression.
+        StateMismatch: the tensors have another rank than the config.
+    """
+    ranks, alphas = fields.get("rank_pattern") or {}, fields.get("alpha_pattern") or {}
+    if not ranks and not alphas:
+        return tensors
+    try:
+        rank, alpha = _by_pattern(ranks, path, fields["r"]), _by_pattern(alphas, path, fields["lora_alpha"])
+    except re.error as error:
+        raise CannotConvert(f"rank_pattern or alpha_pattern holds an invalid regular expression: {error}.") from None
+    a, b = tensors["lora_A.weight"], tensors["lora_B.weight"].float()
+    if not a.ndim == b.ndim == 2 or not len(a) == b.shape[1] == rank:
+        raise StateMismatch(
+            f"{path} has rank {rank} in the config, but lora_A {tuple(a.shape)} and lora_B "
+            f"{tuple(b.shape)}. Nothing was loaded."
+        )
+    more = max(fields["r"], *ranks.values()) - rank if ranks else 0
+    ratio = (1 + more / rank) ** (0.5 if fields.get("use_rslora") else 1) * alpha / fields["lora_alpha"]
+    return tensors | {"lora_A.weight": pad(a, (0, 0, 0, more)), "lora_B.weight": pad(b, (0, more)) * ratio}
+
+
+def _by_pattern(patterns: dict[str, Any], path: str, default: Any) -> Any:
+    """Return the value of the first pattern that matches the end of a path, as in peft."""
+    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", path)), default)

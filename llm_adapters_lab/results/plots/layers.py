@@ -176,6 +176,8 @@ def _axes(figure: go.Figure, columns: Sequence[str], ends: Sequence[str], names:
     lines = max(tick.count("<br>") for tick in ticks)
     for part, words in (("attn", "attention"), ("mlp", "MLP")):
         own = [i for i, column in enumerate(columns) if column.startswith(f"{part}|") and column not in ends]
+        if not own:  # a model whose experts have no roles
+            continue
         middle = {"x": (own[0] + own[-1]) / 2, "y": 1, "yref": "paper", "yshift": 32, "showarrow": False}
         figure.add_annotation(text=f"<b>{words}</b>", **middle)
     figure.update_xaxes(tickvals=list(range(len(columns))), ticktext=ticks, side="top")

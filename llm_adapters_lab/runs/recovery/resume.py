@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from llm_adapters_lab.core.tensor_files import read_tensors
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.files import read_json
+from llm_adapters_lab.runs import base_files
 from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.spec import RunSpec
 from llm_adapters_lab.training import checkpoints
@@ -79,7 +80,7 @@ def _damage(run: Run) -> list[str]:
 
 
 def refuse_changes(run: Run, spec: RunSpec, hashes: dict[str, Any]) -> None:
-    """Refuse to resume an interrupted run with different rows or a different base.
+    """Refuse to resume an interrupted run with different rows or a different base, tokenizer or configuration.
 
     Raises:
         BadSpec: they have changed.
@@ -91,8 +92,9 @@ def refuse_changes(run: Run, spec: RunSpec, hashes: dict[str, Any]) -> None:
         {"the base": found["base"], **{f"the {key} rows": value for key, value in found["data"].items()}}
         for found in (read_json(path), hashes)
     )
-    if changed := [what for what in before | now if before.get(what) != now.get(what)]:
+    unlike = [what for what in before | now if before.get(what) != now.get(what)]
+    if unlike := unlike + base_files.changed(read_json(path), hashes):
         raise BadSpec(
-            f"The run {run.id} was interrupted, and {' and '.join(changed)} changed since it began. Restore them to "
+            f"The run {run.id} was interrupted, and {' and '.join(unlike)} changed since it began. Restore them to "
             "resume the run, or start over with the current ones: --fresh, or fresh=True."
         )

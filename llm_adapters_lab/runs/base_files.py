@@ -1,0 +1,129 @@
+"""Digests of the files of a base, which decide a result beside its weights; they are read, but nothing is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from transformers.utils.hub import cached_file
+
+from llm_adapters_lab.core.fingerprint import base_hash
+from llm_adapters_lab.errors import LabError
+from llm_adapters_lab.models.blueprint import Blueprint
+from llm_adapters_lab.runs.record import Run
+from llm_adapters_lab.runs.rows import Rows
+
+FILES = {
+    "config": ("the model configuration", ("config.json", "*.py")),
+    "generation": ("the generation configuration", ("generation_config.json",)),
+    "tokenizer": (
+        "the tokenizer",
+        ("*token*.json", "vocab*", "merges.txt", "*.model", "*.tiktoken", "special_tokens_map.json"),
+    ),
+    "template": ("the chat template", ("chat_template*",)),
+}
+NAMES = {key: name for key, (name, _) in FILES.items()} | {"gguf": "the GGUF file", "weights": "the weights"}
+"""The entries that `hashes` of a record may have besides "base" and "data", and what they are called."""
+_UNIMPORTANT = ("transformers_version", "_name_or_path", "chat_template")
+_READ = 2**24
+"""Bytes of large files that are read, evenly spaced."""
+
+
+def all_hashes(plan: Blueprint, base_print: dict[str, Any], rows: Rows) -> dict[str, Any]:
+    """Return the hashes of everything that decides the result of a run: base, rows and the files of the base."""
+    return {"base": base_hash(base_print), "data": rows.digests(), **file_hashes(plan)}
+
+
+def file_hashes(plan: Blueprint) -> dict[str, str]:
+    """Return the SHA-256 of what a base's files hold besides weights, by the keys of `NAMES`; {} without files."""
+    if (place := _place(plan)) is None:
+        return {}
+    if place.is_file():
+        return {"gguf": _sampled([place])}
+    found: dict[str, list[Any]] = {}
+    for key, (_, patterns) in FILES.items():
+        used = [pattern for pattern in patterns if pattern != "*.py" or plan.trust_remote_code]
+        for path in sorted({path for pattern in used for path in place.glob(pattern) if path.is_file()}):
+            content = _content(path)
+            if isinstance(content, dict):
+                if text := content.get("chat_template"):
+                    found.setdefault("template", []).append(text)
+                content = {name: value for name, value in content.items() if name not in _UNIMPORTANT}
+            found.setdefault(key, []).append([path.name, content])
+    return {key: hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest() for key, parts in found.items()}
+
+
+def weight_hash(plan: Blueprint) -> dict[str, str]:
+    """Return the SHA-256 of the files of a base's weights, of large ones by samples; {} without files.
+
+    The fingerprint identifies a base better, but needs it in memory.
+    """
+    place = _place(plan)
+    files = sorted(place.glob("*.safetensors")) if place and place.is_dir() else []
+    return {"weights": _sampled(files)} if files else {}
+
+
+def changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return the names of what two `hashes` differ in, apart from base and data.
+
+    What a record of an earlier version does not hold, is not compared.
+    """
+    if not before.keys() & NAMES.keys():
+        return []
+    return [name for key, name in NAMES.items() if before.get(key) != now.get(key)]
+
+
+def outdated(record: Run) -> str:
+    """Return a warning if the files of a base have changed since a finished run; else ""."""
+    known, spec = record.summary.get("hashes", {}), record.spec
+    if not known.keys() & NAMES.keys() or spec.base == "smollm2-135m":  # its package has one version of it
+        return ""
+    try:
+        plan = Blueprint(spec.base, spec.trust_remote_code)
+        now = file_hashes(plan) | weight_hash(plan)
+    except (LabError, OSError, ValueError):  # missing or damaged, but the result is still valid
+        return ""
+    names = changed(known, now) if now else []
+    if not names:
+        return ""
+    return (
+        f"In {spec.base}, {' and '.join(names)} changed since the run {record.id}, whose result belongs to the earlier "
+        "files. Run it again with --fresh (fresh=True), or keep the changed base in a folder of its own."
+    )
+
+
+def _place(plan: Blueprint) -> Path | None:
+    """Return the folder or GGUF file of a base, without looking for it on the network; None for a random one."""
+    if plan.tiny:
+        return None
+    source, options = plan.source
+    if options:
+        return Path(source) / options["gguf_file"]
+    if Path(source).is_dir():
+        return Path(source)
+    found = cached_file(source, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False)
+    return Path(found).parent if found else None
+
+
+def _content(path: Path) -> Any:
+    """Return what a configuration file holds, however it is written, and the SHA-256 of any other file."""
+    data = path.read_bytes()
+    with suppress(ValueError):
+        if path.name.endswith("config.json"):
+            return json.loads(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def _sampled(paths: list[Path]) -> str:
+    sizes = [path.stat().st_size for path in paths]
+    digest = hashlib.sha256(json.dumps(sizes).encode())
+    step = max(4096, sum(sizes) * 4096 // _READ)
+    for path, size in zip(paths, sizes, strict=True):
+        with path.open("rb") as file:
+            for start in range(0, size, step):
+                file.seek(start)
+                digest.update(file.read(4096))
+    return digest.hexdigest()

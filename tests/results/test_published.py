@@ -1,0 +1,55 @@
+"""The published rows: numbers, remarks, and the pages that show both."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from llm_adapters_lab.cli.app import app
+from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.results.comparison import remarks as told
+from llm_adapters_lab.results.published_results import names, published, remarks, tables
+from llm_adapters_lab.runs.execution import run
+from llm_adapters_lab.runs.spec import RunSpec
+
+PAGES = {
+    path.stem: path.read_text(encoding="utf-8") for path in (Path(__file__).parents[2] / "docs/published").iterdir()
+}
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_row_is_on_a_page_with_its_numbers_and_remarks(name: str) -> None:
+    page = PAGES.get(name.rpartition("-")[0], PAGES["README"])
+    assert name in page
+    for table in tables():
+        assert all(f"{score:.1f}" in page for score in table["rows"].get(name, {}).values())
+    both = page + PAGES["README"]
+    assert all(text.replace("|", r"\|") in both for text in remarks(name))
+
+
+def test_remarks_are_those_of_the_row_and_the_task() -> None:
+    dropout = "LoRA's dropout of 0.05 stays on"
+    assert any(dropout in text for text in remarks("llama-7b-lora"))
+    assert not any(dropout in text for text in remarks("llama-7b-series"))
+    assert any("#70" in text for text in remarks("bloomz-7b-lora", "boolq"))
+    assert not any("#70" in text for text in remarks("bloomz-7b-lora", "gsm8k"))
+
+
+def test_a_comparison_shows_each_remark_once() -> None:
+    rows = published("llama-7b-lora", ["gsm8k", "svamp"]) + published("llama-13b-lora", ["gsm8k"])
+    lines = [line for line in told(rows) if "llama-" in line.partition(":")[0]]
+    assert len(lines) == len({line.partition(": ")[2] for line in lines})
+    assert any(line.startswith("llama-7b-lora: ") and "SVAMP 46.9" in line for line in lines)
+    assert any(line.startswith("llama-7b-lora, llama-13b-lora: On a GPU the scoring") for line in lines)
+
+
+def test_an_unknown_row_offers_the_nearest() -> None:
+    with pytest.raises(BadSpec, match="llama-7b-lora"):
+        published("llama-7b-loar")
+
+
+def test_a_row_without_a_task_in_common_is_told(tmp_path: Path) -> None:
+    spec = RunSpec.parse({"eval": {"tasks": ["mini-addsub"], "rows": 2, "max_new_tokens": 3}})
+    record = run(spec, root=tmp_path)
+    said = CliRunner().invoke(app, ["compare", record.id, "--root", str(tmp_path), "--paper", "llama-7b-lora"]).output
+    assert "llama-7b-lora: the paper has none of these tasks" in " ".join(said.split())
