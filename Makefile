@@ -69,11 +69,13 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 # The packaged teaching model with and without each of the four adapter families, on the CPU and without the web: two
-# runs at a time, each on one thread. More threads are faster on an idle machine, and many times slower on a busy one.
+# runs at a time, each on one thread and printed when it ends. More threads are faster on an idle machine, and many times
+# slower on a busy one.
 demo: export OMP_NUM_THREADS ?= 1
 demo: $(STAMP)
 	mkdir -p $(DEMO)
-	printf '%s\n' $(DEMO_SPECS) | xargs -n 1 -P 2 timeout 900 $(BIN)/python -m llm_adapters_lab run
+	printf '%s\n' $(DEMO_SPECS) | xargs -n 1 -P 2 sh -c \
+		'said=$$(timeout 900 $(BIN)/python -m llm_adapters_lab run "$$0" 2>&1); code=$$?; echo "$$said"; exit $$code'
 	timeout 900 $(BIN)/papermill --execution-timeout 600 --start-timeout 120 \
 		-f $(SPECS)/nano-lora.yaml papermill_runs/run.ipynb $(DEMO)/demo.ipynb
 	$(BIN)/python -m llm_adapters_lab compare $(DEMO_SPECS) --html $(DEMO)/demo.html
