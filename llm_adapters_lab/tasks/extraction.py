@@ -95,14 +95,26 @@ def shortest(value: float | Decimal) -> str:
 
 
 def number(text: str, rule: Rule = "lab") -> str | None:
-    """Return the number in `text` as a string that ``float`` accepts, fractions evaluated; None if there is none."""
+    """Return the number in `text` as a string that ``float`` accepts, fractions evaluated; None if there is none.
+
+    Under the lab rule, ``3,14`` is none either: it may be a decimal comma or two numbers.
+    """
     if rule == "original":
         matches = _ORIGINAL_NUMBER.findall(text.replace(",", ""))
         return matches[-1] if matches else None
     text = _plain(text)
     marked = (_NUMBER.match(text, _after_sum(text, mark.end())) for mark in _NUMBER_MARK.finditer(text))
     found = [m for m in marked if m] or list(_NUMBER.finditer(text))
-    return shortest(_value(found[-1])) if found else None
+    if not found or _beside_comma(text, found[-1]):
+        return None
+    return shortest(_value(found[-1]))
+
+
+def _beside_comma(text: str, match: re.Match[str]) -> bool:
+    """Return whether a number is one side of a single comma, as in ``3,14``; ``1,2,3`` is a list."""
+    before, after = re.search(r"[0-9,]*\Z", text[: match.start()]), re.match(r"[0-9,]*", text[match.end() :])
+    whole = (before[0] if before else "") + match[0] + (after[0] if after else "")
+    return whole != match[0] and bool(re.fullmatch(r"-?\d+,\d+,?", whole))
 
 
 def _plain(text: str) -> str:

@@ -15,6 +15,7 @@ NUMBERS = {
     **{"The answer is - 5": "-5", "the answer is - 15 .": "-15", "Answer:\n- 5 apples": "5", "so 5 - 3": "3"},
     **{"The answer is 1\u00bd": "1.5", "\u00be cup": "0.75", r"The answer is 2\frac{1}{2}": "2.5", "3/4": "0.75"},
     **{"The answer is 9 . 8": "9.8", "He has 7 . 5 came": "5", "1,234": "1234", "\u22123": "-3", "\u0661\u0662": "12"},
+    **{"The answer is 3,14.": None, "x = 0,5 kg": None, "It costs 3,14, so the answer is 7": "7"},
     **{"5 apples, 6 pears": "6", "9007199254740993": "9007199254740993", "16 m^2": "16", "7 " * 50_000: "7"},
 }
 LETTERS = {
