@@ -263,7 +263,7 @@ def test_one_that_cannot_begin_is_told_and_the_run_goes_on(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "gopher://nowhere")
     record = run(tracked("mlflow"), root=tmp_path)
     (notice,) = record.events("Noticed")
-    assert "mlflow: It has failed" in notice["text"] and "gopher" in notice["text"]
+    assert "mlflow: It failed" in notice["text"] and "gopher" in notice["text"]
     assert record.done
 
 
