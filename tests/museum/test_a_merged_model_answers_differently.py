@@ -2,8 +2,8 @@
 
 Area: merging
 Elsewhere: peft#2502, #1035, #1388, #1836: outputs drift after a merge, or after saving and loading it.
-Here: in fp32 merged and reloaded logits are those of the hooks up to 1e-5; in bf16 and fp16 the measured difference is
-told, and the most likely tokens are the same.
+Here: in fp32 merged and reloaded logits equal the hooked ones up to 1e-5; in bf16 and fp16 the measured difference is
+reported, and the most likely next token differs in at most 5 of 50 rows.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""An interrupted training is resumed with another schedule, and neither is told.
+"""An interrupted training is resumed with another schedule, and nothing reports it.
 
 Area: training
 Elsewhere: ace-step#742, miles#2572, LlamaFactory#7100, accelerate#3732

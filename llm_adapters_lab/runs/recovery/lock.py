@@ -30,7 +30,7 @@ def hold(lock: Path, seconds: float = 60.0, waiting: Callable[[str], None] | Non
     """Hold a lock file, waiting for it if need be; the lock of a dead process is free.
 
     It is a lock of the operating system, which ends with the process, however that ends. The file names its holder,
-    which is why `filelock` is not used: its files do not, and it waits where a file system has no locks.
+    which is why `filelock` is not used: its files do not. Where a file system has no locks, this is an error.
 
     Args:
         lock: path of the file; it contains `who` while it is held, and is removed afterwards.
