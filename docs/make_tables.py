@@ -75,7 +75,7 @@ def field_table() -> str:
 
 
 class Exhibit(NamedTuple):
-    """One exhibit of the museum: what its docstring says; `before` is empty if the lab was always right."""
+    """One exhibit of the museum: what its docstring says; `before` is empty if the lab was right or refused it."""
 
     path: Path
     title: str
@@ -83,10 +83,13 @@ class Exhibit(NamedTuple):
     elsewhere: str
     before: str
     here: str
+    verdict: tuple[str, str]
 
 
 AREAS = ("adapters", "merging", "models", "data", "tokens", "training", "scoring", "comparison", "export")
-PARTS = ("Area", "Elsewhere", "Before", "Here")
+PARTS = ("Area", "Elsewhere", "Before", "Here", "Verdict")
+VERDICT = r"(silent|crash|refused|right) → (right|refused|told)"
+FAULTS = ("silent", "crash")
 
 
 def exhibit(path: Path) -> Exhibit:
@@ -103,13 +106,27 @@ def exhibit(path: Path) -> Exhibit:
         raise ValueError(f"{path.name}: after the title come {', '.join(PARTS)} (Before may be missing), in this order")
     if "\n" in title or not title.endswith(".") or found["Area"] not in AREAS:
         raise ValueError(f"{path.name}: the title is one sentence on one line; Area is one of {', '.join(AREAS)}")
-    return Exhibit(path, title, found["Area"], found["Elsewhere"], found.get("Before", ""), found["Here"])
+    if not (verdict := re.fullmatch(VERDICT, found["Verdict"])) or ("Before" not in found and verdict[1] in FAULTS):
+        raise ValueError(f"{path.name}: Verdict is {VERDICT}; without Before, the first is neither of {FAULTS}")
+    texts = (title, found["Area"], found["Elsewhere"], found.get("Before", ""), found["Here"])
+    return Exhibit(path, *texts, (verdict[1], verdict[2]))
 
 
 def exhibits() -> list[Exhibit]:
     """Return the exhibits, by area and title."""
     found = map(exhibit, (ROOT / "tests" / "museum").glob("test_*.py"))
     return sorted(found, key=lambda one: (AREAS.index(one.area), one.title))
+
+
+def museum_overview() -> str:
+    """Return the table of all exhibits for docs/museum.md."""
+    rows = []
+    for one in exhibits():
+        heading = one.title.rstrip(".")
+        anchor = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        threads = re.findall(r"(?:[\w.-]+#|(?:[\w-]+ )?PR #|#)\d+|found here|many threads", one.elsewhere)
+        rows.append((f"[{heading}](#{anchor})", ", ".join(threads), *one.verdict))
+    return table(("What goes wrong", "Threads", "Before", "Here"), rows)
 
 
 def museum() -> str:
@@ -201,6 +218,7 @@ TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("README.md", "methods"): short_table,
     ("docs/adapters.md", "methods"): long_table,
     ("docs/runs.md", "fields"): field_table,
+    ("docs/museum.md", "overview"): museum_overview,
     ("docs/museum.md", "exhibits"): museum,
 }
 

@@ -77,7 +77,6 @@ __getattr__, __dir__, __all__ = attach(
         "tasks.registry": "get_task",
         "errors": "LabError",
     },
-    check=True,
 )
 __all__ += ["__version__"]
 

@@ -9,16 +9,13 @@ from types import FunctionType
 from typing import Any
 
 
-def attach(
-    package: str, homes: Mapping[str, str], *, check: bool = False
-) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """Return `__getattr__`, `__dir__` and `__all__` of a package.
+def attach(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """Return `__getattr__`, `__dir__` and `__all__` of a package; its functions check the types of their arguments.
 
     Args:
         package: its `__name__`.
         homes: names separated by spaces, by the module below the package that defines them; a module listed under "."
             is public itself.
-        check: check the types of the arguments of its functions.
     """
     where = {name: module for module, names in homes.items() for name in names.split()}
 
@@ -29,7 +26,7 @@ def attach(
             return importlib.import_module(f"{package}.{name}")
         home = f"{package}.{where[name]}"
         value = vars(importlib.import_module(home)).get(name) or importlib.import_module(f"{home}.{name}")
-        if check and isinstance(value, FunctionType):
+        if isinstance(value, FunctionType):
             value = importlib.import_module("llm_adapters_lab.signatures").checked(value)
         setattr(sys.modules[package], name, value)
         return value

@@ -10,15 +10,47 @@ from copy import deepcopy
 from typing import Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from llm_adapters_lab.errors import BadSpec, choices, shortened
 
 
+def finite(number: Any) -> bool:
+    """Return whether a number, of any size, is finite in fp32."""
+    return bool(abs(number) <= 3.4028234e38)
+
+
 class Part(BaseModel):
-    """A part of a spec: unknown keys are refused, values do not change."""
+    """A part of a spec: unknown keys are refused, so are true and false for a number; values do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields[str(info.field_name)]
+        if _holds_bool(value) and not _takes_bool(field.annotation):
+            raise BadSpec(f"must be {expected(field.annotation, field.metadata)}; given was {shown(value)}.")
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _is_finite(cls, value: Any) -> Any:
+        if isinstance(value, float) and not finite(value):
+            raise BadSpec(f"{value} is infinite in fp32. Choose a smaller number.")
+        return value
+
+
+def _holds_bool(value: Any) -> bool:
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return isinstance(value, bool) or any(map(_holds_bool, items))
+
+
+def _takes_bool(kind: Any) -> bool:
+    """Return whether an annotation allows a truth value, or leaves that to another class."""
+    if parts := typing.get_args(kind):
+        return any(isinstance(part, bool) or _takes_bool(part) for part in parts)
+    return kind in (Any, bool, dict) or (isinstance(kind, type) and issubclass(kind, BaseModel))
 
 
 M = TypeVar("M", bound=BaseModel)
@@ -43,13 +75,13 @@ def assignments(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def change(fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy of nested `fields` with dotted keys replaced.
+    """Return a copy of nested `fields` with dotted keys replaced, groups such as `adapter` before their fields.
 
     Raises:
         BadSpec: a key leads through something that is not a group of keys.
     """
     result: dict[str, Any] = json.loads(json.dumps(fields))
-    for dotted, value in changes.items():
+    for dotted, value in sorted(changes.items(), key=lambda pair: pair[0].count(".")):
         *groups, last = dotted.split(".")
         place = result
         for group in groups:

@@ -105,6 +105,11 @@ def choices(given: str, known: Iterable[str]) -> str:
     return f"Choose one of: {', '.join(known)}."
 
 
+def listed(items: Sequence[str], shown: int = 8, gap: str = "; ") -> str:
+    """Return the first items for a message, and the number of the others."""
+    return gap.join(items[:shown]) + (f" and {len(items) - shown} more" if len(items) > shown else "")
+
+
 def shortened(message: str) -> str:
     """Return a message with the middle of very long lines, which quote the input, cut out."""
     return "\n".join(line if len(line) <= 800 else f"{line[:400]} … {line[-350:]}" for line in message.split("\n"))

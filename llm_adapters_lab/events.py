@@ -159,11 +159,6 @@ class Unreadable(Event):
         share = f"{self.count:,} of {self.total:,} rows ({self.count / self.total:.0%})"
         return f"{self.of}: a perfect answer is judged wrong in {share}, such as {'; '.join(self.examples)}."
 
-    @property
-    def noticed(self) -> bool:
-        """Whether it is more than 1 % of the rows."""
-        return 100 * self.count > self.total
-
 
 @dataclass(frozen=True)
 class Scoring(Event):
@@ -230,6 +225,5 @@ def row_remarks(summary: Mapping[str, Any]) -> list[str]:
     """Return sentences about the rows of a finished run: which were left out, and which cannot be judged right."""
     found = summary.get("rows") or {}
     left_out = [LeftOut(**found["left_out"]).text] if found.get("left_out") else []
-    return [
-        text for text in (*left_out, *(Unreadable(**fields).text for fields in found.get("unreadable", ()))) if text
-    ]
+    unreadable = [Unreadable(**fields).text for fields in found.get("unreadable", ())]
+    return [text for text in (*left_out, *unreadable, *found.get("notes", ())) if text]

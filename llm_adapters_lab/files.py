@@ -48,6 +48,8 @@ def writing_folder(folder: Path) -> Iterator[Path]:
     Raises:
         CannotWrite: it cannot be written.
     """
+    if "\0" in str(folder):
+        raise CannotWrite(f"{str(folder)!r} is no path: it holds a null character. Choose another name.")
     with writing(folder):
         new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)

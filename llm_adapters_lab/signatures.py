@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
+from itertools import chain, cycle
 from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 from llm_adapters_lab.errors import BadSpec
 
@@ -29,26 +33,21 @@ def checked(function: F) -> F:
         for name, value in signature.bind(*args, **kwargs).arguments.items():
             parameter = signature.parameters[name]
             kind = _evaluated(parameter.annotation, function)
-            several = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-            for one in (value.values() if isinstance(value, dict) else value) if several else (value,):
+            for one in value if parameter.kind is parameter.VAR_POSITIONAL else (value,):
                 if one is not parameter.default and not _fits(one, kind):
-                    given = " ".join(repr(one).split())
-                    given = given if len(given) <= 60 else f"{given[:57]}..."
-                    raise BadSpec(
-                        f"{function.__qualname__.removesuffix('.__init__')}: {name} must be {_words(kind)}; given was "
-                        f"{given} ({type(one).__name__})."
-                    )
+                    words = re.sub(r"\b[a-z_]\w*\.", "", inspect.formatannotation(kind))
+                    where, given = function.__qualname__.removesuffix(".__init__"), " ".join(repr(one).split())
+                    raise BadSpec(f"{where}: {name} must be {words}; given was {given:.60} ({type(one).__name__}).")
         return function(*args, **kwargs)
 
     return typing.cast(F, call)
 
 
+@functools.cache
 def _evaluated(annotation: Any, function: Any) -> Any:
-    if annotation is inspect.Parameter.empty:
-        return Any
     try:
         names = inspect.unwrap(function).__globals__
-        return eval(annotation, names) if isinstance(annotation, str) else annotation
+        return eval(annotation, names) if isinstance(annotation, str) else Any
     except NameError:  # known to type checkers only
         return Any
 
@@ -60,8 +59,6 @@ def _fits(value: Any, kind: Any, exact: bool = True) -> bool:
     if origin is typing.Literal:
         # What a function allows beside other kinds it explains better itself.
         return value in arguments if exact else isinstance(value, tuple(map(type, arguments)))
-    if kind is None or kind is types.NoneType:
-        return value is None
     if kind in (float, int):  # numpy's and torch's numbers too
         return hasattr(value, "__float__" if kind is float else "__index__")
     plain: Any = origin or kind
@@ -69,21 +66,13 @@ def _fits(value: Any, kind: Any, exact: bool = True) -> bool:
         return True
     if plain is Callable or plain is type:
         return callable(value)
+    if not arguments:
+        return isinstance(value, plain)
     if issubclass(plain, Mapping):
-        return isinstance(value, plain) and all(
-            _fits(part, one, exact) for pair in value.items() for part, one in zip(pair, arguments, strict=False)
-        )
-    if issubclass(plain, Iterable) and arguments:  # text is no list of texts
-        items = arguments[:1] if isinstance(value, Collection) else ()
-        return (
-            isinstance(value, Iterable)
-            and not isinstance(value, str | bytes)
-            and all(_fits(item, kind, exact) for kind in items for item in value)
-        )
-    return isinstance(value, plain)
-
-
-def _words(kind: Any) -> str:
-    text = kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
-    parts = [part.rpartition(".")[2] for part in text.replace("[", "[ ").replace(",", " ,").split(" ")]
-    return " ".join(parts).replace("[ ", "[").replace(" ,", ",")
+        if not isinstance(value, plain):
+            return False
+        parts = zip(chain(*value.items()), cycle(arguments), strict=False)
+        return all(_fits(part, one, exact) for part, one in parts)
+    if not isinstance(value, Iterable) or isinstance(value, str | bytes | BaseModel):  # text is no list of texts
+        return False
+    return not isinstance(value, Collection) or all(_fits(item, arguments[0], exact) for item in value)

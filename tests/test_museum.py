@@ -42,11 +42,15 @@ def test_titles_are_unique(make_tables: ModuleType) -> None:
     "text",
     [
         "",
-        "No area.\n\nElsewhere: x\nHere: y",
-        "Two\nlines.\n\nArea: data\nElsewhere: x\nHere: y",
-        "Other area.\n\nArea: weather\nElsewhere: x\nHere: y",
-        "Other order.\n\nArea: data\nHere: y\nElsewhere: x",
-        "Empty.\n\nArea: data\nElsewhere: x\nHere:\n",
+        "No area.\n\nElsewhere: x\nHere: y\nVerdict: right → right",
+        "Two\nlines.\n\nArea: data\nElsewhere: x\nHere: y\nVerdict: right → right",
+        "Other area.\n\nArea: weather\nElsewhere: x\nHere: y\nVerdict: right → right",
+        "Other order.\n\nArea: data\nHere: y\nElsewhere: x\nVerdict: right → right",
+        "Empty.\n\nArea: data\nElsewhere: x\nHere:\nVerdict: right → right",
+        "No verdict.\n\nArea: data\nElsewhere: x\nBefore: y\nHere: z",
+        "Other word.\n\nArea: data\nElsewhere: x\nBefore: y\nHere: z\nVerdict: silent → silent",
+        "Two words.\n\nArea: data\nElsewhere: x\nBefore: y\nHere: z\nVerdict: silent → told or refused",
+        "Silent without a line.\n\nArea: data\nElsewhere: x\nHere: z\nVerdict: silent → right",
     ],
 )
 def test_a_docstring_of_another_form_is_refused(text: str, tmp_path: Path, make_tables: ModuleType) -> None:

@@ -39,6 +39,8 @@ class DoRAConfig(LoRAConfig):
 class DoRA(LoRA):
     """Low-rank update of the direction of a projection, with learned magnitudes."""
 
+    own_per_expert = {"magnitude": "d_out"}
+
     def __init__(self, config: DoRAConfig, site: Site, base: nn.Module) -> None:
         """Create A, B, and the magnitudes m (d_out,) from the row norms of W."""
         super().__init__(config, site, base)

@@ -34,6 +34,7 @@ class IA3Config(AdapterConfig):
 class IA3(Adapter):
     """One factor per feature."""
 
+    experts = True
     peft_type = "IA3"
 
     def __init__(self, config: IA3Config, site: Site, base: nn.Module) -> None:

@@ -49,6 +49,7 @@ class LoRAConfig(AdapterConfig):
 class LoRA(Adapter):
     """Low-rank update of one projection."""
 
+    experts = True
     peft_type = "LORA"
     read_peft = staticmethod(read_peft)
     example = {"rank": 4}
@@ -77,8 +78,7 @@ class LoRA(Adapter):
         if self.dropout and self.training:
             x = dropout(x, self.dropout)
         change = linear(linear(x, self.A), self.B)
-        if self.moved:
-            change = change - linear(linear(x, self.A0), self.B0)
+        change = change - linear(linear(x, self.A0), self.B0) if self.moved else change
         return y + change * self.scale
 
     def merged(self, own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -97,4 +97,4 @@ class LoRA(Adapter):
 
     def load_peft(self, tensors: dict[str, torch.Tensor]) -> None:
         """Load A and B."""
-        self.load_state_dict({"A": tensors["lora_A.weight"], "B": tensors["lora_B.weight"]}, strict=False)
+        self.load_state_dict({name: tensors[f"lora_{name}.weight"] for name in "AB"}, strict=False)

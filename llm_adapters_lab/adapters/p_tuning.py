@@ -74,7 +74,7 @@ class PTuning(VirtualEmbeddings):
     def to_peft(self, config: PTuningConfig) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """Return peft's config and g(Q); folders of peft have no encoder."""
         t, width = self.tokens.shape
-        fields = {"num_virtual_tokens": t, "token_dim": width, "encoder_hidden_size": config.hidden}
+        fields = {"num_virtual_tokens": t, "token_dim": width, "encoder_hidden_size": config.hidden, **self.sizes}
         return fields, {"prompt_embeddings": self.embeddings()}
 
     @classmethod

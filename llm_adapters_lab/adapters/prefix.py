@@ -47,7 +47,8 @@ class Prefix(VirtualCache):
     def __init__(self, config: PrefixConfig, world: World) -> None:
         """Create P_K and P_V of all layers, or the network that computes them, in the shapes of the model's cache."""
         super().__init__(config, world)
-        self.virtual_tokens, self.shapes = config.virtual_tokens, world.anatomy.cache_shapes(world.model)
+        shapes = world.anatomy.cache_shapes(world.model)
+        self.virtual_tokens, self.slots, self.shapes = config.virtual_tokens, list(shapes), list(shapes.values())
         sizes = [heads * width for heads, *widths in self.shapes for width in widths]
         self.layers = nn.ModuleList()
         if config.mlp:
@@ -61,19 +62,19 @@ class Prefix(VirtualCache):
     @classmethod
     def parameter_count(cls, config: PrefixConfig, sites: Sequence[Site], world: World) -> int:
         """Return n, with the MLP of width m: t w + m (w + 1) + (m + 1) n / t."""
-        shapes, t, m = world.anatomy.cache_shapes(world.model), config.virtual_tokens, config.mlp
+        shapes, t, m = [*world.anatomy.cache_shapes(world.model).values()], config.virtual_tokens, config.mlp
         each, w = sum(heads * (d_k + d_v) for heads, d_k, d_v in shapes), shapes[0][0] * shapes[0][1]
         return t * w + m * (w + 1) + (m + 1) * each if m else t * each
 
     def keys_and_values(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return P_K (n_kv, t, d_k) and P_V (n_kv, t, d_v) of each layer."""
-        if self.layers:
-            return [(key, value) for key, value in (layer.parameters() for layer in self.layers)]
+        if layers := list[Any](self.layers):  # read by name: `parameters()` would not apply modifiers
+            return [(layer["key"], layer["value"]) for layer in layers]
         return unflatten_cache(self.mlp(self.tokens), self.shapes)
 
     def to_peft(self, config: PrefixConfig) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """Return peft's config, and keys and values (t, all); folders of peft have no MLP."""
-        (heads, width), layers = uniform_size(self.shapes), len(self.shapes)
+        (heads, width), layers = uniform_size(self.shapes, self.slots), len(self.shapes)
         sizes = {"num_layers": layers, "token_dim": heads * width, "num_attention_heads": heads}
         return {"num_virtual_tokens": self.virtual_tokens, **sizes}, {
             "prompt_embeddings": flatten_cache(self.keys_and_values())

@@ -86,7 +86,7 @@ class PromptTuning(VirtualEmbeddings):
     def to_peft(self, config: PromptTuningConfig) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """Return peft's config and P."""
         t, width = self.prompt.shape
-        return {"num_virtual_tokens": t, "token_dim": width}, {"prompt_embeddings": self.prompt}
+        return {"num_virtual_tokens": t, "token_dim": width, **self.sizes}, {"prompt_embeddings": self.prompt}
 
     @classmethod
     def from_peft(cls, fields: dict[str, Any]) -> dict[str, Any] | None:

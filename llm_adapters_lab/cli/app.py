@@ -39,6 +39,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "models": reference_commands.models,
     "tasks": reference_commands.tasks,
     "anatomy": reference_commands.anatomy,
+    "survey": reference_commands.survey,
     "doctor": run_commands.doctor,
 }
 
@@ -100,6 +101,9 @@ def main() -> None:
     """Run the command line."""
     if sys.stdout is None:  # closed by the caller
         sys.stdout = io.StringIO()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal or file without "–" gets "?"
+            stream.reconfigure(errors="replace")
     try:
         if kept := join_words(os.environ):
             with redirect_stdout(io.StringIO()) as said, suppress(SystemExit):

@@ -45,11 +45,12 @@ def export(
     loaded, injection, record = _load(source, root, base)
     from llm_adapters_lab.core.peft_format import to_peft
     from llm_adapters_lab.core.saving import save_adapter
-    from llm_adapters_lab.results.model_card import write_card
+    from llm_adapters_lab.results.model_card import card
 
     with writing(out):
         (to_peft if format == "peft" else save_adapter)(injection, out, loaded.name)
-        write_card(out, loaded.name, injection.config, format, record, push, injection.other_base)
+        text = card(loaded.name, injection.config, format, record, push or out.name, injection.other_base)
+        (out / "README.md").write_text(text, encoding="utf-8")
     say(f"{injection.config.type} adapter: {out}")
     if push:
         say(f"on the hub: {hub.push(out, push, private)}")

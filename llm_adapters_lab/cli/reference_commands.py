@@ -7,6 +7,7 @@ import types
 import typing
 from collections.abc import Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,7 +16,7 @@ from rich.tree import Tree
 
 from llm_adapters_lab.cli.arguments import complete_adapters, complete_presets
 from llm_adapters_lab.cli.console import Output, console, remark, say, show_rows, with_json
-from llm_adapters_lab.results.formatting import cell
+from llm_adapters_lab.results.formatting import cell, markdown
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -90,7 +91,7 @@ def models() -> Output:
 
     def show() -> None:
         show_rows([{"base": name, "what it is": text} for name, text in PACKAGED.items()])
-        remark("\nRandom models of two layers, for inspection and tests: " + ", ".join(tiny))
+        remark("\nRandom models of any causal family, for inspection and tests: " + ", ".join([*tiny, "…"]))
         remark("Also: a hub id (owner/name), a local folder, or a .gguf file.")
 
     return Output({"packaged": PACKAGED, "tiny": tiny}, show)
@@ -164,6 +165,67 @@ def anatomy(
     return Output(value, lambda: _show_anatomy(model, found, chosen, at))
 
 
+@with_json
+def survey(
+    families: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FAMILY]...", help="Families of transformers, e.g. mixtral jamba; by default, all."),
+    ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Type of the adapter.", autocompletion=complete_adapters)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write a page of Markdown, like docs/architectures.md.")
+    ] = None,
+) -> Output:
+    """Adapt a tiny random model of every family, and check it.
+
+    All families take a few minutes. The exit code is 1 if a family that can be built is not adapted.
+    """
+    import transformers
+
+    from llm_adapters_lab.files import write_atomically
+    from llm_adapters_lab.models.random_models import family_of
+    from llm_adapters_lab.runs.survey import STEPS, summary, usual_adapter
+    from llm_adapters_lab.runs.survey import survey as look
+
+    for family in families or ():
+        family_of(family)
+    found, adapter = [], adapter or usual_adapter()
+    for one in look(families or (), adapter):
+        found.append(one)
+        typer.echo(f"{one.family}: {one.row()['adapted']}", err=True)
+    rows = [one.row() for one in found]
+    if out:
+        columns = ("family", "adapted", "sublayers", "mixers", "mlp", "cache", "training")
+        table = [
+            {key: row.get(key, row.get("fault", "") if key == "sublayers" else "") for key in columns} for row in rows
+        ]
+        text = _SURVEYED.format(summary=summary(found), version=transformers.__version__, adapter=adapter, steps=STEPS)
+        write_atomically(out, f"{text}\n{markdown(table)}\n".encode())
+
+    def show() -> None:
+        show_rows(rows, keep=2)
+        say(summary(found))
+
+    return Output(rows, show, int(any(one.built and not one.adapted for one in found)))
+
+
+_SURVEYED = """# Architectures
+
+What adapters do in each family of causal language models of transformers {version}.
+
+{summary}
+
+Made by `python -m llm_adapters_lab survey --out docs/architectures.md` from tiny random models. *mixers* and *mlp*: an
+adapter ({adapter}) at all token mixers (at `attn?`, or where there is no attention at `mixer?`), and at all
+feed-forward parts (`mlp?`, experts included), leaves the base unchanged to the bit at first, changes it once moved,
+answers the same when merged, and leaves no trace when ejected; *adapted* says whether this holds at each of them and at
+both together. *cache*: decoding token by token with a cache equals decoding without. *training*: the losses of {steps}
+steps with all fast paths equal the plain ones. *sublayers* gives the layers that have each kind.
+"""
+
+
 def _facts(entry: Entry, preset: Preset | None = None) -> dict[str, Any]:
     """Return the description of an adapter, or of a preset of it; `expands_to` is None for an adapter."""
     about, fields = (preset, preset.fields) if preset else (entry, None)
@@ -207,43 +269,52 @@ def _show_adapter(facts: dict[str, Any], fields: Sequence[dict[str, Any]]) -> No
 
 
 def _show_anatomy(model: str, anatomy: Anatomy, chosen: Sequence[Site], at: str | None) -> None:
-    """Draw the sites of a model as a tree; consecutive equal layers are drawn once, selected sites are marked."""
+    """Draw the sites of a model as a tree; equal layers are drawn once, selected sites are marked."""
+    from llm_adapters_lab.core.sites import ENCODER, describe_counts, placement_counts, ranges
+
     marked = {site.key for site in chosen}
     root = Tree(escape(f"{model}: {len(anatomy.layers)} layers, hidden size {anatomy.hidden}"))
-    described = [_layer(anatomy, index, marked) for index in range(len(anatomy.layers))]
-    for lines, group in groupby(range(len(described)), key=described.__getitem__):
-        indices = list(group)
-        first, last = indices[0], indices[-1]
-        title = f"layer {first}" if first == last else f"layers {first}-{last}"
-        branch = root.add(escape(f"{title}  ({anatomy.layers[first].rpartition('.')[0]})"))
-        for depth, line in lines:
-            parent = branch if depth == 0 else branch.children[-1]
-            parent.add(line)
+    both = any(site.sublayer.startswith(ENCODER) for site in anatomy.projections)
+    for stack in [ENCODER, ""] if both else [""]:
+        alike: dict[Any, list[int]] = {}
+        for index in range(anatomy.depth(stack)):
+            alike.setdefault(_layer(anatomy, index, stack, marked), []).append(index)
+        for (path, lines), layers in alike.items():
+            title = f"{'encoder ' if stack else ''}layer{'s' * (len(layers) > 1)} {ranges(layers)}"
+            branch = root.add(escape(f"{title}  ({path})"))
+            for depth, line in lines:
+                parent = branch if depth == 0 else branch.children[-1]
+                parent.add(line)
     console().print(root, soft_wrap=True)
     if at:
-        from llm_adapters_lab.core.sites import describe_counts, placement_counts
-
         say(f"● selected by {at!r}: {len(chosen)} site{'s' * (len(chosen) != 1)}")
         say(describe_counts(placement_counts(chosen)))
-    if anatomy.left_out:
+    if anatomy.remark:
         remark(anatomy.remark)
 
 
-def _layer(anatomy: Anatomy, index: int, marked: set[str]) -> tuple[tuple[int, str], ...]:
-    """Return the lines of a layer without its number, as (depth, text)."""
-    prefix = len(anatomy.layers[index]) + 1
-    lines: list[tuple[int, str]] = []
-    for whole in (s for s in anatomy.sublayers if s.layer == index):
-        lines.append((0, _site(whole, prefix, marked, whole.role)))
-        for entry in (s for s in anatomy.entries if s.layer == index and s.role == whole.role):
-            lines.append((1, _site(entry, prefix, marked, f"{entry.role}.in")))
-        projections = [s for s in anatomy.projections if s.layer == index]
-        starts = next(i for i, s in enumerate(projections) if s.path == whole.reader)
-        ends = next(i for i, s in enumerate(projections) if s.path == whole.path)
-        lines += [(1, _site(s, prefix, marked, s.role)) for s in projections[starts : ends + 1]]
-    return tuple(lines)
+def _layer(anatomy: Anatomy, index: int, stack: str, marked: set[str]) -> tuple[str, tuple[tuple[int, str], ...]]:
+    """Return the list of layers that a layer is in, and its lines without its number, as (depth, text)."""
+    lines: list[tuple[int, str, list[Site]]] = []
+    parts = anatomy.parts(index, stack)
+    for whole, sites in parts:
+        if whole:
+            lines.append((0, whole.role, [whole]))
+            inner = (e for e in anatomy.entries if (e.layer, e.role) == (index, whole.role))
+            lines += [(1, f"{e.role}.in", [e]) for e in inner if f"{whole.reader}.".startswith(f"{e.path}.")]
+        for role, same in groupby(sites, key=lambda site: site.role if site.routed else site.path):
+            group = list(same)
+            count = f" ×{len(group)}" if len(group) > 1 else ""
+            lines.append((1 if whole else 0, f"{role if count else group[0].role}{count}", group))
+    path = (parts[0][1][0].path if stack else f"{anatomy.layers[index]}.").partition(f".{index}.")[0]
+    width = max([8, *(len(name) for _, name, _ in lines)])
+    return path, tuple((d, _site(s, len(f"{path}.{index}."), marked, f"{n:{width}}")) for d, n, s in lines)
 
 
-def _site(site: Site, prefix: int, marked: set[str], name: str) -> str:
-    text = escape(f"{name:8} {site.path[prefix:]}  {site.d_in} -> {site.d_out}")
-    return f"[bold green]● {text}[/]" if site.key in marked else f"  {text}" if marked else text
+def _site(sites: Sequence[Site], prefix: int, marked: set[str], name: str) -> str:
+    """Return the line of one site, or of the experts with one role."""
+    parts = zip(*(site.path[prefix:].split(".") for site in sites), strict=True)
+    path = ".".join(part[0] if len(set(part)) == 1 else "*" for part in parts)
+    text = escape(f"{name} {path}  {sites[0].d_in} -> {sites[0].d_out}")
+    chosen = any(site.key in marked for site in sites)
+    return f"[bold green]● {text}[/]" if chosen else f"  {text}" if marked else text

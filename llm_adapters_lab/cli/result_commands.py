@@ -21,7 +21,7 @@ from llm_adapters_lab.cli.arguments import (
     find,
 )
 from llm_adapters_lab.cli.console import Output, remark, say, show_rows, with_json
-from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.errors import BadSpec, listed
 from llm_adapters_lab.results.formatting import clock, interval, percent, score_cells, task_cell
 
 if TYPE_CHECKING:
@@ -64,8 +64,7 @@ def list_runs(
         if readable := [entry for entry in shown if entry.fields]:
             show_rows(_listed(readable, sort), keep=5, cut="run")
         if broken := [entry.id for entry in shown if not entry.fields]:
-            more = f" and {len(broken) - MOST} more" if len(broken) > MOST else ""
-            remark(f"Unreadable: {', '.join(broken[:MOST])}{more}. `show` gives the reason.")
+            remark(f"Unreadable: {listed(broken, MOST, ', ')}. `show` gives the reason.")
         if not known:
             say(f"There are no runs under {root} yet.")
         elif not rows:
@@ -115,7 +114,7 @@ def _listed(entries: Sequence[Entry], sort: str) -> list[Row]:
 def _plain(entry: Entry) -> Row:
     return {
         "id": entry.id,
-        "status": "unreadable spec" if entry.fault else entry.state.name,
+        "status": "unreadable" if entry.fault else entry.state.name,
         "base": entry.fields.get("base"),
         "adapter": entry.fields.get("adapter.type"),
         "at": entry.fields.get("adapter.at"),
@@ -165,14 +164,15 @@ def compare(
     from llm_adapters_lab.results.formatting import item_cells
     from llm_adapters_lab.results.published_results import published
 
-    chosen = _chosen(names or (), root, sort, terms, limit)
+    chosen, unreadable = _chosen(names or (), root, sort, terms, limit)
     tasks = task_names(chosen)
     rows, beside = compare(chosen), [row for name in paper or () for row in published(name, tasks)]
     if html:
         from llm_adapters_lab.results.reports import report
 
         report(chosen, html)
-    found = {"rows": rows, "paper": beside, "pairs": paired_tests.pairs(chosen), "seeds": seed_groups.seeds(chosen)}
+    found: dict[str, Any] = {"unreadable": unreadable} if unreadable else {}
+    found |= {"rows": rows, "paper": beside, "pairs": paired_tests.pairs(chosen), "seeds": seed_groups.seeds(chosen)}
     if items:
         found["items"] = [
             row | {"against": looks(chosen)[other.id].name}
@@ -181,6 +181,8 @@ def compare(
         ]
 
     def show() -> None:
+        if unreadable:
+            remark(f"Unreadable, left out: {listed(unreadable, MOST, ', ')}. `show` gives the reason.")
         short = short_names({run.id: spec_fields(run.spec) for run in chosen})
         called = {look.name: short[run] for run, look in looks(chosen).items()}
         show_rows([_cost(row, short) for row in {row["run"]: row for row in rows}.values()], keep=4, cut="run")
@@ -219,20 +221,21 @@ def compare(
     return Output(found, show)
 
 
-def _chosen(names: Sequence[str], root: Path, sort: str, terms: str, limit: int | None) -> list[Run]:
-    """Return the runs to compare: those that are named, or all that can be read, as filter, sort and limit ask."""
+def _chosen(names: Sequence[str], root: Path, sort: str, terms: str, limit: int | None) -> tuple[list[Run], list[str]]:
+    """Return the runs to compare: those that are named, or all, as filter, sort and limit ask; and unreadable ones."""
     from llm_adapters_lab.results import run_index
 
     named = list({run.id: run for run in (find(name, root) for name in names)}.values())
     if not (sort or terms or limit):
         if not named:
             raise BadSpec("No run was named. Name the runs to compare, or choose some with --filter; see `list`.")
-        return named
-    known = [run_index.entry(run) for run in named] or [entry for entry in _all_runs(root) if not entry.fault]
+        return named, []
+    every = [run_index.entry(run) for run in named] or _all_runs(root)
+    known = [entry for entry in every if not entry.fault]
     rows = _select(known, sort, terms)
     if not rows:
         raise BadSpec(f"None of {len(known)} runs under {root} matches {terms!r}." if known else f"{root} has no runs.")
-    return [entry.run for entry in rows[:limit]]
+    return [entry.run for entry in rows[:limit]], [entry.id for entry in every if entry.fault]
 
 
 def _cost(row: Row, names: Mapping[str, str]) -> Row:

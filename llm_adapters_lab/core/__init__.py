@@ -21,5 +21,4 @@ __getattr__, __dir__, __all__ = attach(
         "modifiers.masks": "masks",
         ".": "weights placement",
     },
-    check=True,
 )

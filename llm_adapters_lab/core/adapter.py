@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 from llm_adapters_lab.core import weights
-from llm_adapters_lab.core.anatomy import Anatomy, base_modules
+from llm_adapters_lab.core.anatomy import Anatomy
 from llm_adapters_lab.core.call_context import CallContext
 from llm_adapters_lab.core.placement import Level
 from llm_adapters_lab.core.placement import sites as placement_sites
 from llm_adapters_lab.core.sites import Site
+from llm_adapters_lab.core.sublayers import base_modules
 from llm_adapters_lab.errors import CannotInject
 
 
@@ -56,6 +57,9 @@ class Adapter(nn.Module):
         looks_back: whether a token's output depends on earlier tokens of its row; implies `needs_context`.
         needs_context: whether `forward` reads `context`, which is then set during every call of the decoder.
         sliceable: whether several such adapters can share one forward pass, each applied to its own slice of the rows.
+        experts: whether it can be put at routed experts, which see only the tokens sent to them.
+        own_per_expert: the vectors that each expert keeps for itself if the experts of a layer share an adapter, and
+            whether they have as many elements as its "d_in" or "d_out".
         peft_type: name of the method in peft; empty if peft does not have it.
         example: fields of a small config, for tests and documentation.
         context: the running call; see `CallContext`.
@@ -68,6 +72,8 @@ class Adapter(nn.Module):
     looks_back: ClassVar[bool] = False
     needs_context: ClassVar[bool] = False
     sliceable: ClassVar[bool] = True
+    experts: ClassVar[bool] = False
+    own_per_expert: ClassVar[Mapping[str, str]] = {}
     peft_type: ClassVar[str] = ""
     example: ClassVar[Mapping[str, Any]] = {}
     context: CallContext
@@ -104,12 +110,24 @@ class Adapter(nn.Module):
         for key, place in places.items():
             with torch.device(weights.device(place.host)):
                 adapters[key] = cls(config, place.site, place.host)
+        if config.experts == "shared":
+            first: dict[Any, Adapter] = {}
+            for key, place in places.items():
+                one = first.setdefault(_sharing(place.site), adapters[key])
+                for name, tensor in one.named_parameters():
+                    if name not in cls.own_per_expert:
+                        adapters[key].register_parameter(name, tensor)
         return adapters
 
     @classmethod
     def parameter_count(cls, config: Any, sites: Sequence[Site], world: World) -> int:
         """Return the number of trainable parameters by the method's formula, without building an adapter."""
-        return sum(cls.per_site(config, site) for site in sites)
+        if config.experts == "each":
+            return sum(cls.per_site(config, site) for site in sites)
+        whole = set({_sharing(site): site for site in reversed(sites)}.values())
+        rest = [site for site in sites if site not in whole]
+        widths = [int(getattr(site, side)) for site in rest for side in cls.own_per_expert.values()]
+        return sum(cls.per_site(config, site) for site in whole) + sum(widths)
 
     @staticmethod
     def per_site(config: Any, site: Site) -> int:
@@ -154,6 +172,11 @@ class Adapter(nn.Module):
     def load_peft(self, tensors: dict[str, torch.Tensor]) -> None:
         """Load tensors as returned by `to_peft`."""
         raise NotImplementedError(f"{type(self).__name__} has no load_peft")
+
+
+def _sharing(site: Site) -> Any:
+    """Return what the sites have in common that share an adapter: layer, role and side of routed experts."""
+    return (site.layer, site.role, site.side) if site.routed else site.key
 
 
 class ModelAdapter(Adapter):

@@ -18,6 +18,9 @@ class AdapterConfig(Part):
     at: str = Field(
         default="", description="placement, e.g. q,v or attn+mlp or down@0-7; empty for the adapter's usual one"
     )
+    experts: Literal["each", "shared"] = Field(
+        default="each", description="an adapter for each routed expert, or one for all of a layer"
+    )
     sparse: SparseConfig | None = Field(
         default=None, description="prune the matrices: {score, sparsity, scope, warmup}"
     )

@@ -1,40 +1,39 @@
-"""Find the layers and projections of any decoder, and the role of each projection.
+"""Find the layers of any language model, and the sublayers and projections of each.
 
-There is no table of architectures. The decoder layers are the largest list of modules of one class. Attention is the
-part of a layer whose class name contains "attention", unless it attends to an encoder. The name of a projection inside
-attention gives its role, and the one whose name gives none is the output projection. The MLP is the part that consists
-of projections and nothing else; shapes decide about its roles: hidden to wide is `up`, wide to hidden is `down`. Other
-parts have no roles: state-space mixers, cross-attention, routed experts with what is shared beside them.
+There is no table of architectures. The decoder layers are the largest list of modules that hold projections; the
+encoder of an encoder-decoder has such a list too. `sublayers` reads each layer for itself, so that layers may differ.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from posixpath import commonpath
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import DynamicCache
 
 from llm_adapters_lab.core import weights
-from llm_adapters_lab.core.sites import Role, Site, ranges
-from llm_adapters_lab.errors import UnknownAnatomy
-
-CHAIN_NAMES = frozenset({"adapters", "sublayer_adapters", "input_adapters", "parameter_adapters", "model_adapters"})
-"""Names of the attributes that hold the adapters of a module of the base."""
-
-_ATTENTION_NAMES: tuple[tuple[str, Role], ...] = (
-    (r"qkv|query_key_value|c_attn", "qkv"),
-    (r"key_value|kv", "kv"),
-    (r"^w?q(_|$)|query", "q"),
-    (r"^w?k(_|$)|key", "k"),
-    (r"^w?v(_|$)|value", "v"),
+from llm_adapters_lab.core.sites import ENCODER, ROLES_OF, Site, ranges
+from llm_adapters_lab.core.sublayers import (
+    CHAIN_NAMES,
+    EXECUTION,
+    Projection,
+    Sublayer,
+    base_modules,
+    linears,
+    module_tree,
+    read_layer,
+    within,
 )
-_CROSS = "cross|encoder|enc_?dec"
-"""In name or class of an attention that reads the output of an encoder."""
-_ORDER = {"q": 0, "k": 1, "v": 2, "gate": 0, "up": 1, "o": 9, "down": 9}
+from llm_adapters_lab.errors import BadSpec, UnknownAnatomy, choices
+
+DESCRIBED = "anatomy_by_hand"
+"""Attribute of a model that holds patterns of module paths by role."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Anatomy:
         decoder: path of the module that has the decoder layers ("" for the model itself).
         layers: path of each decoder layer, in order.
         projections: the linear projections of all layers, in order of execution within a sublayer.
-        sublayers: attention and MLP of each layer as sites at their output.
+        sublayers: token mixers and feed-forward parts of each layer as sites at their output.
         entries: the same sublayers as sites at their input, if a single module receives it.
         hidden: width of the residual stream.
         left_out: path and class of what has weights but no role: parts of the layers, and other lists of layers.
@@ -61,82 +60,159 @@ class Anatomy:
 
     @classmethod
     def of(cls, model: nn.Module) -> Anatomy:
-        """Analyse a decoder, on any device, including meta.
+        """Analyse a language model, or the encoder or decoder of another kind, on any device, including meta.
 
         Raises:
             UnknownAnatomy: layers or projections cannot be identified; the message shows the modules.
         """
-        path, stack, left_out = _decoder_layers(model)
-        hidden = getattr(getattr(model, "config", None), "hidden_size", None)
-        if not isinstance(hidden, int):
-            raise UnknownAnatomy(f"{type(model).__name__} has no config.hidden_size.\n{module_tree(model)}")
-        projections: list[Site] = []
-        sublayers: list[Site] = []
-        entries: list[Site] = []
-        for index, layer in enumerate(stack):
-            here = f"{path}.{index}"
-            names, others = _parts(here, layer)
-            left_out += [(f"{here}.{name}", type(layer.get_submodule(name)).__name__) for name in others]
-            for role, (*readers, last) in _sublayers(here, index, layer, hidden, names).items():
-                projections += [*readers, last]
-                first = readers[0]
-                sublayers.append(Site(last.path, role, index, first.d_in, last.d_out, "out", first.path))
-                entry = commonpath([s.path.replace(".", "/") for s in readers]).replace("/", ".")
-                if len(entry) > len(here):
-                    entries.append(Site(entry, role, index, first.d_in, first.d_in, "in", entry))
-        return cls(
-            decoder=path.rpartition(".")[0],
-            layers=tuple(f"{path}.{i}" for i in range(len(stack))),
-            projections=tuple(projections),
-            sublayers=tuple(sublayers),
-            entries=tuple(entries),
-            hidden=hidden,
-            left_out=tuple(left_out),
-        )
+        if roles := model.__dict__.get(DESCRIBED):
+            return _described(cls, model, roles)
+        path, encoder, left_out = _layer_lists(model)
+        hidden = _width(model)
+        found: tuple[list[Site], list[Site], list[Site]] = ([], [], [])
+        for stack, prefix in ((encoder, ENCODER), (path, "")):
+            for index, layer in enumerate(model.get_submodule(stack).children() if stack else ()):
+                here = f"{stack}.{index}"
+                parts, others = read_layer(here, layer, hidden)
+                left_out += [(f"{here}.{name}", type(layer.get_submodule(name)).__name__) for name in others]
+                for part in parts:
+                    _add_sites(found, part, here, index, prefix, hidden)
+        projections, sublayers, entries = map(tuple, found)
+        if not projections:
+            raise UnknownAnatomy(f"{type(model).__name__} has layers without projections.\n{module_tree(model)}")
+        count = len(list(model.get_submodule(path).children()))
+        layers = tuple(f"{path}.{i}" for i in range(count))
+        return cls(path.rpartition(".")[0], layers, projections, sublayers, entries, hidden, tuple(left_out))
 
     @property
     def roles(self) -> tuple[str, ...]:
         """The roles of this model, projections first."""
         return tuple(dict.fromkeys(s.role for s in (*self.projections, *self.sublayers)))
 
+    def depth(self, role: str) -> int:
+        """Return the number of layers of the decoder or, for roles that start with `encoder.`, of the encoder."""
+        own = {s.layer for s in self.projections if role.startswith(ENCODER) and s.role.startswith(ENCODER)}
+        return 1 + max(own) if own else len(self.layers)
+
+    def parts(self, layer: int, stack: str = "") -> list[tuple[Site | None, list[Site]]]:
+        """Return the sublayers of a layer: each as a site, if its output is that of a module, and its projections.
+
+        Args:
+            layer: index in the stack.
+            stack: "" for the decoder, `encoder.` for the encoder.
+        """
+        at = (layer, bool(stack))
+        wholes, own = (
+            [s for s in sites if (s.layer, s.sublayer.startswith(ENCODER)) == at]
+            for sites in (self.sublayers, self.projections)
+        )
+        order = {site.path: i for i, site in enumerate(own)}
+        found: dict[Any, tuple[Site | None, list[Site]]] = {}
+        for i, site in enumerate(own):
+            exits = (w for w in wholes if w.role == site.sublayer and order.get(w.path, -1) >= i)
+            blocks = (w for w in wholes if site.path.startswith(f"{w.path}."))
+            whole = next(exits, None) or next(blocks, None)
+            found.setdefault(whole or site.sublayer, (whole, []))[1].append(site)
+        return list(found.values())
+
     @property
     def remark(self) -> str:
-        """A sentence on what has weights but no role, or ""."""
+        """A sentence on what has weights but no role, and on layers without keys or values of their own, or ""."""
         found: dict[str, list[int]] = {}
         for path, kind in self.left_out:
             layers = [i for i, at in enumerate(self.layers) if path.startswith(f"{at}.")]
             inner = path.removeprefix(f"{self.layers[layers[0]]}.") if layers else path
             found.setdefault(f"{inner} ({kind})", []).extend(layers)
         parts = [f"{name} in layers {ranges(layers)}" if layers else name for name, layers in found.items()]
-        return f"Without a role, so that no placement selects it: {'; '.join(parts)}." if parts else ""
+        text = f"Without a role, so that no placement selects it: {'; '.join(parts)}." if parts else ""
+        roles: dict[int, set[str]] = {}
+        for site in self.projections:
+            roles.setdefault(site.layer, set()).update({site.role} if site.sublayer == "attn" else ())
+        split = {i: own & {"k", "v"} for i, own in roles.items() if "q" in own and not own & {"kv", "kv_a"}}
+        for own, words in ((set(), "without k and v use those of others"), ({"k"}, "without v use k for both")):
+            if layers := [i for i, found in split.items() if found == own]:
+                text += f" Layers {ranges(layers)} {words}."
+        return text.strip()
 
-    def cache_shapes(self, model: nn.Module) -> list[tuple[int, int, int]]:
-        """Return (key/value heads, key width, value width) of each layer.
+    def cache_shapes(self, model: nn.Module) -> dict[int, tuple[int, int, int]]:
+        """Return (key/value heads, key width, value width) of each layer that keeps keys and values.
 
-        Runs the model on one token, which needs no rules for grouped, shared or fused projections.
+        Runs the model on one token, which needs no rules for grouped, shared, fused or latent projections.
 
         Raises:
-            UnknownAnatomy: the model keeps no key/value cache, or other states beside it.
+            UnknownAnatomy: the model keeps no key/value cache, one of its own kind, or one that layers share.
         """
+        none = f"{type(model).__name__} keeps no plain key/value cache; nothing can be prepended."
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+            raise UnknownAnatomy(none)
         device = weights.device(model)
         modes = {module: module.training for module in model.modules()}
         model.eval()
         try:
             with torch.no_grad():
-                cache = model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=True)
+                output = model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=True)
         finally:
             for module, mode in modes.items():
                 module.training = mode
-        layers = getattr(cache.past_key_values, "layers", None)
-        # A state-space mixer beside the attention keeps states that cannot be prepended.
-        if not layers or any(getattr(layer, "keys", None) is None or hasattr(layer, "conv_states") for layer in layers):
-            raise UnknownAnatomy(f"{type(model).__name__} keeps no plain key/value cache; nothing can be prepended.")
-        return [(layer.keys.shape[1], layer.keys.shape[-1], layer.values.shape[-1]) for layer in layers]
+        cache: Any = getattr(output, "past_key_values", None)
+        layers: Any = cache.layers if type(cache) is DynamicCache else ()
+        found = {
+            index: (layer.keys.shape[1], layer.keys.shape[-1], layer.values.shape[-1])
+            for index, layer in enumerate(layers)
+            if getattr(layer, "keys", None) is not None and layer.keys.ndim == 4
+        }
+        if not found:
+            raise UnknownAnatomy(none)
+        return found
 
 
-def base_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return the modules of a base by path, without those of its adapters."""
-    return [(name, module) for name, module in model.named_modules() if CHAIN_NAMES.isdisjoint(name.split("."))]
+def describe_anatomy(model: nn.Module, roles: Mapping[str, str]) -> None:
+    """Say which modules of a model have which roles, where they cannot be told apart otherwise.
+
+    Args:
+        model: the model; `Anatomy.of` follows the description from now on.
+        roles: pattern of module paths by role of a projection, as in ``{"q": "*.attn.query", "down": "*.fc2"}``.
+
+    Raises:
+        BadSpec: a role is none of a projection.
+        UnknownAnatomy: a pattern matches no projection, or one whose shape does not fit the role.
+    """
+    if unknown := [role for role in roles if role not in ROLES_OF]:
+        raise BadSpec(f"anatomy names {unknown[0]!r}, which is no role. {choices(unknown[0], ROLES_OF)}")
+    if roles:
+        _described(Anatomy, model, roles)
+        model.__dict__[DESCRIBED] = dict(roles)
+
+
+def _described(kind: type[Anatomy], model: nn.Module, roles: Mapping[str, str]) -> Anatomy:
+    hidden = _width(model)
+    layers: dict[str, dict[str, list[Projection]]] = {}
+    for role, pattern in roles.items():
+        matched = [(path, m) for path, m in linears(model) if fnmatchcase(path, pattern)]
+        if not matched:
+            raise UnknownAnatomy(f"anatomy: {pattern!r} ({role}) matches no projection.\n{module_tree(model)}")
+        for path, module in matched:
+            d_in, d_out = weights.dims(module) or (0, 0)
+            side = {"o": d_out, "down": d_out, "out_proj": d_out}.get(role.rpartition(".")[2], d_in)
+            if side != hidden and role not in ("q_b", "kv_b"):
+                raise UnknownAnatomy(f"anatomy: {path} is {d_in} -> {d_out}; {role} is to have {hidden} on one side.")
+            where = re.match(r"(.*?\.\d+)\.(.*)", path)
+            if where is None:
+                raise UnknownAnatomy(f"anatomy: {path} ({role}) is in no numbered layer.\n{module_tree(model)}")
+            own = layers.setdefault(where[1], {}).setdefault(ROLES_OF[role], [])
+            own.append(Projection(where[2], role, d_in, d_out))
+    paths = sorted(layers, key=lambda path: int(path.rpartition(".")[2]))
+    stack = paths[0].rpartition(".")[0]
+    if paths != [f"{stack}.{index}" for index in range(len(paths))]:
+        raise UnknownAnatomy(f"anatomy: the patterns match modules of {', '.join(paths)}, not of layers 0, 1, ...")
+    found: tuple[list[Site], list[Site], list[Site]] = ([], [], [])
+    for index, path in enumerate(paths):
+        for sublayer, projections in layers[path].items():
+            ordered = tuple(sorted(projections, key=lambda p: EXECUTION.get(p.role.rpartition(".")[2], 0)))
+            ends = ordered[-1].role.rpartition(".")[2] in ("o", "down", "out_proj") and sublayer != "experts"
+            _add_sites(found, Sublayer(sublayer, "", ordered, ordered[-1] if ends else None), path, index, "", hidden)
+    sites, sublayers, entries = map(tuple, found)
+    return kind(stack.rpartition(".")[0], tuple(paths), sites, sublayers, entries, hidden)
 
 
 def base_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -144,121 +220,64 @@ def base_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, p) for name, p in model.named_parameters() if CHAIN_NAMES.isdisjoint(name.split("."))]
 
 
-def _decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList, list[tuple[str, str]]]:
-    """Return path and list of the decoder layers, and path and class of the other lists of layers."""
-    lists = {name: m for name, m in base_modules(model) if isinstance(m, nn.ModuleList) and _equal(m) and _linears(m)}
+def _width(model: nn.Module) -> int:
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    for given in (config, text):
+        if isinstance(hidden := getattr(given, "hidden_size", None), int):
+            return hidden
+    raise UnknownAnatomy(f"{type(model).__name__} has no config.hidden_size.\n{module_tree(model)}")
+
+
+def _layer_lists(model: nn.Module) -> tuple[str, str, list[tuple[str, str]]]:
+    """Return the paths of the lists of decoder layers and of encoder layers, and path and class of the other lists."""
+    lists = {
+        name: m
+        for name, m in base_modules(model)
+        if isinstance(m, nn.ModuleList) and len(m) and all(_is_layer(child) for child in m)
+    }
+    outer = [name for name in lists if not within(name.rpartition(".")[0], lists)]
     part: Any = model
-    decoder = part.get_decoder() if getattr(getattr(model, "config", None), "is_encoder_decoder", False) else model
-    inside = {module for _, module in base_modules(decoder)}
-    if not any(module in inside for module in lists.values()):
-        raise UnknownAnatomy(f"{type(model).__name__} has no list of equal decoder layers.\n{module_tree(model)}")
-    # Experts are lists too: the decoder layers are the list with the most parameters.
-    path = max((n for n in lists if lists[n] in inside), key=lambda n: sum(p.numel() for p in lists[n].parameters()))
-    others = [name for name in lists if name != path and not _within(name, lists.keys() - {name})]
-    return path, lists[path], [(name, type(lists[name][0]).__name__) for name in others]
+    both = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    halves = [part.get_decoder(), *([part.get_encoder()] if both else [])] if hasattr(part, "get_decoder") else [model]
+    paths = []
+    for half in halves:
+        inside = {module for _, module in base_modules(model if half is None else half)}
+        own = [name for name in outer if lists[name] in inside] or outer
+        # Beside the layers there may be lists of other parts: deeper in the model, or with fewer parameters.
+        size = {name: sum(p.numel() for p in lists[name].parameters()) for name in own}
+        paths += [max(own, key=lambda name: (-name.count("."), size[name]))] if own else [""]
+    if not paths[0]:
+        raise UnknownAnatomy(f"{type(model).__name__} has no list of decoder layers.\n{module_tree(model)}")
+    others = [name for name in outer if name not in paths]
+    encoder = paths[1] if len(paths) > 1 and paths[1] != paths[0] else ""
+    return paths[0], encoder, [(name, type(lists[name][0]).__name__) for name in others]
 
 
-def _equal(modules: nn.Module) -> bool:
-    return len({type(module) for module in modules.children()}) == 1
+def _is_layer(module: nn.Module) -> bool:
+    return weights.dims(module) is None and bool(linears(module))
 
 
-def _within(name: str, others: Iterable[str]) -> bool:
-    return any(f"{name}.".startswith(f"{other}.") for other in others)
+def _add_sites(
+    found: tuple[list[Site], list[Site], list[Site]], part: Sublayer, here: str, index: int, prefix: str, hidden: int
+) -> None:
+    """Add the sites of one sublayer to those of its model: projections, output and input of the whole."""
+    projections, sublayers, entries = found
+    kind = prefix + part.kind
+    own = [_site(f"{here}.{p.path}", prefix + p.role, index, p.d_in, p.d_out, kind) for p in part.projections]
+    projections += own
+    if part.kind == "experts" and part.block:  # their sum, and what stands beside them, is the output of the block
+        block = f"{here}.{part.block}"
+        sublayers.append(Site(block, f"{prefix}mlp", index, hidden, hidden, "out", block, f"{prefix}mlp"))
+        entries.append(Site(block, f"{prefix}mlp", index, hidden, hidden, "in", block, f"{prefix}mlp"))
+    elif part.exit is not None and len(own) > 1:
+        *readers, last = own
+        first = readers[0]
+        sublayers.append(Site(last.path, kind, index, first.d_in, last.d_out, "out", first.path, kind))
+        entry = commonpath([s.path.replace(".", "/") for s in readers]).replace("/", ".")
+        if len(entry) > len(here):
+            entries.append(Site(entry, kind, index, first.d_in, first.d_in, "in", entry, kind))
 
 
-def _linears(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    return [(name, m) for name, m in base_modules(module) if weights.dims(m) is not None]
-
-
-def _parts(path: str, layer: nn.Module) -> tuple[dict[Role, list[str]], list[str]]:
-    """Return the names of the projections of self-attention and MLP in a layer, and of its parts without a role."""
-    attention: dict[str, str] = {}
-    for name, module in base_modules(layer):
-        kind = type(module).__name__
-        if name and re.search("attention|attn", kind, re.IGNORECASE) and _linears(module):
-            attention |= {} if _within(name, attention) else {name: f"{name} {kind}"}
-    own = [name for name, words in attention.items() if not re.search(_CROSS, words, re.IGNORECASE)]
-    if len(own) != 1:
-        problem = f"Several self-attentions ({', '.join(own)})" if own else "No attention with projections"
-        raise UnknownAnatomy(f"{problem} in {path}.\n{module_tree(layer)}")
-    blocks: dict[str, list[str]] = {}
-    for name, module in base_modules(layer):
-        matrices = any(p.ndim > 1 for p in module.parameters(recurse=False))
-        size = weights.dims(module) or (0, 2 * matrices)
-        if name and size[1] > 1 and not _within(name, attention):  # width 1: a router or a scalar gate
-            blocks.setdefault(_block(layer, name), []).append(name)
-    plain = [name for name in blocks if _is_plain(layer.get_submodule(name))]
-    # An MLP may also lie open in the layer, or in a module for each projection.
-    mlps = [name for name in plain if len(blocks[name]) > 1] or plain * (len(plain) > 1)
-    if len(mlps) > 1 and len(blocks[mlps[0]]) > 1:
-        raise UnknownAnatomy(f"Several MLPs ({', '.join(mlps)}) in {path}.\n{module_tree(layer)}")
-    inside = [name for name, m in _linears(layer) if _within(name, own) and (weights.dims(m) or (0, 0))[1] > 1]
-    projections: dict[Role, list[str]] = {"attn": inside, "mlp": [name for block in mlps for name in blocks[block]]}
-    return projections, [name for name in (*attention, *blocks) if name not in (*own, *mlps)]
-
-
-def _block(layer: nn.Module, name: str) -> str:
-    """Return the part of a layer that a module belongs to; a list of different modules is no part but holds parts."""
-    names = name.split(".")
-    prefixes = (".".join(names[:end]) for end in range(1, len(names) + 1))
-    return next(p for p in prefixes if not isinstance(m := layer.get_submodule(p), nn.ModuleList) or _equal(m))
-
-
-def _is_plain(block: nn.Module) -> bool:
-    """Return whether all matrices are those of projections, and none of them are alternatives to each other."""
-    for _, module in base_modules(block):
-        own = list(module.parameters(recurse=False))
-        if weights.dims(module) is None and (any(p.ndim > 1 for p in own) or (own and _linears(module))):
-            return False
-        several = isinstance(module, nn.ModuleList | nn.ModuleDict) and _equal(module) and _linears(module)
-        if several and weights.dims(next(module.children())) is None:
-            return False
-    return True
-
-
-def _sublayers(
-    path: str, index: int, layer: nn.Module, hidden: int, names: dict[Role, list[str]]
-) -> dict[Role, list[Site]]:
-    """Return the projections of attention and MLP, each list ending with the output projection."""
-    result: dict[Role, list[Site]] = {}
-    for part, inside in names.items():
-        sites: list[Site] = []
-        for name in inside:
-            d_in, d_out = weights.dims(layer.get_submodule(name)) or (0, 0)
-            leaf = name.rpartition(".")[2].lower()
-            role: Role = _mlp_role(leaf, d_in, d_out, hidden)
-            if part == "attn":
-                role = next((role for pattern, role in _ATTENTION_NAMES if re.search(pattern, leaf)), "o")
-            sites.append(Site(f"{path}.{name}", role, index, d_in, d_out, "out", f"{path}.{name}"))
-        sites.sort(key=lambda s: _ORDER.get(s.role, 0))
-        outputs = [s for s in sites if s.role in ("o", "down")]
-        if sites and (len(outputs) != 1 or len(sites) < 2 or outputs[0].d_out != hidden):
-            raise UnknownAnatomy(
-                f"The {part} of {path} does not have exactly one output projection of width {hidden}; its projections: "
-                f"{', '.join(s.path for s in sites)}.\n{module_tree(layer)}"
-            )
-        if [s.role for s in sites] == ["up", "down"] and sites[0].d_out == 2 * sites[1].d_in:
-            sites[0] = replace(sites[0], role="gate_up")
-        if sites:
-            result[part] = sites
-    return result
-
-
-def _mlp_role(leaf: str, d_in: int, d_out: int, hidden: int) -> Role:
-    # Shapes decide, unless hidden and wide are the same width; then the name does.
-    if d_in == d_out == hidden and re.search(r"down|fc2|fc_out|4h_to_h|c_proj", leaf):
-        return "down"
-    if d_in != hidden:
-        return "down"
-    return "gate_up" if "gate" in leaf and "up" in leaf else "gate" if "gate" in leaf else "up"
-
-
-def module_tree(model: nn.Module, depth: int = 4) -> str:
-    """Return the module tree as indented text: name, class and, for projections, (d_in, d_out); at most 60 lines."""
-    lines = []
-    for name, module in base_modules(model):
-        level = name.count(".") + 1 if name else 0
-        if level <= depth:
-            size = weights.dims(module)
-            lines.append(f"{'  ' * level}{name.rpartition('.')[2] or '.'}: {type(module).__name__}{size or ''}")
-    return "\n".join(lines[:60])
+def _site(path: str, role: str, layer: int, d_in: int, d_out: int, sublayer: str) -> Site:
+    return Site(path, role, layer, d_in, d_out, "out", path, sublayer)

@@ -25,6 +25,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -103,6 +104,7 @@ class CallContext:
         self.handles: tuple[Any, ...] = ()
         self._given: dict[str, torch.Tensor] = {}
         self._packed_rows: int | None = None
+        self._thread = 0  # that runs the call
         self._checkpointed: list[tuple[nn.Module, Any]] = []  # layers whose checkpointing is followed, for this call
 
     @property
@@ -166,8 +168,13 @@ class CallContext:
         """Read a call of the decoder and return its keyword arguments, with a cache if it makes one.
 
         Raises:
-            CannotInject: a call of this kind does not provide what the adapters need.
+            CannotInject: a call of this kind does not provide what the adapters need, or another thread is in a call.
         """
+        if self.rows is not None and self._thread != get_ident():
+            raise CannotInject(
+                "Another thread is running this model, and its adapters read the call. Let the threads take turns, or "
+                "give each a copy of the model."
+            )
         mask, cache = kwargs.get("attention_mask"), None
         if mask is not None and mask.ndim != 2:
             raise CannotInject(f"An adapter that reads the call needs a mask (rows, tokens), not {mask.ndim}-D.")
@@ -176,6 +183,7 @@ class CallContext:
         if not recomputed:  # under gradient checkpointing, layers get no cache
             kwargs, cache = self._with_cache(decoder, kwargs)
         inputs = kwargs["inputs_embeds"] if kwargs.get("input_ids") is None else kwargs["input_ids"]
+        self._thread = get_ident()
         self.rows, self.mask, self.cache = self._packed_rows or len(inputs), mask if padded else None, cache
         for name, value in self.inputs.items():
             if len(value) != self.rows:
@@ -186,6 +194,8 @@ class CallContext:
 
     def end(self) -> None:
         """Reset the context after a call."""
+        if self._thread != get_ident():
+            return  # the call was refused
         self.rows = self.mask = self.cache = None
         for module, function in self._checkpointed:
             module.__dict__["_gradient_checkpointing_func"] = function

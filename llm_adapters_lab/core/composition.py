@@ -10,16 +10,16 @@ stack(model)                                       # the base alone
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import nn
 
+from llm_adapters_lab.config import finite
 from llm_adapters_lab.core import weights
 from llm_adapters_lab.core.hooks import AdapterChain, chain_name
 from llm_adapters_lab.core.injection import Injection, injections
-from llm_adapters_lab.core.merging import changed_tensors, check_writable
+from llm_adapters_lab.core.merging import changed_tensors, check_unshared, check_writable
 from llm_adapters_lab.core.rounding import measure, probe
 from llm_adapters_lab.errors import BadSpec, CannotMerge, choices
 
@@ -61,8 +61,8 @@ def mix(model: nn.Module, shares: Mapping[str, float]) -> None:
     for name, injection in mixed.items():
         if any(adapter.scope == "model" or adapter.trains_base for adapter in injection.adapters.values()):
             raise BadSpec(f"{name!r} is {injection.config.type!r}, whose effects do not add up; stack it instead.")
-    if bad := [f"{name} = {share}" for name, share in shares.items() if not math.isfinite(share)]:
-        raise BadSpec(f"The shares of a mix are finite numbers; given was {', '.join(bad)}.")
+    if bad := [name for name, share in shares.items() if not finite(share)]:
+        raise BadSpec(f"The shares of a mix are numbers that are finite in fp32; that of {', '.join(bad)} is not.")
     at: dict[str, set[tuple[str, str]]] = {}
     for name, injection in mixed.items():
         for site in injection.sites.values():
@@ -114,7 +114,7 @@ def _mixed_tensors(
         # A change of the input and one of the output would multiply.
         if len({injection.sites[key].side for injection, key in parts}) > 1:
             raise CannotMerge(f"{path} is changed at its input and at its output, which does not add up to one ΔW.")
-        host = model.get_submodule(path)
+        host = parts[0][0].host(parts[0][1])
         own = weights.own_tensors(host)
         total = {name: value.clone() for name, value in own.items()}
         for injection, key in parts:
@@ -122,6 +122,7 @@ def _mixed_tensors(
                 total[name] += shares[injection.name] * (value - own[name])
         changed = {name: value for name, value in total.items() if not torch.equal(value, own[name])}
         check_writable(path, host, changed, " and ".join(shares))
+        check_unshared(model, path, host, changed)
         yield host, changed
 
 

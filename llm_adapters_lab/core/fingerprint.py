@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from torch import nn
 
 from llm_adapters_lab.config import shown
 from llm_adapters_lab.core import weights
-from llm_adapters_lab.core.anatomy import base_modules, base_parameters
+from llm_adapters_lab.core.anatomy import base_parameters
 from llm_adapters_lab.core.hooks import restore_parameters
-from llm_adapters_lab.errors import BadSpec, WrongBase
+from llm_adapters_lab.core.sublayers import base_modules
+from llm_adapters_lab.errors import BadSpec, WrongBase, listed
 
 SAMPLES = 4096
 SHOWN = 4
@@ -33,10 +35,12 @@ def fingerprint(model: nn.Module, tokenizer: Any = None) -> dict[str, Any]:
     """Return the dtype of a base, for each tensor its shape, a digest and a few values, its settings and its tokenizer.
 
     The digest of 4,096 evenly spaced elements distinguishes bases of one dtype that differ in any of them; the values
-    serve to compare a base with a rounded copy. For a packed weight they are taken from its scales, without a digest,
-    as the last bit of scales may depend on the device.
+    and the sketches, random projections of these elements, serve to compare a base with a rounded copy: they show
+    changes that are larger than the rounding. For a packed weight the values are taken from its scales, without a
+    digest, as the last bit of scales may depend on the device.
     """
     tensors: dict[str, Any] = {}
+    sketches: dict[str, list[float]] = {}
     dtypes = set()
     for module in model.modules():
         restore_parameters(module)
@@ -58,8 +62,9 @@ def fingerprint(model: nn.Module, tokenizer: Any = None) -> dict[str, Any]:
             if parameter is not None and not packed:
                 entry["digest"] = hashlib.sha256(picked.numpy().tobytes()).hexdigest()[:12]
                 dtypes.add(str(parameter.dtype))
+                sketches[name] = _sketch(picked)
         tensors[name] = entry
-    found = {"dtype": ", ".join(sorted(dtypes)), "tensors": tensors, "settings": _settings(model)}
+    found = {"dtype": ", ".join(sorted(dtypes)), "tensors": tensors, "settings": _settings(model), "sketches": sketches}
     return found | ({"tokenizer": _tokens(tokenizer)} if tokenizer is not None else {})
 
 
@@ -82,6 +87,15 @@ def _tokens(tokenizer: Any) -> dict[str, str]:
     """Return digests of a vocabulary and of the ids of a text."""
     parts = {"vocabulary": sorted(tokenizer.get_vocab().items()), "token ids": list(tokenizer(PROBE)["input_ids"])}
     return {name: hashlib.sha256(json.dumps(part).encode()).hexdigest()[:12] for name, part in parts.items()}
+
+
+def _sketch(picked: torch.Tensor) -> list[float]:
+    """Return the norm of a vector and sums of its elements with eight fixed patterns of signs, to six digits."""
+    sums = []
+    for number in range(8):
+        bits = torch.frombuffer(bytearray(hashlib.shake_128(bytes([number])).digest(len(picked))), dtype=torch.uint8)
+        sums.append((picked.double() * (1 - 2.0 * (bits & 1))).sum())
+    return [float(f"{value:.6g}") for value in (picked.double().norm(), *sums)]
 
 
 def _spaced(size: int, count: int) -> torch.Tensor:
@@ -109,9 +123,8 @@ def check_fingerprint(
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise BadSpec(f"{folder / 'base.json'} is no fingerprint of a base ({error!r}). Save it again.") from None
     if faults and refuse:
-        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise WrongBase(
-            f"The adapter in {folder} was trained on another base: {'; '.join(sorted(faults)[:5])}{more}. "
+            f"The adapter in {folder} was trained on another base: {listed(sorted(faults), 5)}. "
             "Load the base named in its adapter.json, or use check_base=False. Nothing was loaded."
         )
     return sorted(faults)
@@ -131,6 +144,8 @@ def _differences(saved: dict[str, Any], present: dict[str, Any]) -> list[str]:
             faults += [f"{name} has other values"] if old["digest"] != new["digest"] else []
         elif any(abs(a - b) > 1e-4 + TOLERANCE * abs(b) for a, b in zip(old["values"], new["values"], strict=True)):
             faults.append(f"{name} has other values")
+        elif not _close(saved.get("sketches", {}).get(name, ()), present["sketches"].get(name, ())):
+            faults.append(f"{name} has other values than rounding explains")
     for part in ("settings", "tokenizer"):
         before, now = saved.get(part, {}), present.get(part, {})
         faults += [
@@ -139,6 +154,13 @@ def _differences(saved: dict[str, Any], present: dict[str, Any]) -> list[str]:
             if not _equal(before[name], now[name], TOLERANCE if name.startswith("buffer ") else 1e-5)
         ]
     return faults
+
+
+def _close(old: Sequence[float], new: Sequence[float]) -> bool:
+    """Return whether two sketches, of which 0.1.0 has none, differ by no more than rounding to bf16 explains."""
+    length = max(*old[:1], *new[:1], 0.0) if old and new else 0.0
+    # Seven standard deviations of the rounding of numbers near 1, where it is largest.
+    return all(abs(a - b) <= 1e-4 + 2 * TOLERANCE * max(length, abs(b)) for a, b in zip(old, new, strict=False))
 
 
 def _equal(a: Any, b: Any, tolerance: float) -> bool:

@@ -11,12 +11,15 @@ import inspect
 from collections.abc import Collection
 from itertools import chain as concatenated
 from itertools import groupby
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import nn
 
+from llm_adapters_lab.core import weights
 from llm_adapters_lab.core.call_context import CONTEXT_ATTRIBUTE
+from llm_adapters_lab.core.matrix_hosts import MatrixHost
 from llm_adapters_lab.core.sites import Site
 from llm_adapters_lab.errors import CannotInject
 
@@ -46,9 +49,11 @@ class AdapterChain(nn.ModuleDict):
         self.muted: list[str] = []
         self.mix: dict[str, float] = {}
         self.slices: list[str] = []
-        self.x: torch.Tensor | None = None
+        # Of the running calls, by thread.
+        self.x: dict[int, torch.Tensor] = {}
+        self.finish: dict[int, Any] = {}
         self.own: dict[str, Any] | None = None
-        self.finish: Any = None
+        self.thread = 0
         self.handles: list[Any] = []
 
     def active(self) -> dict[str, Any]:
@@ -87,12 +92,16 @@ class AdapterChain(nn.ModuleDict):
         return out.to(y.dtype)
 
 
-def _fold_output(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+def _fold_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    if isinstance(output, tuple) and weights.dims(module) is None:  # experts, with what their router computed
+        return (_fold_output(module, args, output[0]), *output[1:])
     chain: AdapterChain = module.adapters  # type: ignore[assignment]
     sublayer: AdapterChain | None = getattr(module, "sublayer_adapters", None)
     if sublayer is None:
+        if output.ndim < args[0].ndim:  # experts may return their tokens in one row
+            return chain.fold(args[0], output.view(*args[0].shape[:-1], -1)).view(output.shape)
         return chain.fold(args[0], output)
-    inputs, sublayer.x = {chain: args[0], sublayer: sublayer.x}, None
+    inputs = {chain: args[0], sublayer: sublayer.x.pop(get_ident(), None)}
     turns = sorted((c.turns[name], name, c) for c in inputs for name in c.active())
     for one, group in groupby(turns, key=lambda turn: turn[2]):
         output = one.fold(inputs[one], output, [name for _, name, _ in group])
@@ -103,13 +112,12 @@ def _fold_sublayer(module: nn.Module, args: tuple[Any, ...], output: torch.Tenso
     if hasattr(module, "adapters"):
         return output  # `_fold_output` passes it through both chains
     chain: AdapterChain = module.sublayer_adapters  # type: ignore[assignment]
-    x, chain.x = chain.x, None
-    return chain.fold(x, output)
+    return chain.fold(chain.x.pop(get_ident(), None), output)
 
 
 def _keep_input(module: nn.Module, args: tuple[Any, ...]) -> None:
     (chain,) = module.read_by  # type: ignore[misc]
-    chain.x = args[0]
+    chain.x[get_ident()] = args[0]
 
 
 def _fold_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
@@ -121,9 +129,14 @@ def _fold_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 def _replace_parameters(module: nn.Module, args: tuple[Any, ...]) -> None:
     chain: AdapterChain = module.parameter_adapters  # type: ignore[assignment]
+    if chain.own is not None and chain.thread != get_ident():
+        raise CannotInject(
+            f"Another thread is running this {type(module).__name__} with the parameters of an adapter in place of its "
+            "own. Let the threads take turns, or give each a copy of the model."
+        )
     restore_parameters(module)
     if active := list(chain.active().values()):
-        chain.own = dict(module._parameters)
+        chain.own, chain.thread = dict(module._parameters), get_ident()
         for name, value in active[-1].named_parameters():
             module._parameters[name] = value.to(chain.own[name].dtype)
 
@@ -131,14 +144,27 @@ def _replace_parameters(module: nn.Module, args: tuple[Any, ...]) -> None:
 def restore_parameters(module: nn.Module, *hook_args: Any) -> None:
     """Restore a module's own parameters; a forward hook, which a KeyboardInterrupt in `forward` skips."""
     chain = getattr(module, "parameter_adapters", None)
-    if isinstance(chain, AdapterChain) and chain.own is not None:
+    if not isinstance(chain, AdapterChain) or chain.own is None:
+        return
+    if not hook_args or chain.thread == get_ident():  # otherwise the call was refused
         module._parameters.update(chain.own)
         chain.own = None
 
 
+def _replace_in_parts(module: nn.Module, args: tuple[Any, ...]) -> None:
+    for part in module.children():
+        if hasattr(part, "parameter_adapters"):
+            _replace_parameters(part, args)
+
+
+def _restore_in_parts(module: nn.Module, *hook_args: Any) -> None:
+    for part in module.children():
+        restore_parameters(part)
+
+
 def _prepare_decoder(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
     chain: AdapterChain = module.model_adapters  # type: ignore[assignment]
-    chain.finish = None
+    chain.finish.pop(get_ident(), None)
     active = chain.active()
     if len(active) > 1:
         raise CannotInject(
@@ -149,13 +175,13 @@ def _prepare_decoder(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
         return args, kwargs
     (adapter,) = active.values()
     accepted = inspect.signature(module.forward).parameters
-    kwargs, chain.finish = adapter.prepare(module, {**dict(zip(accepted, args, strict=False)), **kwargs})
+    kwargs, chain.finish[get_ident()] = adapter.prepare(module, {**dict(zip(accepted, args, strict=False)), **kwargs})
     return (), {key: value for key, value in kwargs.items() if key in accepted or "kwargs" in accepted}
 
 
 def _finish_decoder(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
     chain: AdapterChain = module.model_adapters  # type: ignore[assignment]
-    finish, chain.finish = chain.finish, None
+    finish = chain.finish.pop(get_ident(), None)
     return finish(output) if finish else output
 
 
@@ -179,11 +205,20 @@ def attach(model: nn.Module, host: nn.Module, site: Site | None) -> AdapterChain
     chain = AdapterChain()
     setattr(host, attribute, chain)
     before, after = host.register_forward_pre_hook, host.register_forward_hook
-    if attribute == "model_adapters":
+    if isinstance(host, MatrixHost):
+        host.mount()
+    elif attribute == "model_adapters":
         chain.handles = [before(_prepare_decoder, with_kwargs=True), after(_finish_decoder, always_call=True)]
-    elif attribute == "parameter_adapters":
+    elif attribute == "parameter_adapters" and site is not None:
+        parent = model.get_submodule(site.path.rpartition(".")[0])
         # always_call: the base must get its parameters back even if the module fails.
-        chain.handles = [before(_replace_parameters), after(restore_parameters, always_call=True)]
+        routes = "router" in type(parent).__name__.lower()
+        if routes or any(isinstance(child, nn.Conv1d) for child in parent.children()):
+            # Mixers that convolve, and routers, use parameters of their parts without calling these.
+            before, after = parent.register_forward_pre_hook, parent.register_forward_hook
+            chain.handles = [before(_replace_in_parts), after(_restore_in_parts, always_call=True)]
+        else:
+            chain.handles = [before(_replace_parameters), after(restore_parameters, always_call=True)]
     elif attribute == "input_adapters":
         chain.handles = [before(_fold_input, with_kwargs=True)]
     elif attribute == "sublayer_adapters" and site is not None:
@@ -210,5 +245,7 @@ def detach(model: nn.Module, host: nn.Module, site: Site | None, name: str) -> N
         for handle in chain.handles:
             handle.remove()
         delattr(host, attribute)
+        if isinstance(host, MatrixHost) and not list(host.children()):
+            host.unmount()
         if attribute == "sublayer_adapters" and site is not None:
             del model.get_submodule(site.reader).read_by

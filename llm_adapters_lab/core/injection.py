@@ -6,26 +6,28 @@ The base keeps its classes, its parameter names and, after `eject`, every bit of
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from llm_adapters_lab.config import parse
 from llm_adapters_lab.core import weights
 from llm_adapters_lab.core.adapter import Adapter, Place, World
 from llm_adapters_lab.core.adapter_config import AdapterConfig
 from llm_adapters_lab.core.anatomy import Anatomy, base_parameters
 from llm_adapters_lab.core.call_context import attach_context, detach_context
 from llm_adapters_lab.core.hooks import AdapterChain, attach, chain_name, detach
+from llm_adapters_lab.core.matrix_hosts import find_host
 from llm_adapters_lab.core.modifiers.apply import apply_modifiers
 from llm_adapters_lab.core.modifiers.base import modified
 from llm_adapters_lab.core.quantized import check_gradients
-from llm_adapters_lab.core.registry import get_adapter
+from llm_adapters_lab.core.registry import Entry, all_adapters, get_adapter
 from llm_adapters_lab.core.rounding import Rounding
-from llm_adapters_lab.core.sites import Site
-from llm_adapters_lab.errors import BadSpec, CannotInject, EmptyPlacement, StateMismatch, choices
+from llm_adapters_lab.core.sites import ENCODER, Site
+from llm_adapters_lab.errors import BadSpec, CannotInject, EmptyPlacement, StateMismatch, choices, listed
 
 INJECTIONS = "injections"
 """Attribute of a model that holds its injections."""
@@ -41,7 +43,8 @@ class Injection:
         name: of the adapters in every chain.
         sites: the sites by key; empty for an adapter of the whole model.
         adapters: the adapters by site key ("model" for the whole model).
-        other_base: how the base differs from the one that it was trained on, if it was loaded all the same.
+        other_base: how the base differs from the one that it was trained on, if it was loaded all the same; or why that
+            is unknown.
         rounding: what rounding took from it when it was merged; None before.
     """
 
@@ -91,21 +94,17 @@ class Injection:
         own = self._tensors()
         faults = [f"missing {key}" for key in own if key not in state]
         faults += [f"unexpected {key}" for key in state if key not in own]
-        faults += [
-            f"{key} is {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
-            for key in own
-            if key in state and own[key].shape != state[key].shape
-        ]
-        for key in own.keys() & state.keys():
-            if state[key].is_floating_point() != own[key].is_floating_point():
+        for key in [key for key in own if key in state]:
+            if own[key].shape != state[key].shape:
+                faults.append(f"{key} is {tuple(state[key].shape)}, expected {tuple(own[key].shape)}")
+            elif state[key].is_floating_point() != own[key].is_floating_point():
                 faults.append(f"{key} holds {state[key].dtype}")
             elif not bool(state[key].float().isfinite().all()):
                 faults.append(f"{key} holds inf or nan")
         if faults:
-            more = f" and {len(faults) - 8} more" if len(faults) > 8 else ""
             raise StateMismatch(
                 f"The saved tensors do not fit the {self.config.type} adapter at {self.config.at!r}: "
-                f"{'; '.join(faults[:8])}{more}. Use the spec they were trained with. Nothing was loaded."
+                f"{listed(faults)}. Use the spec they were trained with. Nothing was loaded."
             )
         with torch.no_grad():
             for key, tensor in own.items():
@@ -117,7 +116,7 @@ class Injection:
         state = self.state_dict()
         for name, w, modifier in modified(self.adapters):
             state.pop(name)
-            state |= modifier.to_state(name, w.detach())
+            state |= modifier.to_state(name, w.detach().contiguous())
         return state
 
     @torch.no_grad()
@@ -155,9 +154,9 @@ class Injection:
         return chain
 
     @contextmanager
-    def disabled(self) -> Iterator[None]:
-        """Disable the adapters within a context."""
-        chains = [self.chain(key) for key in self._hosts]
+    def disabled(self, keys: Iterable[str] | None = None) -> Iterator[None]:
+        """Disable the adapters within a context, all of them or those of some sites."""
+        chains = [self.chain(key) for key in (self._hosts if keys is None else keys)]
         for chain in chains:
             chain.muted.append(self.name)
         try:
@@ -174,7 +173,13 @@ class Injection:
         return self.model
 
     def attach(self) -> None:
-        """Attach the adapters to the model and freeze the base."""
+        """Attach the adapters to the model and freeze the base.
+
+        Raises:
+            BadSpec: they are attached, or have been ejected or merged; or the model has others of that name.
+        """
+        self._tensors()  # raises if there are none
+        _check_name(self.model, self.name)
         for _, parameter in base_parameters(self.model):
             if parameter.requires_grad:
                 self._frozen.append(parameter)
@@ -197,6 +202,8 @@ class Injection:
 
     def detach(self) -> None:
         """Undo `attach`; the adapters keep their state and can be attached again."""
+        if injections(self.model).get(self.name) is not self:
+            return  # not attached; another one may have the name by now
         for key, host in self._hosts.items():
             detach(self.model, host, self.sites.get(key), self.name)
         detach_context(self.model.get_submodule(self.anatomy.decoder), self.name)
@@ -209,6 +216,37 @@ class Injection:
         self.model.__dict__.pop(INJECTIONS, None)
         for parameter in frozen:
             parameter.requires_grad_(True)
+
+
+def _check_experts(entry: Entry, config: AdapterConfig, sites: Iterable[Site]) -> None:
+    """Check that an adapter can be put at routed experts, if it is."""
+    routed = next((site for site in sites if site.routed), None)
+    if routed is not None and not entry.cls.experts:
+        known = sorted(name for name, other in all_adapters().items() if other.cls.experts)
+        beside = "the whole `mlp`" if entry.cls.level == "sublayer" else "`mixer`, `shared` or dense projections"
+        raise CannotInject(
+            f"{routed.path} is a routed expert, where {config.type!r} cannot be: it sees only some tokens of a row. "
+            f"At experts: {', '.join(known)}. Beside them: {config.type!r} at {beside}."
+        )
+    if config.experts == "shared" and (routed is None or getattr(config, "init", "") in ("pissa", "olora")):
+        why = "starts from the weights of each" if routed else "is at none"
+        raise CannotInject(f"experts = 'shared' gives all routed experts one adapter, but this one {why}.")
+
+
+def _check_hosts(kind: str, places: dict[str, Place]) -> None:
+    """Check that no module, nor its adapter, would be reached by two paths."""
+    found: dict[tuple[nn.Module, str], str] = {}
+    for key, place in places.items():
+        if (first := found.setdefault((place.host, chain_name(place.site)), key)) != key:
+            raise CannotInject(
+                f"{first} and {key} are one module, which has room for one {kind!r} adapter: both paths would share "
+                f"it. Place it at one of them (q@0 is the q of layer 0), or give each layer a module of its own."
+            )
+
+
+def _check_name(model: nn.Module, name: str) -> None:
+    if name in injections(model):
+        raise BadSpec(f"The model already carries an adapter named {name!r}. Choose another name, or eject it first.")
 
 
 def injections(model: nn.Module) -> dict[str, Injection]:
@@ -242,8 +280,8 @@ def inject(
         raise CannotInject("The model is compiled, and a compiled model ignores new hooks. Inject first, compile last.")
     if not name.isidentifier() or hasattr(AdapterChain(), name):
         raise BadSpec(f"The adapter name {name!r} must be a plain word (letters, digits, underscores), and a free one.")
-    if name in injections(model):
-        raise BadSpec(f"The model already carries an adapter named {name!r}. Choose another name, or eject it first.")
+    _check_name(model, name)
+    parse(type(config), config.model_dump())  # copies of pydantic are not validated
     check_gradients(model)
     entry = get_adapter(config.type)
     anatomy = Anatomy.of(model)
@@ -261,7 +299,14 @@ def inject(
     injection.sites = {site.key: site for site in entry.cls.sites(anatomy, model, at)}
     if not injection.sites and entry.cls.scope != "model":
         raise EmptyPlacement(f"{type(model).__name__} has nothing that {config.type!r} could change.")
-    places = {key: Place(site, model.get_submodule(site.path)) for key, site in injection.sites.items()}
+    _check_experts(entry, config, injection.sites.values())
+    if reads_call and (far := next((s.path for s in injection.sites.values() if s.sublayer.startswith(ENCODER)), "")):
+        raise CannotInject(
+            f"{config.type!r} follows the calls of the decoder, and {far} is in the encoder, which runs outside of "
+            "them. Place it in the decoder, or choose an adapter that acts on single outputs."
+        )
+    places = {key: Place(site, find_host(model, site)) for key, site in injection.sites.items()}
+    _check_hosts(config.type, places)
     injection.adapters = entry.cls.build(config, places, World(model, anatomy, tokenizer))
     injection._hosts = {key: place.host for key, place in places.items()}
     if "model" in injection.adapters:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
@@ -14,8 +14,11 @@ from llm_adapters_lab.core import quantized, weights
 from llm_adapters_lab.core.anatomy import base_parameters
 from llm_adapters_lab.core.hooks import restore_parameters
 from llm_adapters_lab.core.injection import Injection, injections
+from llm_adapters_lab.core.matrix_hosts import MatrixHost
+from llm_adapters_lab.core.modifiers.base import in_full
 from llm_adapters_lab.core.registry import all_adapters
 from llm_adapters_lab.core.rounding import measure, probe
+from llm_adapters_lab.core.sublayers import base_modules
 from llm_adapters_lab.errors import CannotMerge
 
 Tensors = dict[str, torch.Tensor]
@@ -58,6 +61,9 @@ def merged_tensors(injection: Injection, dequantize: bool = False) -> Iterator[t
         CannotMerge: see `merge`.
     """
     _check_alone(injection)
+    model = injection.model
+    # Hosts that share a parameter also share its trained copy.
+    trained = [injection.host(key) for key, adapter in injection.adapters.items() if adapter.trains_base]
     paths = {key: injection.sites[key].path if key in injection.sites else key for key in injection.adapters}
     # A change of the input multiplies a change of the weight, so it is merged after it.
     order = sorted(paths, key=lambda key: (paths[key], key in injection.sites and injection.sites[key].side == "in"))
@@ -67,6 +73,7 @@ def merged_tensors(injection: Injection, dequantize: bool = False) -> Iterator[t
             changed |= changed_tensors(injection, key, changed)
         host = injection.host(key)
         check_writable(path, host, changed, injection.config.type, dequantize)
+        check_unshared(model, path, host, changed, twins=trained)
         yield host, changed
 
 
@@ -103,6 +110,32 @@ def check_writable(path: str, host: nn.Module, changed: Tensors, kind: str, dequ
         )
 
 
+def check_unshared(
+    model: nn.Module, path: str, host: nn.Module, changed: Tensors, twins: Collection[nn.Module] = ()
+) -> None:
+    """Check that no module but the host at `path`, and `twins`, which may share parameters, uses what a merge changes.
+
+    Raises:
+        CannotMerge: one does, so that it would change too.
+    """
+    tensors = [getattr(host, name) for name in changed]
+    owner, own = (host.owner[0], [host.stored]) if isinstance(host, MatrixHost) else (host, tensors)
+    for other, module in base_modules(model):
+        for name, p in module.named_parameters(recurse=False):
+            shared = any(p is q or 0 != _address(p) == _address(q) for q in own)
+            if shared and module is not owner and not (module in twins and any(p is q for q in own)):
+                raise CannotMerge(
+                    f"{path} and {other} share one {name}, so a merge into the first would change the second. Keep "
+                    "the adapter, or give each a copy before you inject: "
+                    f"module.{name} = nn.Parameter(module.{name}.detach().clone())."
+                )
+
+
+def _address(tensor: torch.Tensor) -> int:
+    plain = type(tensor) in (torch.Tensor, nn.Parameter) and tensor.device.type != "meta"
+    return tensor.data_ptr() if plain else 0
+
+
 @torch.no_grad()
 def changed_tensors(injection: Injection, key: str, before: Tensors | None = None) -> Tensors:
     """Return the tensors of the host that the adapter of one site changes.
@@ -125,7 +158,8 @@ def changed_tensors(injection: Injection, key: str, before: Tensors | None = Non
     restore_parameters(injection.host(key))
     own = weights.own_tensors(injection.host(key)) | (before or {})
     inside = injection.sites[key].side == "in"
-    changed = _merged_input(key, adapter.merged, own) if inside else adapter.merged(own)
+    with in_full(adapter):
+        changed = _merged_input(key, adapter.merged, own) if inside else adapter.merged(own)
     if missing := [name for name in changed if name not in own]:
         raise CannotMerge(f"{key} has no {missing[0]} that could hold what {kind!r} learnt.")
     return changed
@@ -152,14 +186,14 @@ def temporarily_merged(injection: Injection | None) -> Iterator[bool]:
     Overwritten weights are restored bit for bit. An adapter that cannot be merged stays attached, and so does one on a
     base that is quantised or not in fp32, where rounding W + ΔW could change answers.
     """
-    copies: list[tuple[nn.Parameter, torch.Tensor]] = []
+    copies: list[tuple[torch.Tensor, torch.Tensor]] = []
     try:
         if injection is None or not _is_exact(injection.model):
             yield False
             return
         try:
             for host, changed in merged_tensors(injection):
-                copies += [(p := host.get_parameter(name), p.detach().clone()) for name in changed]
+                copies += [(p := getattr(host, name), p.detach().clone()) for name in changed]
                 weights.write(host, changed)
         except CannotMerge:
             _restore(copies)
@@ -177,7 +211,7 @@ def _is_exact(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _restore(copies: list[tuple[nn.Parameter, torch.Tensor]]) -> None:
+def _restore(copies: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
     while copies:
         parameter, value = copies.pop()
         parameter.copy_(value)

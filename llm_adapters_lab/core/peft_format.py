@@ -19,11 +19,15 @@ from torch import nn
 
 from llm_adapters_lab.core import placement, weights
 from llm_adapters_lab.core.adapter_config import AdapterConfig
-from llm_adapters_lab.core.anatomy import Anatomy, base_modules
+from llm_adapters_lab.core.anatomy import Anatomy
 from llm_adapters_lab.core.injection import Injection, inject
+from llm_adapters_lab.core.matrix_hosts import MatrixHost
+from llm_adapters_lab.core.modifiers.base import in_full
+from llm_adapters_lab.core.peft_experts import stack, unstack
 from llm_adapters_lab.core.registry import all_adapters, get_adapter
-from llm_adapters_lab.core.tensor_files import check_values, listed, read_tensors, write_tensors
-from llm_adapters_lab.errors import BadSpec, CannotConvert, EmptyPlacement, StateMismatch
+from llm_adapters_lab.core.sublayers import base_modules
+from llm_adapters_lab.core.tensor_files import check_alone, check_values, read_tensors, write_tensors
+from llm_adapters_lab.errors import BadSpec, CannotConvert, EmptyPlacement, StateMismatch, listed
 from llm_adapters_lab.files import read_json, write_json, writing_folder
 from llm_adapters_lab.privacy import pickles
 
@@ -33,8 +37,8 @@ _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped
 # Fields of a peft config that the tensors or the base determine, or that only matter in training.
 _NEUTRAL = set(
     "peft_type auto_mapping base_model_name_or_path revision inference_mode peft_version target_modules "
-    "exclude_modules layers_to_transform layers_pattern feedforward_modules megatron_core runtime_config "
-    "qalora_group_size num_layers token_dim num_attention_heads".split()
+    "target_parameters exclude_modules layers_to_transform layers_pattern feedforward_modules megatron_core "
+    "runtime_config qalora_group_size num_layers token_dim num_attention_heads".split()
 )
 _SIZES = {"num_layers", "token_dim", "num_attention_heads"}
 _USUAL = {"task_type": "CAUSAL_LM", "num_transformer_submodules": 1, "bias": "none"}
@@ -51,7 +55,7 @@ def to_peft(injection: Injection, folder: str | Path, base: str = "") -> None:
 
     Raises:
         CannotConvert: peft does not have the method, or does not support it at one of the sites.
-        BadSpec: the adapter has been ejected or merged.
+        BadSpec: the adapter has been ejected or merged, or the folder holds one in the lab's own format.
         StateMismatch: it holds inf or nan.
         CannotWrite: the folder cannot be written. After any error, what was there before is still there.
     """
@@ -61,18 +65,27 @@ def to_peft(injection: Injection, folder: str | Path, base: str = "") -> None:
         raise CannotConvert(f"peft has no method like {kind!r}. {_INSTEAD}")
     config: dict[str, Any] = {"peft_type": peft_type, "task_type": "CAUSAL_LM"}
     config |= {"base_model_name_or_path": base or None, "inference_mode": True}
-    tensors: dict[str, torch.Tensor] = {}
-    for key, adapter in injection.adapters.items():
-        try:
-            fields, own = adapter.to_peft(injection.config)
-        except CannotConvert as error:
-            raise CannotConvert(f"{error} {_INSTEAD}") from None
-        config |= fields
-        prefix = f"{ROOT}{injection.sites[key].path}." if key in injection.sites else ""
-        tensors |= {prefix + name: tensor.detach().clone().contiguous() for name, tensor in own.items()}
+    by_site: dict[str, dict[str, torch.Tensor]] = {}
+    parameters: list[str] = []
+    try:
+        for key, adapter in injection.adapters.items():
+            with in_full(adapter):
+                fields, by_site[key] = adapter.to_peft(injection.config)
+            config |= fields
+        by_module, parameters = stack(injection, by_site, config)
+    except CannotConvert as error:
+        raise CannotConvert(f"{error} {_INSTEAD}") from None
+    tensors = {
+        (f"{ROOT}{path}." if path else "") + name: tensor.detach().clone().contiguous()
+        for path, own in by_module.items()
+        for name, tensor in own.items()
+    }
     if injection.sites:
         config |= _targets(injection, at_inputs="feedforward_modules" in config)
+    if parameters:
+        config["target_parameters"] = parameters
     check_values(tensors, f"The adapter {injection.name!r}")
+    check_alone(Path(folder), "adapter.json")
     with writing_folder(Path(folder)) as part:
         write_tensors(part / "adapter_model.safetensors", tensors, {"format": "pt"})
         write_json(part / "adapter_config.json", config)
@@ -81,8 +94,9 @@ def to_peft(injection: Injection, folder: str | Path, base: str = "") -> None:
 def _targets(injection: Injection, *, at_inputs: bool) -> dict[str, Any]:
     """Return the fields that name the adapted modules; `at_inputs`: peft supports the method at inputs too."""
     model, kind = injection.model, injection.config.type
-    paths = [site.path for site in injection.sites.values()]
-    inside = [site.path for site in injection.sites.values() if site.side == "in"]
+    sites = [site for key, site in injection.sites.items() if not isinstance(injection.host(key), MatrixHost)]
+    paths = [site.path for site in sites]
+    inside = [site.path for site in sites if site.side == "in"]
     if inside and not at_inputs:
         raise CannotConvert(
             f"peft cannot put {kind!r} at an input, but here it is at the input of {inside[0]}. {_INSTEAD}"
@@ -132,7 +146,12 @@ def from_peft(model: nn.Module, folder: str | Path, *, name: str = "default", to
     fields, tensors = read_json(folder / "adapter_config.json"), read_tensors(folder / "adapter_model.safetensors")
     check_values(tensors, f"{folder} cannot be read")
     by_module = _by_module(model, tensors)
-    injection = inject(model, _config(model, fields, by_module, folder), name=name, tokenizer=tokenizer)
+    named: list[str] = []
+    if fields.get("target_parameters"):
+        projections = {site.path: site for site in Anatomy.of(model).projections}
+        by_module, named = unstack(model, by_module, fields, projections)
+    injection = inject(model, _config(model, fields, by_module, folder, named), name=name, tokenizer=tokenizer)
+    injection.other_base = ["unknown, since folders of peft have no fingerprint of the base"]
     try:
         _load(injection, by_module, fields)
     except BaseException:
@@ -159,7 +178,9 @@ def _by_module(model: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, 
     return result
 
 
-def _config(model: nn.Module, fields: dict[str, Any], by_module: dict[str, Any], folder: Path) -> AdapterConfig:
+def _config(
+    model: nn.Module, fields: dict[str, Any], by_module: dict[str, Any], folder: Path, matrices: list[str]
+) -> AdapterConfig:
     """Return the lab's config for a peft config; every field that cannot be converted is an error."""
     kind = fields.get("peft_type")
     for entry in all_adapters().values():
@@ -177,7 +198,7 @@ def _config(model: nn.Module, fields: dict[str, Any], by_module: dict[str, Any],
     foreign = [f"{k} = {v!r}" for k, v in rest.items() if v and k not in _NEUTRAL and v != _USUAL.get(k)]
     if foreign:
         raise CannotConvert(f"{folder}: no counterpart in the lab for {'; '.join(foreign)}. Nothing was loaded.")
-    at = _placement(model, fields, by_module, folder) if entry.placed else ""
+    at = _placement(model, fields, by_module, folder, matrices) if entry.placed else ""
     try:
         return entry.config(type=entry.name, at=at, **own)
     except ValidationError as error:
@@ -185,7 +206,9 @@ def _config(model: nn.Module, fields: dict[str, Any], by_module: dict[str, Any],
         raise CannotConvert(f"{folder}: not possible in the lab: {'; '.join(faults)}. Nothing was loaded.") from None
 
 
-def _placement(model: nn.Module, fields: dict[str, Any], by_module: dict[str, Any], folder: Path) -> str:
+def _placement(
+    model: nn.Module, fields: dict[str, Any], by_module: dict[str, Any], folder: Path, matrices: list[str]
+) -> str:
     """Return the placement that selects the modules that have tensors; they must be those that the config names."""
     feedforward: Any = fields.get("feedforward_modules") or []
     paths = [path for path in by_module if path]
@@ -194,7 +217,7 @@ def _placement(model: nn.Module, fields: dict[str, Any], by_module: dict[str, An
             inside = [path for path in paths if re.fullmatch(feedforward, path)]
         else:
             inside = [path for path in paths if path.endswith(tuple(feedforward))]
-        named = _targeted(model, fields)
+        named = [*_targeted(model, fields), *matrices]
     except (TypeError, re.error) as error:
         raise CannotConvert(
             f"{folder}: target_modules = {fields.get('target_modules')!r:.200} and the fields beside it do not say "

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from llm_adapters_lab.core import weights
-from llm_adapters_lab.core.anatomy import base_modules
+from llm_adapters_lab.core.sublayers import base_modules
 from llm_adapters_lab.errors import BadSpec, CannotInject, CannotMerge
 
 LIBRARIES: dict[str, tuple[str, ...]] = {

@@ -62,12 +62,7 @@ class Rounding:
 def measure(
     model: nn.Module, changes: Iterable[tuple[nn.Module, dict[str, torch.Tensor]]], round: bool = False
 ) -> Rounding:
-    """Measure what rounding would take from changes of weights.
-
-    Args:
-        model: the model that they are changes of.
-        changes: modules with their new tensors by name, as in `weights.own_tensors`.
-        round: accept any loss.
+    """Measure what rounding would take from changes: modules with their new tensors, as in `weights.own_tensors`.
 
     Raises:
         CannotMerge: less than 90 % would survive, without `round`; or a value is not finite in the dtype of the base.

@@ -23,7 +23,7 @@ from llm_adapters_lab.core.merging import merge
 from llm_adapters_lab.core.peft_format import from_peft
 from llm_adapters_lab.core.quantized import scheme
 from llm_adapters_lab.core.registry import get_adapter
-from llm_adapters_lab.core.tensor_files import check_values, read_tensors, write_tensors
+from llm_adapters_lab.core.tensor_files import check_alone, check_values, read_tensors, write_tensors
 from llm_adapters_lab.errors import BadSpec, CannotMerge, WrongBase
 from llm_adapters_lab.files import check_shard_size, read_json, share, write_json, writing_folder
 
@@ -40,7 +40,7 @@ def save_adapter(
         base_print: fingerprint of the base; computed by default.
 
     Raises:
-        BadSpec: the adapter has been ejected or merged.
+        BadSpec: the adapter has been ejected or merged, or the folder holds one in the format of peft.
         StateMismatch: it holds inf or nan, so that it could not be loaded again.
         CannotWrite: the folder cannot be written. After any error, what was there before is still there.
     """
@@ -52,6 +52,7 @@ def save_adapter(
         "lab": __version__,
         "config": injection.config.model_dump(mode="json"),
     } | ({"other_base": injection.other_base} if injection.other_base else {})
+    check_alone(Path(folder), "adapter_config.json")
     with writing_folder(Path(folder)) as part:
         write_tensors(part / "adapter.safetensors", injection.saved_tensors())
         write_json(part / "base.json", base_print or fingerprint(injection.model))
@@ -68,10 +69,11 @@ def load_adapter(
         folder: written by `save_adapter` or by peft.
         name: as in `inject`.
         tokenizer: as in `inject`.
-        check_base: False allows any base of the same shape; what differs is kept in `Injection.other_base`, and saved.
+        check_base: False allows any base of the same shape. What differs, and what could not be compared, is kept in
+            `Injection.other_base`, and saved.
 
     Raises:
-        BadSpec: the folder has no adapter, or files that cannot be read.
+        BadSpec: the folder has no adapter, one in each of two formats, or files that cannot be read.
         WrongBase: the model is another base; the message lists the differences.
         StateMismatch: the tensors do not fit; the message lists the differences.
         CannotConvert: the adapter is one of peft, with a feature that the lab does not have.
@@ -79,6 +81,7 @@ def load_adapter(
     folder = Path(folder)
     if not os.path.isfile(folder / "adapter.json"):
         return from_peft(model, folder, name=name, tokenizer=tokenizer)
+    check_alone(folder, "adapter_config.json")
     meta = read_json(folder / "adapter.json")
     fields = meta.get("config")
     if not isinstance(fields, dict) or "type" not in fields:
@@ -93,6 +96,8 @@ def load_adapter(
     faults = [str(fault) for fault in meta.get("other_base", [])]
     if (folder / "base.json").is_file():
         faults += check_fingerprint(read_json(folder / "base.json"), model, folder, tokenizer, refuse=check_base)
+    else:
+        faults.append("unknown, since the folder has no base.json")
     injection = inject(model, config, name=name, tokenizer=tokenizer)
     injection.other_base = faults
     try:
@@ -136,7 +141,10 @@ def save_merged(
     with writing_folder(folder) as part:
         twin = _twin(injection)
         model: Any = merge(twin, dequantize=dequantize, round=round)
-        model.save_pretrained(part, max_shard_size=max_shard_size)
+        try:
+            model.save_pretrained(part, max_shard_size=max_shard_size)
+        except RuntimeError as error:  # modules share a tensor that the class of the model keeps apart
+            raise CannotMerge(f"The merged model cannot be saved: {' '.join(str(error).split()):.400}") from None
         if tokenizer is not None:
             tokenizer.save_pretrained(part)
         config = injection.config.model_dump(mode="json")

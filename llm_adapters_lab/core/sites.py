@@ -6,8 +6,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Role = Literal["q", "k", "v", "qkv", "kv", "o", "gate", "up", "gate_up", "down", "attn", "mlp", "module"]
 Side = Literal["out", "in", "parameters"]
+ENCODER = "encoder."
+"""What the roles of an encoder start with, in a model that also has a decoder."""
+WHOLE = ("attn", "cross", "ssm", "conv", "mlp", "shared")
+"""The roles of whole sublayers."""
+
+ROLES_OF = dict.fromkeys(("q", "k", "v", "o", "qkv", "kv", "q_a", "q_b", "kv_a", "kv_b", "attn.gate"), "attn")
+ROLES_OF |= {"in_proj": "ssm", "out_proj": "ssm", **dict.fromkeys(("gate", "up", "gate_up", "down"), "mlp")}
+ROLES_OF |= {f"cross.{role}": "cross" for role in ("q", "k", "v", "o", "qkv", "kv")} | {"router": "router"}
+ROLES_OF |= {f"{part}.{r}": part for part in ("shared", "experts") for r in ("gate", "up", "gate_up", "down")}
+"""The roles of projections, and the kind of sublayer that they are in if nothing but the role is known."""
 
 
 @dataclass(frozen=True)
@@ -16,28 +25,35 @@ class Site:
 
     Attributes:
         path: path of the host, the module at which the adapter sits.
-        role: function of the host; "attn" and "mlp" are whole sublayers, "module" is any module, the others are
-            projections.
+        role: function of the host; "attn", "cross", "ssm", "conv", "mlp" and "shared" are whole sublayers, "module" is
+            any module, the others are projections.
         layer: index of the decoder layer, from 0; -1 if irrelevant.
         d_in: width of the adapter's input x.
         d_out: width of what the adapter changes, y.
         side: what the adapter changes: the output of the host, its input, or its parameters.
         reader: path of the projection whose input is x; equals `path` unless the site is a sublayer.
+        sublayer: role of the sublayer that the host is or belongs to; "" for a module.
     """
 
     path: str
-    role: Role
+    role: str
     layer: int
     d_in: int
     d_out: int
     side: Side = "out"
     reader: str = ""
+    sublayer: str = ""
 
     @property
     def key(self) -> str:
         """Unique name of the site within a model, used in saved adapters and records."""
-        suffix = (f":{self.role}" if self.role in ("attn", "mlp") else "") + (":in" if self.side == "in" else "")
-        return self.path + suffix
+        whole = f":{self.role}" if self.role.removeprefix(ENCODER) in WHOLE else ""
+        return self.path + whole + (":in" if self.side == "in" else "")
+
+    @property
+    def routed(self) -> bool:
+        """Whether the host is a projection of a routed expert."""
+        return self.sublayer.endswith("experts")
 
 
 def ranges(layers: Iterable[int]) -> str:

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from llm_adapters_lab.errors import BadSpec, StateMismatch
+from llm_adapters_lab.errors import BadSpec, StateMismatch, listed
 from llm_adapters_lab.files import PART, flush, share
 from llm_adapters_lab.privacy import pickles
 
@@ -35,12 +35,21 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
         part.unlink(missing_ok=True)
 
 
-def check_values(tensors: dict[str, torch.Tensor], what: str) -> None:
-    """Check that tensors can be those of a trained adapter: finite floating-point numbers, at least one each.
+def check_alone(folder: Path, config: str) -> None:
+    """Check that a folder has no adapter in another format, whose config is a file of the given name.
 
-    Args:
-        tensors: by name.
-        what: they are, for the message.
+    Raises:
+        BadSpec: it has one.
+    """
+    if (folder / config).exists():
+        raise BadSpec(
+            f"{folder} holds an adapter in another format ({config}), and a folder is for one adapter, since nothing "
+            "says which is meant. Name another folder, or delete the files of one of them."
+        )
+
+
+def check_values(tensors: dict[str, torch.Tensor], what: str) -> None:
+    """Check that tensors can be those of a trained adapter, finite floating-point numbers; `what` is for messages.
 
     Raises:
         StateMismatch: a tensor is empty, has another kind of numbers, or holds inf or nan, also after rounding to fp32.
@@ -53,11 +62,6 @@ def check_values(tensors: dict[str, torch.Tensor], what: str) -> None:
             faults.append(f"{name} holds inf or nan")
     if faults:
         raise StateMismatch(f"{what}: no adapter is made of such tensors: {listed(faults)}. Train or save it again.")
-
-
-def listed(faults: list[str], shown: int = 8) -> str:
-    """Return faults for a message, and the number of those beyond the first."""
-    return "; ".join(faults[:shown]) + (f" and {len(faults) - shown} more" if len(faults) > shown else "")
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

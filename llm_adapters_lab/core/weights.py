@@ -68,7 +68,8 @@ def device(module: nn.Module) -> torch.device:
             return torch.device(hook.execution_device)
         if (tensor := next(chain(part.parameters(recurse=False), part.buffers(recurse=False)), None)) is not None:
             return tensor.device
-    return torch.device("cpu")
+    stored = getattr(module, "stored", None)  # of a matrix that is no module
+    return torch.device("cpu") if stored is None else stored.device
 
 
 def state(module: nn.Module) -> tuple[torch.Tensor, tuple[Any, ...]] | None:
@@ -77,7 +78,7 @@ def state(module: nn.Module) -> tuple[torch.Tensor, tuple[Any, ...]] | None:
     None if its changes cannot be followed. Compare the weight by identity.
     """
     weight: Any = module._parameters.get("weight")
-    weight = getattr(module, "qweight", None) if weight is None else weight
+    weight = getattr(module, "stored", getattr(module, "qweight", None)) if weight is None else weight
     if not isinstance(weight, torch.Tensor) or weight.is_inference():
         return None
     if (kind := weight.device.type) == "meta" and (kind := device(module).type) == "meta":

@@ -79,8 +79,8 @@ def inputs_of(model: Any, rows: Sequence[int]) -> AbstractContextManager[None]:
     """Narrow the further inputs that are given to a model by name, if any, to these rows; a row may be repeated."""
     if not reads_inputs(model):
         return nullcontext()
-    context_length = context_of(model)
-    return context_length.given(**{name: value[list(rows)] for name, value in context_length.inputs.items()})
+    context = context_of(model)
+    return context.given(**{name: value[list(rows)] for name, value in context.inputs.items()})
 
 
 def context_length(model: Any) -> int | None:
@@ -298,7 +298,8 @@ def _forward(model: Any, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCa
     """Return the logits of the last `keep` columns, (rows, keep, vocabulary); the cache grows by all of `ids`."""
     positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     accepted = inspect.signature(model.forward).parameters
-    extra = {"position_ids": positions, "logits_to_keep": keep}
+    # A mixture would compute the loss of its routers, and fails where there is a cache.
+    extra = {"position_ids": positions, "logits_to_keep": keep, "output_router_logits": False}
     options = {name: value for name, value in extra.items() if name in accepted}
     out = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options)
     logits: torch.Tensor = out.logits[:, -keep:]

@@ -11,6 +11,7 @@ options   as lab                          none            none         nothing i
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
@@ -21,15 +22,8 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from llm_adapters_lab.core.weights import device as device_of
-from llm_adapters_lab.errors import NotFinite
-from llm_adapters_lab.evaluation.decoding import (
-    StopRule,
-    can_batch,
-    context_length,
-    greedy,
-    inputs_of,
-    require_finite,
-)
+from llm_adapters_lab.errors import NotFinite, listed
+from llm_adapters_lab.evaluation.decoding import StopRule, can_batch, context_length, greedy, inputs_of, require_finite
 from llm_adapters_lab.evaluation.likelihood import Question, choice_scores, longest_options
 from llm_adapters_lab.evaluation.scoring import RULES, judge, likeliest
 from llm_adapters_lab.tasks import prompts
@@ -79,33 +73,13 @@ def decoding_method(model: Any, protocol: str) -> str:
 
 @torch.no_grad()
 def answer(
-    model: Any, tokenizer: Any, rows: Sequence[list[int]], max_new_tokens: int, template: str, beams: int = 1
-) -> tuple[list[str], list[int]]:
-    """Answer prompts in one batch, padded on the left and masked.
-
-    Greedy answers come from `decoding.greedy`; beams, and models whose cache it does not support, use transformers.
-
-    Args:
-        model: a causal language model in evaluation mode.
-        tokenizer: of that model.
-        rows: token ids of the prompts.
-        max_new_tokens: maximum number of tokens of an answer.
-        template: prompt template, for its stop strings.
-        beams: 1 is greedy; with more, only the end token and the limit end an answer, as in the original code.
-
-    Returns:
-        The text of each answer, up to a repeated header, and its length in tokens.
-
-    Raises:
-        NotFinite: the logits are nan or infinite.
-    """
-    new = _decode(model, tokenizer.pad_token_id, rows, max_new_tokens, StopRule(model, tokenizer, template), beams)
-    return [answer_text(tokenizer, tokens, template) for tokens in new], [len(tokens) for tokens in new]
-
-
-def _decode(
-    model: Any, pad_id: int, rows: Sequence[list[int]], limit: int, rule: StopRule, beams: int
+    model: Any, pad_id: int, rows: Sequence[list[int]], limit: int, rule: StopRule, beams: int = 1
 ) -> list[list[int]]:
+    """Answer prompts in one batch, padded on the left and masked; see `decoding.greedy`.
+
+    Beams, and models whose cache `greedy` does not support, use transformers. With beams, only the end token and the
+    limit end an answer, as in the original code.
+    """
     if beams == 1 and can_batch(model):
         return greedy(model, rows, pad_id, limit, rule)
     return _generate(model, pad_id, rows, limit, rule, beams)
@@ -126,7 +100,10 @@ def _generate(
     )
     stop = StoppingCriteriaList([_StopRows(rule, ids.shape[1])] if beams == 1 else [])
     with inputs_of(model, [row for row in range(len(rows)) for _ in range(beams)]):
-        checks = {"stopping_criteria": stop, "logits_processor": LogitsProcessorList([_CheckFinite(beams)])}
+        checks: dict[str, Any] = {"stopping_criteria": stop}
+        checks["logits_processor"] = LogitsProcessorList([_CheckFinite(beams)])
+        if "output_router_logits" in inspect.signature(model.forward).parameters:
+            checks["output_router_logits"] = False  # as in `decoding`
         out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, **checks)
     new: list[list[int]] = out[:, ids.shape[1] :].tolist()
     # What follows the token that ended a row is padding.
@@ -180,11 +157,6 @@ def evaluate(
     template = scoring_template(task, protocol, template)
     limit, rule = max_new_tokens or task.max_new_tokens, rule or RULES[protocol]
     choose = bool(task.labels) and (likelihood or protocol == "options")
-    front = prompts.demonstrations(exemplars, template)
-    texts = [front + prompts.prompt(example, template) for example in examples]
-    asked = zip(examples, text_ids(tokenizer, texts, begin=True), texts, range(len(texts)), strict=True)
-    questions = [Question(*parts) for parts in asked]
-    questions.sort(key=lambda question: (len(question.ids), question.example.id))
     fits, stop = context_length(model), StopRule(model, tokenizer, template)
     pad_id, beams = tokenizer.pad_token_id, BEAMS if protocol == "paper" else 1
 
@@ -197,13 +169,11 @@ def evaluate(
                     scored = choice_scores(model, tokenizer, task, part, template)
                     made = [p | {"options": options} for p, options in zip(made, scored, strict=True)]
                 if protocol == "options":
-                    chosen = [likeliest(p["options"]["label"]) for p in made]
-                    made = [
-                        p | {"extracted": label, "correct": task.same(label, p["gold"])}
-                        for p, label in zip(made, chosen, strict=True)
-                    ]
+                    for prediction in made:
+                        prediction["extracted"] = likeliest(prediction["options"]["label"])
+                        prediction["correct"] = task.same(prediction["extracted"], prediction["gold"])
                 else:
-                    said = _decode(model, pad_id, [question.ids for question in part], limit, stop, beams)
+                    said = answer(model, pad_id, [question.ids for question in part], limit, stop, beams)
                     for prediction, tokens in zip(made, said, strict=True):
                         ended = tokens[-1] in stop.tokens or (beams == 1 and stop(tokens))
                         prediction |= {"text": answer_text(tokenizer, tokens, template), "tokens": len(tokens)}
@@ -212,15 +182,37 @@ def evaluate(
         # A batch is answered as a whole, so that each row has the same company as without the interruption.
         return [old or new for old, new in zip(kept, made, strict=True)]
 
-    needs = [len(question.ids) + (0 if protocol == "options" else limit) for question in questions]
-    if choose and fits:
-        needs = list(map(max, needs, longest_options(tokenizer, task, questions, template)))
-    too_long = {i for i, need in enumerate(needs) if fits and need > fits}
-    fitting = [question for i, question in enumerate(questions) if i not in too_long]
+    room = 0 if protocol == "options" else limit
+    needed = ask(tokenizer, task, examples, template, exemplars, room, choose and bool(fits))
+    fitting = [question for question, need in needed if not fits or need <= fits]
     no_answer = {"too_long": True, "text": None if protocol == "options" else ""}
-    yield from (_unanswered(task, question) | no_answer for question in map(questions.__getitem__, sorted(too_long)))
+    yield from (_unanswered(task, question) | no_answer for question, need in needed if fits and need > fits)
     parts = [fitting[start : start + batch] for start in range(0, len(fitting), batch)]
     yield from share(answer_batch, parts) if share else chain.from_iterable(map(answer_batch, parts))
+
+
+def ask(
+    tokenizer: Any,
+    task: Task,
+    rows: Sequence[Example],
+    template: str,
+    shots: Sequence[Example],
+    new: int,
+    options: bool,
+) -> list[tuple[Question, int]]:
+    """Return the questions, the shortest first, each with the number of tokens that it needs.
+
+    With `new` more tokens, or with its longest option, if `options` count and that is longer.
+    """
+    front = prompts.demonstrations(shots, template)
+    texts = [front + prompts.prompt(row, template) for row in rows]
+    asked = zip(rows, text_ids(tokenizer, texts, begin=True), texts, range(len(texts)), strict=True)
+    questions = [Question(*parts) for parts in asked]
+    questions.sort(key=lambda question: (len(question.ids), question.example.id))
+    needs = [len(question.ids) + new for question in questions]
+    if options:
+        needs = list(map(max, needs, longest_options(tokenizer, task, questions, template)))
+    return list(zip(questions, needs, strict=True))
 
 
 @contextmanager
@@ -229,8 +221,7 @@ def _naming_rows(task: Task, part: Sequence[Question]) -> Iterator[None]:
         yield
     except NotFinite as error:
         ids = [part[row].example.id for row in dict.fromkeys(error.rows)]
-        named = f"{', '.join(ids[:5])}{f' and {len(ids) - 5} more' if len(ids) > 5 else ''}"
-        raise NotFinite(f"{task.name} cannot be scored, rows {named}. {error}", error.rows) from None
+        raise NotFinite(f"{task.name} cannot be scored, rows {listed(ids, 5, ', ')}. {error}", error.rows) from None
 
 
 def _unanswered(task: Task, question: Question) -> Prediction:

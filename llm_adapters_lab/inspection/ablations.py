@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,17 +34,8 @@ class Ablation:
     without: dict[int, float]
 
 
-@contextmanager
-def without(injection: Injection, keys: Iterable[str]) -> Iterator[None]:
-    """Run the model as if the adapters of these sites were not there."""
-    chains = [injection.chain(key) for key in keys]
-    for chain in chains:
-        chain.muted.append(injection.name)
-    try:
-        yield
-    finally:
-        for chain in chains:
-            chain.muted.remove(injection.name)
+without = Injection.disabled
+"""A context in which the model runs as if an injection's adapters at some sites were not there."""
 
 
 def ablation(model: Any, ids: torch.Tensor, injection: Injection, score: Score = mean_loss) -> Ablation:

@@ -1,7 +1,7 @@
 """Interventions: functions that a `Recorder` applies to what a site computes while the model runs.
 
 Any function will do that takes the selected tokens y of a site's output, (rows, n, d), or (n, d) for a boolean mask of
-tokens, and returns their replacement.
+tokens, and returns their replacement, of the same shape.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+
+from llm_adapters_lab.config import finite
+from llm_adapters_lab.errors import BadSpec
 
 Edit = Callable[[torch.Tensor], torch.Tensor]
 
@@ -42,5 +45,10 @@ def scale_adapter(name: str, factor: float) -> AdapterScale:
     Args:
         name: of the adapter, as given to `inject`.
         factor: 0 switches it off and 1 changes nothing, both exactly; negative factors reverse it.
+
+    Raises:
+        BadSpec: the factor is not finite in fp32.
     """
+    if not finite(factor):
+        raise BadSpec(f"scale_adapter({name!r}, …): the factor must be finite in fp32.")
     return AdapterScale(name, factor)

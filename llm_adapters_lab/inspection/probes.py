@@ -147,4 +147,6 @@ def _row(model: Any, ids: torch.Tensor) -> torch.Tensor:
     row = ids[None] if ids.ndim == 1 else ids
     if row.shape[0] != 1 or row.shape[1] < 2:
         raise NoView(f"These views look at one text of two tokens or more; the ids given are {tuple(ids.shape)}.")
-    return row.to(device_of(model))
+    if row.is_floating_point() or row.dtype == torch.bool:
+        raise NoView(f"Token ids are whole numbers; these are {row.dtype}.")
+    return row.to(device_of(model), torch.long)

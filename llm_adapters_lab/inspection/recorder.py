@@ -30,7 +30,7 @@ from llm_adapters_lab.errors import BadSpec, NoView, choices
 from llm_adapters_lab.inspection.interventions import AdapterScale, Edit
 from llm_adapters_lab.inspection.recording import Moment, Recording, Reduce, What
 from llm_adapters_lab.inspection.targets import chains, check_adapters, eager_attention, find_sites, on_stream
-from llm_adapters_lab.inspection.token_selection import ForwardCall, Tokens
+from llm_adapters_lab.inspection.token_selection import ForwardCall, Tokens, check_tokens
 from llm_adapters_lab.signatures import checked
 
 
@@ -80,6 +80,7 @@ class Recorder(Mapping[str, Recording]):
             NoView: the model cannot show what is asked for; the message says why.
             BadSpec: the placement or another choice is not understood.
         """
+        check_tokens(tokens)
         self.model, self.what = model, frozenset([what] if isinstance(what, str) else what)
         for name in sorted(self.what - set(get_args(What))):
             raise BadSpec(f"A recorder does not know {name!r}. {choices(name, get_args(What))}")
@@ -90,7 +91,8 @@ class Recorder(Mapping[str, Recording]):
         self.anatomy, self.tokens, self.reduce = Anatomy.of(model), tokens, reduce
         self._sites = find_sites(model, self.anatomy, at)
         layers = {site.layer for site in self._sites.values()} if "pattern" in self.what else ()
-        self._attentions = [s for s in self.anatomy.sublayers if s.role == "attn" and s.layer in layers]
+        exits = {s.path for s in self.anatomy.projections if s.role == "o"}  # of attention with a pattern
+        self._attentions = [s for s in self.anatomy.sublayers if s.path in exits and s.layer in layers]
         if isinstance(edit, Mapping) and (unknown := set(edit) - set(self._sites)):
             raise BadSpec(f"There is nothing to edit at {min(unknown)!r}. {choices(min(unknown), self._sites)}")
         check_adapters(model, self._sites, self.what, edit)

@@ -23,6 +23,16 @@ LAYERS, EMBED = "layers", "embed"
 Act = Callable[[torch.Tensor], torch.Tensor | None]
 
 
+_NO_ROWS = (
+    " A routed expert sees only the tokens sent to it, in an order of its own, and a router's weight has no output. "
+    "Record the whole block: at='mlp'."
+)
+
+
+def _sees_rows(site: Site, modules: Mapping[str, nn.Module]) -> bool:
+    return site.path in modules and not site.routed
+
+
 def find_sites(model: nn.Module, anatomy: Anatomy, at: str | Sequence[str] | None) -> dict[str, Site]:
     """Return what a recorder's `at` refers to, by key, in order of layers; any module can be a site here.
 
@@ -36,9 +46,10 @@ def find_sites(model: nn.Module, anatomy: Anatomy, at: str | Sequence[str] | Non
         raise NoView("The model is compiled, and compiled code ignores new hooks. Record first, compile last.")
     found: dict[str, Site] = {}
     if at is None:
-        found = {key: site for injection in injections(model).values() for key, site in injection.sites.items()}
+        own = {key: site for injection in injections(model).values() for key, site in injection.sites.items()}
+        found = {key: site for key, site in own.items() if _sees_rows(site, modules)}
         if not found:
-            raise NoView(f"Say with `at` where to look. {describe_adapters(model)}")
+            raise NoView(f"Say with `at` where to look. {describe_adapters(model)}{_NO_ROWS if own else ''}")
     for term in [at] if isinstance(at, str) else at or ():
         if term == LAYERS:
             found[EMBED] = Site(anatomy.layers[0], "module", -1, 0, 0, "in")
@@ -48,6 +59,8 @@ def find_sites(model: nn.Module, anatomy: Anatomy, at: str | Sequence[str] | Non
             found[term] = Site(term, "module", layer, 0, 0)
         else:
             found |= {site.key: site for site in placement.sites(anatomy, term, "sublayer")}
+    if hidden := [key for key, site in found.items() if not _sees_rows(site, modules)]:
+        raise NoView(f"{hidden[0]} cannot be recorded.{_NO_ROWS}")
     return dict(sorted(found.items(), key=lambda pair: pair[1].layer))
 
 

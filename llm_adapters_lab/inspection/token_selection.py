@@ -10,10 +10,18 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from llm_adapters_lab.errors import NoView
+from llm_adapters_lab.errors import BadSpec, NoView, choices
 
 Tokens = Literal["last"] | int | slice | Sequence[int] | torch.Tensor | None
 """The last token that is not padding, a position, several positions, a boolean mask (rows, tokens), or all tokens."""
+
+
+def check_tokens(tokens: Tokens) -> None:
+    """Refuse other words than "last", and truth values where positions are meant, before a model runs."""
+    if isinstance(tokens, str) and tokens != "last":
+        raise BadSpec(f"tokens = {tokens!r} selects nothing. {choices(tokens, ['last'])} All tokens are None.")
+    if isinstance(tokens, bool) or (isinstance(tokens, Sequence) and any(isinstance(one, bool) for one in tokens)):
+        raise BadSpec("tokens holds positions; as a mask, give a Boolean tensor (rows, tokens).")
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,14 @@ class ForwardCall:
         whole = self._stream(y).clone()
         part, streams = self._own(whole), [self._own(self._stream(z)) for z in (y, *others)]
         index = self._index(part)
-        part[index] = change(*(z[index] for z in streams)).to(y.dtype)
+        before = streams[0][index]
+        after = change(before, *(z[index] for z in streams[1:]))
+        if not isinstance(after, torch.Tensor) or after.shape != before.shape:
+            given = tuple(after.shape) if isinstance(after, torch.Tensor) else type(after).__name__
+            raise BadSpec(
+                f"An edit returns a tensor of the shape it is given, {tuple(before.shape)}; this one: {given}."
+            )
+        part[index] = after.to(y.dtype)
         return whole.reshape(y.shape)
 
     def _stream(self, z: torch.Tensor) -> torch.Tensor:

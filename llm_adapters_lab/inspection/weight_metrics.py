@@ -103,7 +103,12 @@ def spectra(injection: Injection) -> dict[str, torch.Tensor]:
 
 
 def spectrum(matrix: torch.Tensor) -> torch.Tensor:
-    """Return the singular values σ_1 >= σ_2 >= ... of a matrix (d_out, d_in), (min(d_out, d_in),), to 1e-7 σ_1."""
+    """Return the singular values σ_1 >= σ_2 >= ... of a matrix (d_out, d_in), (min(d_out, d_in),), to 1e-7 σ_1.
+
+    Raises:
+        NoView: it is no matrix, or holds inf or nan.
+    """
+    _check_matrix(matrix)
     # Square roots of the eigenvalues of the smaller Gram matrix: in fp64 as exact as an SVD in fp32, and twice as fast.
     wide = matrix.detach().double()
     wide = wide if wide.shape[0] <= wide.shape[1] else wide.T
@@ -115,11 +120,11 @@ def stable_rank(values: torch.Tensor) -> float:
     """Return ||ΔW||_F² / ||ΔW||_2² = Σ σ_i² / σ_1²; 0 for a zero matrix.
 
     Args:
-        values: singular values, as returned by `spectrum`.
+        values: singular values, as returned by `spectrum`; anything but a vector is refused.
 
     Source: Rudelson and Vershynin 2007, "Sampling from large matrices", section 1 (their numerical rank).
     """
-    squares = values.double().square()
+    squares = _singular_values(values).square()
     return float(squares.sum() / squares.max()) if squares.any() else 0.0
 
 
@@ -127,11 +132,11 @@ def effective_rank(values: torch.Tensor) -> float:
     """Return exp(-Σ p_i ln p_i) with p_i = σ_i / Σ σ; 0 for a zero matrix.
 
     Args:
-        values: singular values, as returned by `spectrum`.
+        values: singular values, as returned by `spectrum`; anything but a vector is refused.
 
     Source: Roy and Vetterli 2007, "The effective rank: a measure of effective dimensionality", definition 1.
     """
-    values = values.double()
+    values = _singular_values(values)
     return float(torch.special.entr(values / values.sum()).sum().exp()) if values.any() else 0.0
 
 
@@ -153,7 +158,7 @@ def overlap(
         φ(i, j) for i, j = 1..r, (r, r); the last entry compares the whole subspaces.
 
     Raises:
-        NoView: one of them is zero, has fewer than `rank` directions, or the shapes differ.
+        NoView: one is no finite matrix, is zero, or has fewer than `rank` directions; or the shapes differ.
 
     Source: Hu et al. 2021, arXiv:2106.09685, equation 4 (their U_A^i of the r × d matrix A / our directions of ΔW).
     """
@@ -184,6 +189,17 @@ def by_layer(injection: Injection) -> Iterator[tuple[int, list[str]]]:
     yield from sorted(found.items())
 
 
+def _check_matrix(matrix: torch.Tensor) -> None:
+    if matrix.ndim != 2 or not bool(matrix.isfinite().all()):
+        raise NoView(f"A tensor {tuple(matrix.shape)}, or one with inf or nan, has no spectrum: give a finite matrix.")
+
+
+def _singular_values(values: torch.Tensor) -> torch.Tensor:
+    if values.ndim != 1:
+        raise NoView(f"A rank is taken of singular values, not of a tensor {tuple(values.shape)}: give its `spectrum`.")
+    return values.double()
+
+
 def _refuse_whole_model(injection: Injection) -> None:
     if not injection.sites:
         raise NoView(f"{injection.config.type!r} acts on the whole model: it sits at no site and has no ΔW.")
@@ -192,6 +208,7 @@ def _refuse_whole_model(injection: Injection) -> None:
 def _directions(matrix: torch.Tensor, side: Literal["in", "out"]) -> torch.Tensor:
     left: torch.Tensor
     right: torch.Tensor
+    _check_matrix(matrix)
     left, values, right = torch.linalg.svd(matrix.detach().float(), full_matrices=False)
     # The tolerance of numpy.linalg.matrix_rank: smaller values are rounding.
     least = values.max() * max(matrix.shape) * torch.finfo(values.dtype).eps

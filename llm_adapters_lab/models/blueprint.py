@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,16 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from llm_adapters_lab.core import quantized
-from llm_adapters_lab.core.anatomy import Anatomy
+from llm_adapters_lab.core.anatomy import Anatomy, describe_anatomy
 from llm_adapters_lab.errors import BadSpec, LabError, ModelUnavailable
 from llm_adapters_lab.models import smollm2
 from llm_adapters_lab.models.random_models import tiny_config
 from llm_adapters_lab.models.spec import Quantization, check_base
 from llm_adapters_lab.models.trust import check_model
 
-NANO = Path(__file__).parent / "nano"
+FOLDERS = {name: Path(__file__).parent / name.replace("-", "_") for name in ("nano", "nano-moe")}
+"""Where the packaged teaching models are."""
+NANO = FOLDERS["nano"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +33,14 @@ class Blueprint:
     """A base without its weights. Each part is read when it is first asked for, and once.
 
     Attributes:
-        name: `nano`, `smollm2-135m`, `tiny:<family>`, a local folder, a GGUF file, or a hub id.
+        name: `nano`, `nano-moe`, `smollm2-135m`, `tiny:<family>`, a local folder, a GGUF file, or a hub id.
         trust_remote_code: run model code that comes with a hub repository.
+        roles: patterns of module paths by role, for a model whose modules cannot be told apart; see `describe_anatomy`.
     """
 
     name: str
     trust_remote_code: bool = False
+    roles: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def tiny(self) -> bool:
@@ -50,8 +54,8 @@ class Blueprint:
         Raises:
             ModelUnavailable: there is no such folder, file or packaged model.
         """
-        if self.name == "nano":
-            return str(NANO), {}
+        if self.name in FOLDERS:
+            return str(FOLDERS[self.name]), {}
         if self.name == "smollm2-135m":
             return smollm2.locate(), {}
         if (path := check_base(self.name)) and path.suffix == ".gguf":
@@ -159,6 +163,7 @@ class Blueprint:
             model: nn.Module = AutoModelForCausalLM.from_config(
                 config, trust_remote_code=self.trust_remote_code, dtype=dtype
             )
+        describe_anatomy(model, self.roles)
         return model.eval()
 
     def quantization(self, asked: Quantization) -> str:
@@ -195,10 +200,14 @@ class Blueprint:
 _ONE_BY_ONE = threading.RLock()
 
 
-@lru_cache(maxsize=8)
-def blueprint(name: str, trust_remote_code: bool = False) -> Blueprint:
+def blueprint(name: str, trust_remote_code: bool = False, roles: Mapping[str, str] | None = None) -> Blueprint:
     """Return the blueprint of a base, the same one for repeated calls; the last eight are kept.
 
     For forms, which ask at every edit. A run reads its own, so that it sees what is on disk now.
     """
-    return Blueprint(name, trust_remote_code)
+    return _blueprint(name, trust_remote_code, tuple((roles or {}).items()))
+
+
+@lru_cache(maxsize=8)
+def _blueprint(name: str, trust_remote_code: bool, roles: tuple[tuple[str, str], ...]) -> Blueprint:
+    return Blueprint(name, trust_remote_code, dict(roles))

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llm_adapters_lab.core import quantized
+from llm_adapters_lab.core.anatomy import describe_anatomy
 from llm_adapters_lab.errors import ModelUnavailable
 from llm_adapters_lab.models import quantization as quantizing
 from llm_adapters_lab.models.blueprint import Blueprint
@@ -54,8 +55,8 @@ def load_base(
     """Load a model with its tokenizer.
 
     Args:
-        base: `nano`, `smollm2-135m`, `tiny:<family>`, a local folder, a GGUF file, or a hub id; or the blueprint of
-            one, whose configuration and tokenizer are then used and not read again.
+        base: `nano`, `nano-moe`, `smollm2-135m`, `tiny:<family>`, a local folder, a GGUF file, or a hub id; or the
+            blueprint of one, whose configuration and tokenizer are then used and not read again.
         dtype: of the weights; "auto" is bf16 on a GPU that has it, else fp32 (a CPU without matrix units trains
             many times slower in bf16).
         quantization: of the projections while they are loaded; "none" leaves them as the files have them.
@@ -75,7 +76,9 @@ def load_base(
     if quantization != "none":
         options["quantization_config"] = quantizing.settings(quantization, chosen)
     if plan.tiny:
-        return Base(_tiny(plan.name, options), None, plan)
+        model = _tiny(plan.name, options)
+        describe_anatomy(model, plan.roles)
+        return Base(model, None, plan)
     source, extra = plan.source
     options |= {"trust_remote_code": plan.trust_remote_code, **extra}
     if device_map != "none":
@@ -94,6 +97,7 @@ def load_base(
             found: Any = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
     model, info = found
     _require_complete(plan.name, info)
+    describe_anatomy(model, plan.roles)
     if folder := options.get("offload_folder"):
         weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
     quantizing.pin_packing(model)

@@ -8,14 +8,17 @@ from typing import Any
 
 from llm_adapters_lab.config import flat
 from llm_adapters_lab.results.appearance import looks
+from llm_adapters_lab.results.formatting import SHARES
+from llm_adapters_lab.results.published_results import general_remarks
 from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.spec import RunSpec
 
-SCORE = ("accuracy", "low", "high", "correct", "total", "chance", "majority", "in_format")
-# What scores have since they name their protocol; older records lack it.
-FURTHER = ("protocol", "shots", "extraction", "by_label", "by_text", "acc_norm", "by_limit", "too_long")
-# What else could move a score.
-ASKED = ("decoding", "template", "trained_with", "dtype", "batch", "max_new_tokens")
+SCORE = (
+    *("accuracy", "low", "high", "correct", "total", "chance", "majority", "in_format"),
+    # Older records lack these.
+    *("protocol", "shots", "extraction", "by_label", "by_text", "acc_norm", "by_limit", "too_long"),
+    *("decoding", "template", "trained_with", "dtype", "batch", "max_new_tokens"),
+)
 LEAK = 0.01
 """Share of test rows found in the training data from which on a score is marked."""
 FORMAT = 0.5
@@ -65,14 +68,8 @@ def notes(score: Mapping[str, Any], leaking: float | None) -> list[str]:
         score: one of a summary.
         leaking: what `leak` returns for the task.
     """
-    kinds = {
-        "in format": "in_format",
-        "ended by the limit": "by_limit",
-        "by label": "by_label",
-        "by text": "by_text",
-        "acc_norm": "acc_norm",
-    }
-    words = [f"{score[key]:.0%} {name}" for name, key in kinds.items() if score.get(key) is not None]
+    shares = {name: score.get(name.replace(" ", "_")) for name in SHARES if name not in ("chance", "majority")}
+    words = [f"{share:.0%} {name}" for name, share in shares.items() if share is not None]
     words += [f"{score['too_long']} too long, not asked"] if score.get("too_long") else []
     shots = f", {score['shots']} shots" if score.get("shots") else ""
     words += [f"protocol {score['protocol']}{shots}"] if score.get("protocol") else []
@@ -97,7 +94,10 @@ def remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for row in rows:
         for text in row.get("remarks", ()):
             made.setdefault(text, {})[row["name"]] = None
-    found += [f"{', '.join(names)}: {text}" for text, names in made.items()]
+    general = general_remarks() & made.keys()
+    found += [f"{', '.join(names)}: {text}" for text, names in made.items() if text not in general]
+    if general:
+        found.append(f"{len(general)} more remarks hold for all published rows: see docs/published, or --json.")
     unread = any(row.get("in_format") is not None and row["in_format"] < FORMAT for row in rows)
     return found + [FORMAT_NOTE] * unread
 
@@ -110,10 +110,8 @@ def compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
     Returns:
         Dicts with the keys run, name, adapter, base, status, trainable_parameters, share_of_base, steps, seconds,
-        tokens_per_second, task, accuracy, low, high, correct, total, chance, majority, in_format, protocol, shots,
-        extraction, by_label, by_text, acc_norm, by_limit, too_long, decoding, template, trained_with, dtype, batch,
-        max_new_tokens, leak (share of test rows in the training data, from 1% on). Shares, accuracies and their 95%
-        interval are 0..1; a value that is not known is None.
+        tokens_per_second, task, those of `SCORE`, and leak (share of test rows in the training data, from 1% on).
+        Shares, accuracies and their 95% interval are 0..1; a value that is not known is None.
     """
     rows: list[dict[str, Any]] = []
     names = looks(runs)
@@ -131,10 +129,7 @@ def compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
         } | {key: trained.get(key) for key in ("steps", "seconds", "tokens_per_second")}
         scores = summary.get("scores") or {None: {}}
         rows += [
-            fixed
-            | {"task": task}
-            | {key: score.get(key) for key in SCORE + FURTHER + ASKED}
-            | {"leak": leak(summary, task)}
+            fixed | {"task": task} | {key: score.get(key) for key in SCORE} | {"leak": leak(summary, task)}
             for task, score in scores.items()
         ]
     return rows

@@ -12,6 +12,8 @@ from typing import Any
 Row = Mapping[str, Any]
 NONE = "–"
 """Text of a value that is not known."""
+SHARES = ("chance", "majority", "in format", "by label", "by text", "acc_norm", "by limit")
+"""Columns of a score that are shares, named after its keys."""
 SAID = 80
 """Characters of an answer in a table."""
 LEAKING = "!"
@@ -75,13 +77,7 @@ def score_cells(score: Row) -> dict[str, Any]:
         "accuracy": percent(score["accuracy"]),
         "95% interval": interval(score.get("low"), score.get("high")),
         "correct": None if score.get("correct") is None else f"{score['correct']} of {score['total']}",
-        "chance": percent(score.get("chance")),
-        "majority": percent(score.get("majority")),
-        "in format": percent(score.get("in_format")),
-        "by label": percent(score.get("by_label")),
-        "by text": percent(score.get("by_text")),
-        "acc_norm": percent(score.get("acc_norm")),
-        "by limit": percent(score.get("by_limit")),
+        **{name: percent(score.get(name.replace(" ", "_"))) for name in SHARES},
         "too long": score.get("too_long") or None,
         "protocol": f"{score['protocol']}{shots}" if score.get("protocol") else None,
         "prompt": score.get("template"),

@@ -10,7 +10,6 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -28,34 +27,19 @@ from llm_adapters_lab.tasks.prompts import Template, get_template
 from llm_adapters_lab.tasks.registry import get_task
 
 
-def write_card(
-    folder: Path,
-    base: str,
-    config: AdapterConfig,
-    format: str,
-    record: Run | None,
-    place: str,
-    other_base: Sequence[str] = (),
-) -> None:
-    """Write README.md.
+def card(
+    base: str, config: AdapterConfig, format: str, record: Run | None, place: str, other_base: Sequence[str] = ()
+) -> str:
+    """Return the text of README.md in the folder of an exported adapter.
 
     Args:
-        folder: of the exported adapter.
         base: name of the base, as in a spec.
         config: of the adapter.
         format: "peft" or "lab".
         record: the run it comes from; None for an adapter folder, whose scores are not known.
-        place: name on the hub; "" for a folder that stays here.
+        place: name on the hub, or of a folder that stays here.
         other_base: how its base differs from the one that it was trained on; see `Injection.other_base`.
     """
-    text = card(base, config, format, record, place or folder.name, other_base)
-    (folder / "README.md").write_text(text, encoding="utf-8")
-
-
-def card(
-    base: str, config: AdapterConfig, format: str, record: Run | None, place: str, other_base: Sequence[str] = ()
-) -> str:
-    """Return the text of the card; see `write_card`."""
     from huggingface_hub import ModelCard
 
     rows = [row for row in compare([record]) if row["task"]] if record else []

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.evaluation.statistics import bootstrap_difference, mcnemar
 from llm_adapters_lab.results.appearance import looks
 from llm_adapters_lab.runs.record import Run
@@ -35,7 +34,7 @@ def pairs(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """
     unique = list({run.id: run for run in runs if run.done}.values())
     names = {name: look.name for name, look in looks(unique).items()}
-    answers = {run.id: _answers(run) for run in unique}
+    answers = {run.id: run.answers() for run in unique}
     result = []
     for second in unique[1:]:
         first = unique[0]
@@ -60,25 +59,22 @@ def _alike(first: Run, second: Run, task: str, mine: Answers, other: Answers) ->
         if a != b and (None not in (a, b) or key in ("protocol", "shots")):
             words.append(f"{name} {a} and {b}")
     kept = [] if words else shared
-    for key, name in {"prompt_hash": "prompt", "gold": "gold answer"}.items():
-        unlike = {at for at in shared if None not in (given := [p[at].get(key) for p in (mine, other)]) and _two(given)}
-        templates = [score.get("template") for score in scores]
-        if unlike:
-            which = f"s {templates[0]} and {templates[1]}" if key == "prompt_hash" and _two(templates) else ""
-            words.append(f"{name}{which} of {len(unlike)} of {len(shared)} items")
+    templates = [score.get("template") for score in scores]
+    prompt = "prompt" if templates[0] == templates[1] else f"prompts {templates[0]} and {templates[1]}"
+    for key, name in {"prompt_hash": prompt, "gold": "gold answer"}.items():
+        known = [at for at in shared if None not in (mine[at].get(key), other[at].get(key))]
+        if unlike := {at for at in known if mine[at][key] != other[at][key]}:
+            words.append(f"{name} of {len(unlike)} of {len(shared)} items")
             kept = [at for at in kept if at not in unlike]
     return kept, ", ".join(words)
 
 
-def _two(values: Sequence[Any]) -> bool:
-    return bool(values[0] != values[1])
-
-
 def _trained(first: Run, second: Run) -> str:
     """Return in what the trainings of two adapters differ that changes what their losses mean."""
-    data = [run.spec.data for run in (first, second) if run.spec.adapter]
-    fields = [(name, [getattr(each, name) for each in data]) for name in ("loss_on", "template") if len(data) == 2]
-    return ", ".join(f"{name} {values[0]} and {values[1]}" for name, values in fields if _two(values))
+    if first.spec.adapter is None or second.spec.adapter is None:
+        return ""
+    fields = [(name, *(getattr(run.spec.data, name) for run in (first, second))) for name in ("loss_on", "template")]
+    return ", ".join(f"{name} {a} and {b}" for name, a, b in fields if a != b)
 
 
 def _test(a: list[bool], b: list[bool]) -> dict[str, Any]:
@@ -121,28 +117,15 @@ def disagreements(first: Run, second: Run) -> list[dict[str, Any]]:
         first_options and second_options (log-likelihoods of the options, see `choice_scores`; None where they were
         not scored) and prompt.
     """
-    mine, other, against = _answers(first), _answers(second), looks([first, second])[second.id].name
+    mine, other, against = first.answers(), second.answers(), looks([first, second])[second.id].name
     found = []
     for task in dict.fromkeys(task for task, _ in mine):
         for key in _alike(first, second, task, mine, other)[0]:
-            a, b = mine[key], other[key]
-            if a["correct"] == b["correct"]:
-                continue
-            item: dict[str, Any] = {"against": against, "task": task, "id": key[1]}
-            item |= {
-                "right": "first" if a["correct"] else "second",
-                "gold": a["gold"],
-                "first": a["extracted"],
-                "second": b["extracted"],
-            }
-            item |= {"first_text": a.get("text"), "second_text": b.get("text")}
-            item |= {"first_options": a.get("options"), "second_options": b.get("options"), "prompt": a["prompt"]}
-            found.append(item)
+            right = "first" if mine[key]["correct"] else "second"
+            item = {"against": against, "task": task, "id": key[1], "right": right, "gold": mine[key]["gold"]}
+            for which, row in {"first": mine[key], "second": other[key]}.items():
+                item[which] = row["extracted"]
+                item |= {f"{which}_{name}": row.get(name) for name in ("text", "options")}
+            if mine[key]["correct"] != other[key]["correct"]:
+                found.append(item | {"prompt": mine[key]["prompt"]})
     return sorted(found, key=lambda item: item["right"])
-
-
-def _answers(run: Run) -> Answers:
-    found = {(p["task"], p["id"]): p for p in run.predictions()}
-    if run.done and not found and run.summary.get("scores"):
-        raise BadSpec(f"The run {run.id} has scores but no predictions.jsonl: it cannot be compared item by item.")
-    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from functools import cache
@@ -34,6 +35,13 @@ def remarks(name: str, task: str | None = None) -> list[str]:
             of = f"{', '.join(tasks)}: " if tasks else ""
             found.append(of + remark["text"] + (f" (LLM-Adapters {threads})" if threads else ""))
     return found
+
+
+@cache
+def general_remarks() -> frozenset[str]:
+    """Return the remarks on every task of every trained row, for a table of which the rows' own matter more."""
+    found = Counter(text for name in names() for text in remarks(name, ""))
+    return frozenset(text for text, count in found.items() if 2 * count > len(names()))
 
 
 def names() -> list[str]:

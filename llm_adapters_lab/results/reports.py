@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.events import row_remarks
 from llm_adapters_lab.files import write_atomically, writing
 from llm_adapters_lab.markup import Html
 from llm_adapters_lab.privacy import to_write
@@ -88,6 +89,7 @@ def report(runs: Sequence[Run], path: str | Path, more: Sequence[go.Figure] = ()
             percent=percent,
             short=_short,
             likelihoods=likelihoods_cell,
+            row_remarks=row_remarks,
             paired=paired,
             pair_notes=differing_questions(paired),
         )

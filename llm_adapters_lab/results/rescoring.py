@@ -22,18 +22,15 @@ def rescore(record: Run, rule: Rule) -> dict[str, dict[str, Any]]:
         The new score of each task, with the keys of the stored one.
 
     Raises:
-        BadSpec: the run is unfinished, or its protocol generates no text.
+        BadSpec: the run is unfinished, its protocol generates no text, or its answers are not those it has counted.
     """
     if not record.done:
         raise BadSpec(f"The run {record.id} is {record.summary['status']}; run its spec again, then rescore it.")
-    results, predictions = {}, list(record.predictions())
+    results, answers = {}, record.answers()
     for name, stored in record.summary["scores"].items():
         if stored.get("protocol") == "options":
             raise BadSpec(f"{name} was scored by likelihood in {record.id}: there is no text to read again.")
         task = get_task(name)
-        own = {p["id"]: p for p in predictions if p["task"] == name and "text" in p}
-        if len(own) != stored["total"]:
-            raise BadSpec(f"{record.id}: predictions.jsonl holds {len(own)} of {stored['total']} answers to {name}.")
-        again = [judge(task, p, rule) for p in own.values()]
+        again = [judge(task, p, rule) for p in answers.values() if p["task"] == name]
         results[name] = stored | {"extraction": rule} | count(again)
     return results

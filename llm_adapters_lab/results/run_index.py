@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from llm_adapters_lab.errors import BadSpec, LabError, choices
 from llm_adapters_lab.results.comparison import spec_fields
 from llm_adapters_lab.runs.record import Run, note
 from llm_adapters_lab.runs.recovery.lock import hold
-from llm_adapters_lab.runs.status import SILENT, State, beside, spec_of, state
+from llm_adapters_lab.runs.status import SILENT, Name, State, beside, spec_of, state
 
 _RECORD = ("spec.json", "events.jsonl", "summary.json")
 _PROCESS = ("json", "spec.json", "log")
@@ -108,7 +108,8 @@ def matching(rows: Sequence[Entry], text: str) -> list[Entry]:
             enough if it is unambiguous. Case does not matter. Quotes keep blanks together.
 
     Raises:
-        BadSpec: no row has a field, a name is ambiguous, or words are to be compared with < or >.
+        BadSpec: no row has a field, a name is ambiguous, words are to be compared with < or >, or there is no such
+            operator or state.
     """
     try:
         terms = [term for part in shlex.split(text) for term in _COMMA.split(part.rstrip(","))]
@@ -118,6 +119,10 @@ def matching(rows: Sequence[Entry], text: str) -> list[Entry]:
     for term in filter(None, terms):
         if (found := _TERM.fullmatch(term)) and rows:
             key, (_, operator, wanted) = full_name(found[1], known), found.groups()
+            if wanted[:1] in tuple("=<>!"):
+                raise BadSpec(f"{term!r}: fields compare with one of = != < <= > >=.")
+            if key == "state" and wanted.casefold() not in get_args(Name):
+                raise BadSpec(f"{term!r}: there is no such state. {choices(wanted, get_args(Name))}")
             rows = [row for row in rows if key in row.values and _holds(row.values[key], operator, wanted)]
         else:
             rows = [row for row in rows if term.casefold() in _text(row)]
@@ -218,7 +223,8 @@ def entry(run: Run) -> Entry:
     """Return what is known of a run; if it cannot be read, the reason."""
     known: dict[str, Any] = {}
     try:
-        known["begun"] = _begun(run)
+        places = (run.folder / "spec.json", beside(run, "spec.json"), run.folder)
+        known["begun"] = next((path.stat().st_mtime for path in places if path.exists()), 0.0)
         known["note"] = note(run)
         known["state"] = found = state(run)
         spec = run.spec if (run.folder / "spec.json").exists() else spec_of(run.id, run.folder.parent)
@@ -233,13 +239,6 @@ def entry(run: Run) -> Entry:
         )
 
 
-def _begun(run: Run) -> float:
-    for path in (run.folder / "spec.json", beside(run, "spec.json"), run.folder):
-        if path.exists():
-            return path.stat().st_mtime
-    return 0.0
-
-
 def _holds(value: Any, operator: str, wanted: str) -> bool:
     """Return whether a value compares so with what was written; an item of a list is enough."""
     if operator == "!=":
@@ -249,14 +248,15 @@ def _holds(value: Any, operator: str, wanted: str) -> bool:
     try:
         limit = float(wanted)
     except ValueError:
-        if operator != "=":
-            raise BadSpec(f"{operator} needs a number; given was {wanted!r}.") from None
-    else:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            if "=" in operator and math.isclose(value, limit, rel_tol=1e-9):
-                return True
-            return (value > limit and ">" in operator) or (value < limit and "<" in operator)
-    return operator == "=" and wanted.casefold() in (words(value).casefold(), str(value).casefold())
+        limit = math.nan
+    if math.isnan(limit) and operator != "=":
+        raise BadSpec(f"{operator} needs a number; given was {wanted!r}.")
+    if not math.isnan(limit) and isinstance(value, int | float) and not isinstance(value, bool):
+        if "=" in operator and math.isclose(value, limit, rel_tol=1e-9):
+            return True
+        return (value > limit and ">" in operator) or (value < limit and "<" in operator)
+    named = {words(value).casefold(), str(value).casefold(), *(["null"] if value is None else [])}
+    return operator == "=" and wanted.casefold() in named
 
 
 def _text(row: Entry) -> str:

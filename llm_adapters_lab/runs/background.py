@@ -7,7 +7,6 @@ describe the process.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import signal
@@ -18,7 +17,7 @@ from typing import Any
 
 from llm_adapters_lab.core.registry import get_adapter
 from llm_adapters_lab.errors import BadSpec, LabError
-from llm_adapters_lab.files import write_atomically
+from llm_adapters_lab.files import write_json
 from llm_adapters_lab.runs.event_log import Cursor, read_new
 from llm_adapters_lab.runs.preflight import check_spec
 from llm_adapters_lab.runs.processes import command, lives, spawn
@@ -75,7 +74,7 @@ def stop(run: Run, now: bool = False) -> State:
         return found
     if process["host"] != platform.node():
         raise LabError(f"The run {run.id} is active on {process['host']}. Stop it there: kill {process['pid']}")
-    _write(run, "json", process | {"stop": True})
+    write_json(beside(run, "json"), process | {"stop": True})
     # The process may have ended since `state` was asked.
     with contextlib.suppress(ProcessLookupError):
         os.kill(process["pid"], signal.SIGTERM)  # background jobs of a shell script ignore SIGINT
@@ -123,11 +122,7 @@ def _start(run: Run, spec: RunSpec, fresh: bool) -> None:
             raise LabError(f"The process {before['pid']} of the run {run.id} does not exit. Kill it first.")
         time.sleep(0.05)
     log, began = log_stat(run), time.time()
-    _write(run, "spec.json", spec.model_dump(mode="json"))
+    write_json(beside(run, "spec.json"), spec.model_dump(mode="json"))
     words = ["run", str(beside(run, "spec.json")), "--root", str(run.folder.parent), "--json"]
     process = spawn(*command(*words, *(["--fresh"] if fresh else [])), beside(run, "log"))
-    _write(run, "json", process | {"stop": False, "log": log, "time": began})
-
-
-def _write(run: Run, kind: str, value: Any) -> None:
-    write_atomically(beside(run, kind), (json.dumps(value, indent=2) + "\n").encode())
+    write_json(beside(run, "json"), process | {"stop": False, "log": log, "time": began})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,25 @@ from transformers.utils.hub import cached_file
 
 from llm_adapters_lab.core.fingerprint import base_hash
 from llm_adapters_lab.errors import LabError
+from llm_adapters_lab.files import read_json
 from llm_adapters_lab.models.blueprint import Blueprint
 from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.rows import Rows
 
 FILES = {
-    "config": ("the model configuration", ("config.json", "*.py")),
-    "generation": ("the generation configuration", ("generation_config.json",)),
-    "tokenizer": (
-        "the tokenizer",
-        ("*token*.json", "vocab*", "merges.txt", "*.model", "*.tiktoken", "special_tokens_map.json"),
-    ),
-    "template": ("the chat template", ("chat_template*",)),
+    "config": "config.json *.py",
+    "generation": "generation_config.json",
+    "tokenizer": "*token*.json vocab* merges.txt *.model *.tiktoken",
+    "template": "chat_template*",
 }
-NAMES = {key: name for key, (name, _) in FILES.items()} | {"gguf": "the GGUF file", "weights": "the weights"}
+NAMES = {
+    "config": "the model configuration",
+    "generation": "the generation configuration",
+    "tokenizer": "the tokenizer",
+    "template": "the chat template",
+    "gguf": "the GGUF file",
+    "weights": "the weights",
+}
 """The entries that `hashes` of a record may have besides "base" and "data", and what they are called."""
 _UNIMPORTANT = ("transformers_version", "_name_or_path", "chat_template")
 _READ = 2**24
@@ -39,21 +43,22 @@ def all_hashes(plan: Blueprint, base_print: dict[str, Any], rows: Rows) -> dict[
 
 def file_hashes(plan: Blueprint) -> dict[str, str]:
     """Return the SHA-256 of what a base's files hold besides weights, by the keys of `NAMES`; {} without files."""
-    if (place := _place(plan)) is None:
-        return {}
-    if place.is_file():
-        return {"gguf": _sampled([place])}
-    found: dict[str, list[Any]] = {}
-    for key, (_, patterns) in FILES.items():
-        used = [pattern for pattern in patterns if pattern != "*.py" or plan.trust_remote_code]
-        for path in sorted({path for pattern in used for path in place.glob(pattern) if path.is_file()}):
-            content = _content(path)
-            if isinstance(content, dict):
+    place = _place(plan)
+    if place is None or place.is_file():
+        return {"gguf": _sampled([place])} if place else {}
+    found: dict[str, list[Any]] = {key: [] for key in FILES}
+    for key, patterns in FILES.items():
+        for path in sorted({path for pattern in patterns.split() for path in place.glob(pattern) if path.is_file()}):
+            content: Any = hashlib.sha256(path.read_bytes()).hexdigest()
+            if path.name.endswith("config.json"):  # however it is written
+                content = read_json(path)
                 if text := content.get("chat_template"):
-                    found.setdefault("template", []).append(text)
+                    found["template"].append(text)
                 content = {name: value for name, value in content.items() if name not in _UNIMPORTANT}
-            found.setdefault(key, []).append([path.name, content])
-    return {key: hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest() for key, parts in found.items()}
+            if path.suffix != ".py" or plan.trust_remote_code:
+                found[key].append([path.name, content])
+    texts = {key: json.dumps(parts, sort_keys=True) if parts else "" for key, parts in found.items()}
+    return {key: text and hashlib.sha256(text.encode()).hexdigest() for key, text in texts.items()}
 
 
 def weight_hash(plan: Blueprint) -> dict[str, str]:
@@ -69,11 +74,9 @@ def weight_hash(plan: Blueprint) -> dict[str, str]:
 def changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return the names of what two `hashes` differ in, apart from base and data.
 
-    What a record of an earlier version does not hold, is not compared.
+    What a record does not hold, is not compared; "" stands for no such file.
     """
-    if not before.keys() & NAMES.keys():
-        return []
-    return [name for key, name in NAMES.items() if before.get(key) != now.get(key)]
+    return [name for key, name in NAMES.items() if key in before and before[key] != now.get(key)]
 
 
 def outdated(record: Run) -> str:
@@ -82,7 +85,7 @@ def outdated(record: Run) -> str:
     if not known.keys() & NAMES.keys() or spec.base == "smollm2-135m":  # its package has one version of it
         return ""
     try:
-        plan = Blueprint(spec.base, spec.trust_remote_code)
+        plan = Blueprint(spec.base, spec.trust_remote_code, spec.anatomy)
         now = file_hashes(plan) | weight_hash(plan)
     except (LabError, OSError, ValueError):  # missing or damaged, but the result is still valid
         return ""
@@ -102,19 +105,8 @@ def _place(plan: Blueprint) -> Path | None:
     source, options = plan.source
     if options:
         return Path(source) / options["gguf_file"]
-    if Path(source).is_dir():
-        return Path(source)
     found = cached_file(source, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False)
     return Path(found).parent if found else None
-
-
-def _content(path: Path) -> Any:
-    """Return what a configuration file holds, however it is written, and the SHA-256 of any other file."""
-    data = path.read_bytes()
-    with suppress(ValueError):
-        if path.name.endswith("config.json"):
-            return json.loads(data)
-    return hashlib.sha256(data).hexdigest()
 
 
 def _sampled(paths: list[Path]) -> str:

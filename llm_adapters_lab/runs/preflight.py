@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import chain
 
@@ -12,6 +14,7 @@ from accelerate.utils import is_torch_version
 from llm_adapters_lab._version import __version__
 from llm_adapters_lab.core.registry import get_adapter
 from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.evaluation.predictions import ask, scoring_template
 from llm_adapters_lab.evaluation.scoring import RULES
 from llm_adapters_lab.models import quantization
 from llm_adapters_lab.models.blueprint import Blueprint
@@ -19,10 +22,9 @@ from llm_adapters_lab.runs import trackers
 from llm_adapters_lab.runs.forecast.fits import require_memory
 from llm_adapters_lab.runs.rows import Rows, read_rows
 from llm_adapters_lab.runs.spec import RunSpec
-from llm_adapters_lab.tasks.prompts import ORIGINAL, prompt
 from llm_adapters_lab.tasks.registry import get_task
 from llm_adapters_lab.tasks.round_trip import indistinct, unreadable
-from llm_adapters_lab.tasks.tokens import text_ids
+from llm_adapters_lab.tasks.tokens import count_control_rows, text_ids
 from llm_adapters_lab.training import deepspeed_zero
 from llm_adapters_lab.training.compilation import require_compiler
 from llm_adapters_lab.training.distributed import ProcessGroup, sharded
@@ -49,8 +51,8 @@ def check_rows(spec: RunSpec, rows: Rows, base: Blueprint) -> None:
     """Check the rows as the tokenizer writes them; `rows` then knows which are left out or cannot be judged right.
 
     Raises:
-        BadSpec: under 10 % of the training rows are left, or over 50 % of a set cannot be judged right; both are
-            allowed by `data.allow_dropped`. Or the rows do not fit the model.
+        BadSpec: under 10 % of the training rows or of a scored set are usable, or over 50 % of a set cannot be judged
+            right; both are allowed by `data.allow_dropped`. Or the rows do not fit the model.
     """
     if not (spec.adapter or spec.eval.tasks):
         return
@@ -59,9 +61,10 @@ def check_rows(spec: RunSpec, rows: Rows, base: Blueprint) -> None:
     if spec.adapter:
         samples, left_out = rows.samples(tokenizer, data)
         base.check_ids(max(sample.ids) for sample in samples)
-        longest = max(len(sample.ids) for sample in samples)
-        if base.context and longest > base.context:
-            room = f"{spec.base} takes {base.context}: set data.max_tokens to at most that."
+        longest, virtual = max(len(sample.ids) for sample in samples), getattr(spec.adapter, "virtual_tokens", 0)
+        if base.context and longest + virtual > base.context:
+            besides = f" beside the {virtual} virtual tokens of the adapter" if virtual else ""
+            room = f"{spec.base} takes {base.context - virtual}{besides}: set data.max_tokens to at most that."
             raise BadSpec(f"The longest training row has {longest} tokens, but {room}")
         if 10 * (len(samples) - left_out.unknown) < left_out.rows and not data.allow_dropped:
             raise BadSpec(f"Under 10% of the training rows are usable. {left_out.text} {allow}")
@@ -69,20 +72,47 @@ def check_rows(spec: RunSpec, rows: Rows, base: Blueprint) -> None:
         rows.unreadable = [unreadable(tokenizer, task, rows.train, "train", data.template or task.template, rule)]
     for name, asked in rows.test.items():
         task, of = get_task(name), f"test/{name}"
-        template = ORIGINAL if spec.eval.protocol == "paper" else data.template or task.template
-        if spec.eval.protocol == "options":
-            found = indistinct(tokenizer, task, asked, of, template)
-        else:
-            limit = spec.eval.max_new_tokens or task.max_new_tokens
+        template = scoring_template(task, spec.eval.protocol, data.template)
+        limit = 0 if spec.eval.protocol == "options" else spec.eval.max_new_tokens or task.max_new_tokens
+        if limit:
             found = unreadable(tokenizer, task, asked, of, template, rule, limit)
+        else:
+            found = indistinct(tokenizer, task, asked, of, template)
         rows.unreadable.append(found)
-        if max(tokenizer.get_vocab().values(), default=0) >= base.embeddings:
-            questions = (prompt(row, template) for row in (*rows.shots.get(name, ()), *asked))
-            base.check_ids(chain.from_iterable(text_ids(tokenizer, [*questions, *task.labels])))
+        _check_questions(spec, rows, base, name, template, limit)
     rows.unreadable = [found for found in rows.unreadable if found.count]
     for found in rows.unreadable:
         if 2 * found.count > found.total and not data.allow_dropped:
             raise BadSpec(f"{found.text} This is the tokenizer of {spec.base} with the rule {rule!r}. {allow}")
+
+
+def _check_questions(spec: RunSpec, rows: Rows, base: Blueprint, name: str, template: str, limit: int) -> None:
+    """Note the scored rows of a task that cannot be answered as they are asked; refuse the run if most cannot."""
+    tokenizer, task, asked, shots = base.tokenizer, get_task(name), rows.test[name], rows.shots.get(name, ())
+    shown, notes = [*shots, *(replace(row, output="") for row in asked)], []
+    if written := count_control_rows(tokenizer, shown, template):
+        notes = [f"test/{name}: {written:,} of {len(shown):,} rows have a control token written out, read as text."]
+    choose = bool(base.context and task.labels) and (spec.eval.likelihood or not limit)
+    questions = ask(tokenizer, task, asked, template, shots, limit, choose)
+    if max(tokenizer.get_vocab().values(), default=0) >= base.embeddings:
+        base.check_ids(chain(*(question.ids for question, _ in questions), *text_ids(tokenizer, task.labels)))
+    virtual = getattr(spec.adapter, "virtual_tokens", 0)
+    fits = (base.context or sys.maxsize) - virtual
+    unknown = [tokenizer.unk_token_id in question.ids[1:] for question, _ in questions]
+    of = f"of {len(asked):,} rows"
+    if long := sum(need > fits for _, need in questions):
+        room = f"the {fits} tokens of {spec.base}" + " beside its virtual tokens" * bool(virtual)
+        answer = f"an answer of eval.max_new_tokens = {limit}" if limit else "their longest option"
+        notes.append(f"test/{name}: {long:,} {of} exceed {room} with {answer}, and count as wrong.")
+    if any(unknown):
+        notes.append(f"test/{name}: {sum(unknown):,} {of} have characters that the tokenizer does not know.")
+    rows.notes += [note for note in notes if note not in rows.notes]
+    usable = sum(need <= fits and not strange for (_, need), strange in zip(questions, unknown, strict=True))
+    if 10 * usable < len(asked) and not spec.data.allow_dropped:
+        advice = (
+            "Lower eval.max_new_tokens or eval.shots, or use another base; to run it anyway, set data.allow_dropped."
+        )
+        raise BadSpec(f"Under 10% of the rows can be answered. {' '.join(notes)} {advice}")
 
 
 def check_spec(spec: RunSpec, base: Blueprint | None = None) -> None:
@@ -96,7 +126,7 @@ def check_spec(spec: RunSpec, base: Blueprint | None = None) -> None:
         LabError: something is at fault.
     """
     trackers.require(spec.train.trackers)
-    base = base or Blueprint(spec.base, spec.trust_remote_code)
+    base = base or Blueprint(spec.base, spec.trust_remote_code, spec.anatomy)
     skeleton = base.skeleton
     if sharded():
         _check_spread(spec.base, base.quantization(spec.quantization))

@@ -12,13 +12,14 @@ from llm_adapters_lab.core.injection import inject
 from llm_adapters_lab.core.registry import get_adapter
 from llm_adapters_lab.core.sites import placement_counts
 from llm_adapters_lab.errors import DataUnavailable
+from llm_adapters_lab.events import row_remarks
 from llm_adapters_lab.models.blueprint import Blueprint
 from llm_adapters_lab.runs.forecast.duration import TIMES, alike
-from llm_adapters_lab.runs.forecast.fits import ROWS, memory_of_machine, samples
+from llm_adapters_lab.runs.forecast.fits import ROWS, memory_of_machine
 from llm_adapters_lab.runs.forecast.machine import Choice
 from llm_adapters_lab.runs.forecast.memory import Memory, estimate
 from llm_adapters_lab.runs.forecast.size import size_of
-from llm_adapters_lab.runs.preflight import check_spec
+from llm_adapters_lab.runs.preflight import check_rows, check_spec
 from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.rows import Rows, read_rows
 from llm_adapters_lab.runs.spec import RunSpec
@@ -97,11 +98,16 @@ def dry_run(spec: RunSpec, root: str | Path = "runs") -> Forecast:
     Raises:
         LabError: the spec, the base's configuration, the placement or the rows are at fault.
     """
-    base = Blueprint(spec.base, spec.trust_remote_code)
+    base = Blueprint(spec.base, spec.trust_remote_code, spec.anatomy)
     check_spec(spec, base)
     record, times, amount = Run(Path(root).resolve() / spec.id), alike(spec, root), size_of(spec, base)
     notes: list[str] = []
     rows = _rows(spec, notes)
+    count = len(rows.train) - spec.data.validation if rows else None
+    if rows and base.tokenizer_if_any:
+        rows.train = rows.train[: spec.data.validation + ROWS]
+        check_rows(spec, rows, base)
+        notes += row_remarks({"rows": rows.told()})
     counts: dict[str, dict[int, int]] = {}
     memory, learnt = None, None
     paths: tuple[Choice, ...] = ()
@@ -109,7 +115,7 @@ def dry_run(spec: RunSpec, root: str | Path = "runs") -> Forecast:
         entry = get_adapter(spec.adapter.type)
         counts = placement_counts(entry.cls.sites(base.anatomy, base.skeleton, spec.adapter.at or entry.at))
         notes += [base.anatomy.remark] if counts and base.anatomy.left_out else []
-        examined, learnt = _training_rows(spec, rows, base, notes)
+        examined, learnt = _training_rows(spec, rows, count, base, notes)
         paths = _fast_paths(spec, examined, base)
         if (memory := estimate(spec, examined, base)) is None:
             notes.append("Its memory cannot be estimated beforehand: the model's computation depends on numbers.")
@@ -143,16 +149,16 @@ def _rows(spec: RunSpec, notes: list[str]) -> Rows | None:
 
 
 def _training_rows(
-    spec: RunSpec, rows: Rows | None, base: Blueprint, notes: list[str]
+    spec: RunSpec, rows: Rows | None, count: int | None, base: Blueprint, notes: list[str]
 ) -> tuple[list[Sample], int | None]:
     """Return tokenized rows to examine, made up ones if need be, and the number of training rows."""
     if (tokenizer := base.tokenizer_if_any) is None:
         notes.append(f"{spec.base} has no tokenizer, so the length of a row is not known.")
-    count = len(rows.train) - spec.data.validation if rows else None
-    if rows and count and tokenizer and (found := samples(spec, rows.train, base)):
+    if rows and count and tokenizer:
+        found = rows.samples(tokenizer, spec.data)[0][spec.data.validation :]
         if count <= ROWS:
             return found, len(found)
-        notes.append(f"Memory is that of the first {ROWS:,} rows; rows too long for data.max_tokens are counted.")
+        notes.append(f"Memory, and what is left out, are those of the first {ROWS:,} of {count:,} rows to train on.")
         return found, count
     notes.append(f"Memory is an upper bound: every row is taken to have {spec.data.max_tokens} tokens, all counted.")
     longest = [(row + 1, *[0] * (spec.data.max_tokens - 1)) for row in range(spec.train.batch)]  # no common prefix

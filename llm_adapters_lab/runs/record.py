@@ -53,11 +53,15 @@ class Run:
 
     @property
     def spec(self) -> RunSpec:
-        """The spec."""
+        """The spec; it is refused if another one has been written in its place."""
+        path = self.folder / "spec.json"
         try:
-            return RunSpec.parse(json.loads((self.folder / "spec.json").read_text(encoding="utf-8")))
+            spec = RunSpec.parse(json.loads(path.read_text(encoding="utf-8")))
         except ValueError as error:  # invalid JSON or spec, from another version or edited by hand
-            raise BadSpec(f"{self.folder / 'spec.json'} is not a spec this version understands: {error}") from None
+            raise BadSpec(f"{path} is not a spec this version understands: {error}") from None
+        if spec.id != self.id and spec.id != self.summary.get("id"):  # a finished record may be renamed
+            raise BadSpec(f"{path} was edited: it is the spec of {spec.id}. Undo that, or put it elsewhere and run it.")
+        return spec
 
     @property
     def done(self) -> bool:
@@ -77,8 +81,15 @@ class Run:
     @property
     def summary(self) -> dict[str, Any]:
         """The result; for an unfinished run only its id and status, and the error if it failed."""
+        path = self.folder / "summary.json"
         try:
-            return json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(found, dict) or not {"id", "status"} <= found.keys():
+                raise ValueError("it holds no result of a run")
+            return found
+        except (ValueError, RecursionError) as error:
+            advice = "Repeat the run with --fresh (fresh=True), or delete its folder."
+            raise BadSpec(f"{path} is damaged: {error}. {advice}") from None
         except FileNotFoundError:
             last = last_event(self.log) or {}
             failed = last.get("event") == "Failed"
@@ -93,6 +104,21 @@ class Run:
     def predictions(self) -> Iterator[dict[str, Any]]:
         """Yield every scored answer, with the keys of `evaluate`."""
         yield from _lines(self.folder / "predictions.jsonl")
+
+    def answers(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """Return the scored answers of a finished run by task and id.
+
+        Raises:
+            BadSpec: they are not those that its summary counts.
+        """
+        found = {(p["task"], p["id"]): p for p in self.predictions()}
+        for task, score in self.summary.get("scores", {}).items():
+            own = [bool(p["correct"]) for p in found.values() if p["task"] == task]
+            if (len(own), sum(own)) != (score["total"], score["correct"]):
+                held = f"{self.id}: predictions.jsonl holds {len(own)} of {score['total']} answers to {task}"
+                right = f"{sum(own)} of them right; its summary counts {score['correct']} right"
+                raise BadSpec(f"{held}, {right}. Repeat the run with --fresh (fresh=True).")
+        return found
 
     def is_of(self, spec: RunSpec) -> bool:
         """Return whether this is a record of the spec, up to settings that change no result."""

@@ -55,8 +55,8 @@ def rerun(record: Run, on_event: Listener | None = None) -> list[Difference]:
         BadSpec: the run is not finished.
         LabError: it cannot be repeated, for instance because its data are missing.
     """
-    if not record.done:
-        raise BadSpec(f"The run {record.id} is {record.summary['status']}: there is nothing to compare with.")
+    if (status := record.summary["status"]) != "finished":
+        raise BadSpec(f"The run {record.id} is {status}: there is nothing to compare with.")
     with tempfile.TemporaryDirectory(prefix="lab-rerun-") as root:
         return compare(record, run(record.spec, root=root, on_event=on_event))
 
@@ -75,14 +75,9 @@ def _kind(name: str) -> str:
     """Return in words what kind of circumstance differs."""
     part, _, last = name.partition(".")
     if part == "hashes":
+        known = {"base": "another base", "data": "other data"}
         key = name.split(".")[1]
-        return (
-            "another base"
-            if key == "base"
-            else "other data"
-            if key == "data"
-            else NAMES[key].replace("the ", "another ")
-        )
+        return known.get(key) or NAMES[key].replace("the ", "another ")
     known = {"threads": "number of threads", "commit": "code of the lab", "dtype": "another dtype"}
     return known.get(last) or ("another machine" if last in ("device", "platform") else f"version of {last}")
 

@@ -35,6 +35,7 @@ class Rows:
         test: evaluation rows by task.
         shots: few-shot examples by task.
         unreadable: sets of rows of which some cannot be judged right, see `preflight.check_rows`.
+        notes: further sentences about the rows.
     """
 
     train: list[Example] = field(default_factory=list)
@@ -42,6 +43,7 @@ class Rows:
     test: dict[str, list[Example]] = field(default_factory=dict)
     shots: dict[str, list[Example]] = field(default_factory=dict)
     unreadable: list[Unreadable] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     _samples: tuple[list[Sample], LeftOut] | None = None
 
     def samples(self, tokenizer: Any, data: DataSpec) -> tuple[list[Sample], LeftOut]:
@@ -70,13 +72,14 @@ class Rows:
     def told(self) -> dict[str, Any]:
         """Return which rows were left out or cannot be judged right, as in `summary.json`."""
         left_out = asdict(self._samples[1]) if self._samples else None
-        return {"left_out": left_out, "unreadable": [asdict(found) for found in self.unreadable]}
+        unreadable = [asdict(found) for found in self.unreadable]
+        return {"left_out": left_out, "unreadable": unreadable, "notes": self.notes}
 
     def events(self) -> list[Event]:
         """Return the events that tell the same."""
         left_out = [self._samples[1]] if self._samples and self._samples[1].text else []
-        noticed = [Noticed(found.text) for found in self.unreadable if found.noticed]
-        return [*left_out, *self.unreadable, *noticed]
+        noticed = [*self.notes, *(found.text for found in self.unreadable if 100 * found.count > found.total)]
+        return [*left_out, *self.unreadable, *map(Noticed, noticed)]
 
     def digests(self) -> dict[str, str]:
         """Return the SHA-256 of each set of rows, by its name: "train", "test/<task>" or "shots/<task>"."""
@@ -118,6 +121,9 @@ def read_rows(spec: RunSpec) -> Rows:
             repeated = f" ({rows.repeats_validation} repeat a validation question)" if rows.repeats_validation else ""
             held = f"data.validation = {spec.data.validation}"
             raise BadSpec(f"{held} leaves none of {len(found)} rows to train on{repeated}. Lower it.")
+        if len(rows.train) < wanted and spec.data.rows:
+            there = len(rows.train) - spec.data.validation
+            rows.notes.append(f"data.rows asks for {spec.data.rows:,} training rows, but there are only {there:,}.")
     return rows
 
 

@@ -21,6 +21,7 @@ from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.evaluation.spec import EvalSpec
 from llm_adapters_lab.models.spec import DeviceMap, Dtype, Quantization
 from llm_adapters_lab.runs.presets import expand, read_spec
+from llm_adapters_lab.signatures import checked
 from llm_adapters_lab.tasks.spec import DataSpec, Place
 from llm_adapters_lab.training.spec import NOT_IN_ID, TrainSpec
 
@@ -45,6 +46,9 @@ class RunSpec(Part):
         default="none", description="auto: the base over all GPUs, the rest in memory and on disk; none: on one device"
     )
     trust_remote_code: bool = Field(default=False, description="run model code from the hub repository")
+    anatomy: dict[str, str] = Field(
+        default_factory=dict, description="module paths by role, {q: '*.attn.query'}, if they cannot be told apart"
+    )
     seed: int = Field(default=0, ge=0, lt=2**31, description="of adapter, row order, dropout and subsets")
 
     @field_validator("adapter", mode="before")
@@ -108,6 +112,7 @@ class RunSpec(Part):
         return parse(cls, fields)
 
     @classmethod
+    @checked
     def load(cls, path: str | Path, changes: dict[str, Any] | None = None) -> RunSpec:
         """Read a spec from a YAML or JSON file, or a spec preset by name.
 

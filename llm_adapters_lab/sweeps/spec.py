@@ -24,6 +24,7 @@ from llm_adapters_lab.config import Part, change, parse
 from llm_adapters_lab.errors import BadSpec, LabError
 from llm_adapters_lab.runs.presets import read_spec
 from llm_adapters_lab.runs.spec import RunSpec
+from llm_adapters_lab.signatures import checked
 
 Changes = dict[str, Any]
 Values = Annotated[list[Any], Field(min_length=1)]
@@ -108,12 +109,7 @@ class Sweep(Part):
 
     @model_validator(mode="after")
     def _once(self) -> Sweep:
-        parts = {
-            "grid": set(self.grid),
-            "list": {name for entry in self.several for name in entry},
-            "random": set(self.random.fields) if self.random else set(),
-            "seeds": {"seed"} if self.seeds else set(),
-        }
+        parts = self._varied()
         for (one, mine), (other, theirs) in itertools.combinations(parts.items(), 2):
             if twice := sorted(mine & theirs):
                 raise BadSpec(f"{', '.join(twice)} is varied by {one} and by {other}. Remove it from one of them.")
@@ -125,6 +121,15 @@ class Sweep(Part):
             )
         return self
 
+    def _varied(self) -> dict[str, set[str]]:
+        """Return the fields that each part varies."""
+        return {
+            "grid": set(self.grid),
+            "list": {name for entry in self.several for name in entry},
+            "random": set(self.random.fields) if self.random else set(),
+            "seeds": {"seed"} if self.seeds else set(),
+        }
+
     @classmethod
     def parse(cls, fields: Mapping[str, Any]) -> Sweep:
         """Make a sweep from plain data.
@@ -135,15 +140,16 @@ class Sweep(Part):
         return parse(cls, fields)
 
     @classmethod
+    @checked
     def load(cls, path: str | Path, changes: Changes | None = None) -> Sweep:
         """Read a sweep file.
 
         Args:
             path: of the YAML file.
-            changes: dotted fields of the common spec with new values; the varied fields override them.
+            changes: dotted fields of the common spec with new values.
 
         Raises:
-            BadSpec: the file is missing, cannot be read, or holds no valid sweep.
+            BadSpec: the file is missing, cannot be read, or holds no valid sweep; or it varies a changed field.
         """
         path = Path(path)
         fields = {"name": path.stem, **read_spec(path)}
@@ -151,6 +157,10 @@ class Sweep(Part):
             raise BadSpec(f"{path} is no sweep: it has no key `spec`. If it is the spec of one run, use `run {path}`.")
         beside = path.parent / spec if isinstance(spec := fields["spec"], str) else None
         found = cls.parse(fields | ({"spec": str(beside)} if beside and beside.is_file() else {}))
+        for name in changes or {}:
+            for part, varied in found._varied().items():
+                if over := next((field for field in varied if f"{name}.".startswith(f"{field}.")), None):
+                    raise BadSpec(f"{name} cannot be set: {over} is varied by {part}. Change it in {path}.")
         return found.model_copy(update={"spec": change(found.spec, changes or {})})
 
     def specs(self) -> list[RunSpec]:
@@ -167,10 +177,8 @@ class Sweep(Part):
         faults = {}
         for parts in itertools.product(*self._parts()):
             changes = {name: value for part in parts for name, value in part.items()}
-            # `adapter` before `adapter.rank`, which is a field of it.
-            in_order = dict(sorted(changes.items(), key=lambda field: field[0].count(".")))
             try:
-                spec = RunSpec.parse(change(self.spec, in_order))
+                spec = RunSpec.parse(change(self.spec, changes))
             except LabError as error:
                 faults[describe_changes(changes)] = str(error)
             else:

@@ -34,6 +34,7 @@ from llm_adapters_lab.runs.restoring import load_base
 from llm_adapters_lab.runs.rows import Rows, read_rows
 from llm_adapters_lab.runs.session import Phase, Position, RunSession, warn
 from llm_adapters_lab.runs.spec import RunSpec
+from llm_adapters_lab.signatures import checked
 from llm_adapters_lab.training.checkpoints import random_states, set_random_states
 from llm_adapters_lab.training.distributed import ProcessGroup
 from llm_adapters_lab.training.joint import JointTrainer, Member
@@ -44,6 +45,7 @@ MAY_DIFFER = {"learning_rate", "warmup", "schedule", "weight_decay", "clip", "ev
 Listener = Callable[[Run, Event], None]
 
 
+@checked
 def study(
     specs: Sequence[RunSpec],
     *,
@@ -169,7 +171,7 @@ def _study(
     group: ProcessGroup,
 ) -> None:
     first, rows = todo[0][0], dict[str, Rows]()
-    plan = Blueprint(first.base, first.trust_remote_code)
+    plan = Blueprint(first.base, first.trust_remote_code, first.anatomy)
     for spec, record in todo:
         check_writable(record.folder)
         if (scored := spec.eval.model_dump_json()) not in rows:

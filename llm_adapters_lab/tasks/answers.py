@@ -3,7 +3,8 @@
 =======  ===========================  ===============================================  ==========
 Form     Gold answer                  Correct if                                       Max tokens
 =======  ===========================  ===============================================  ==========
-number   ``"12"``, ``"-0.5"``         the two differ by at most 0.001                  256
+number   ``"12"``, ``"-0.5"``         the two differ by at most 0.001, below 1 by      256
+                                      0.1 %; under the original rule by 0.001
 letter   ``"A"`` to ``"E"``           same letter                                      256
 label    one of a given list          same label                                       32
 text     any text                     same first line, ignoring case and white space   64
@@ -13,12 +14,13 @@ text     any text                     same first line, ignoring case and white s
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 from llm_adapters_lab.tasks.base import Rule
-from llm_adapters_lab.tasks.extraction import label, letter, number, same_number, same_text
+from llm_adapters_lab.tasks.extraction import label, letter, number, same_number, same_number_originally, same_text
 
 Kind = Literal["number", "letter", "label", "text"]
 LETTERS = tuple("ABCDE")
@@ -31,6 +33,7 @@ class AnswerForm(TypedDict):
 
     extract: Callable[[str, Rule], str | None]
     same: Callable[[str, str], bool]
+    same_originally: NotRequired[Callable[[str, str], bool]]
     labels: tuple[str, ...]
     max_new_tokens: int
     answers: str
@@ -45,7 +48,14 @@ def answer_form(kind: Kind, labels: tuple[str, ...] = (), read: tuple[str, ...] 
         read: the labels to look for in generated text; default: `labels`.
     """
     if kind == "number":
-        return AnswerForm(extract=number, same=same_number, labels=(), max_new_tokens=256, answers="number")
+        return AnswerForm(
+            extract=number,
+            same=same_number,
+            same_originally=same_number_originally,
+            labels=(),
+            max_new_tokens=256,
+            answers="number",
+        )
     if kind == "text":
         return AnswerForm(extract=first_line, same=same_line, labels=(), max_new_tokens=64, answers="any text")
     extract: Callable[[str, Rule], str | None] = letter
@@ -62,8 +72,9 @@ def first_line(text: str, rule: Rule = "lab") -> str | None:
 
 
 def same_line(a: str, b: str) -> bool:
-    """Return whether two texts are equal, ignoring case and white space."""
-    return a.casefold().split() == b.casefold().split()
+    """Return whether two texts are equal, ignoring case, white space and how an accent is written."""
+    first, second = (unicodedata.normalize("NFC", text).casefold().split() for text in (a, b))
+    return first == second
 
 
 def parse_options(instruction: str, labels: tuple[str, ...]) -> tuple[tuple[str, str], ...]:

@@ -12,12 +12,14 @@ From then on ``data.task: capitals`` trains on it and ``eval.tasks: [capitals]``
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from llm_adapters_lab.errors import BadSpec, choices
+from llm_adapters_lab.signatures import checked
 
 Rule = Literal["lab", "original"]
 
@@ -62,6 +64,7 @@ class Task:
         template: a prompt template of `llm_adapters_lab.tasks.prompts`.
         splits: the splits the task has.
         source: origin and licence of the rows.
+        same_originally: what `same` is under the rule "original", where that differs.
     """
 
     name: str
@@ -75,7 +78,9 @@ class Task:
     template: str = "alpaca"
     splits: tuple[str, ...] = ("train", "test")
     source: str = ""
+    same_originally: Callable[[str, str], bool] | None = None
 
+    @checked
     def load(self, split: str, root: Path | None = None) -> list[Example]:
         """Return the rows of a split.
 
@@ -92,10 +97,19 @@ class Task:
             raise BadSpec(f"{self.name} has no {split!r} split. {choices(split, self.splits)}")
         return self.read(split, root)
 
+    @checked
     def judge(self, text: str | None, gold: str, rule: Rule) -> tuple[str | None, bool]:
-        """Return the answer that a rule finds in generated text, if any, and whether it agrees with the gold answer."""
+        """Return the answer that a rule finds in generated text, if any, and whether it agrees with the gold answer.
+
+        The lab rule reads both in the Unicode form NFC, so that an accent may be written either way.
+        """
+        same = self.same
+        if rule == "lab":
+            text, gold = text and unicodedata.normalize("NFC", text), unicodedata.normalize("NFC", gold)
+        else:
+            same = self.same_originally or same
         extracted = self.extract(text, rule) if text is not None else None
-        return extracted, extracted is not None and self.same(extracted, gold)
+        return extracted, extracted is not None and same(extracted, gold)
 
 
 TASKS: dict[str, Task] = {}

@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -98,7 +99,8 @@ def _parse(name: str) -> Source:
             raise BadSpec(f"{name!r}: give {key!r} once, with a value, as in {key}=...")
         given[key] = value
     get_template(given.get("template", "alpaca"))
-    labels = tuple(part.strip() for part in given["labels"].split("|")) if "labels" in given else ()
+    given_labels = unicodedata.normalize("NFC", given["labels"]).split("|") if "labels" in given else ()
+    labels = tuple(part.strip() for part in given_labels)
     kind = given.get("form", "label" if labels else "text")
     if kind not in get_args(Kind):
         raise BadSpec(f"{name!r}: form = {kind!r}. {choices(kind, get_args(Kind))}")
@@ -108,6 +110,8 @@ def _parse(name: str) -> Source:
     if not (source.is_file or _HUB.fullmatch(place)):
         ends = ", ".join(readers.READERS)
         raise BadSpec(f"{name!r}: {place!r} is neither a file that ends in {ends} nor a hub id such as owner/name.")
+    if source.is_file and (hub := [key for key in ("config", "train", "test") if key in given]):
+        raise BadSpec(f"{name!r}: {', '.join(hub)}: a file has no such parts, only a data set on the hub. Remove it.")
     return source
 
 
@@ -153,7 +157,7 @@ def _answer(source: Source, row: Row, output: str | None, short: str | None) -> 
         return row.number(short)
     key, labels = short or output or "", source.form["labels"]
     given = row.as_text(key)
-    found = given if short else source.form["extract"](given, "lab")
+    found = given if short else source.form["extract"](unicodedata.normalize("NFC", given), "lab")
     if not found:
         raise row.error(key, f"is {given!r:.60}; no {source.kind} can be read from it.")
     if not labels:

@@ -9,7 +9,7 @@ Answer    original                                          lab
 number    commas removed, last match of ``-?\d+\.?\d*``     the number right after the last "the answer is",
                                                             "answer:", "####" or "\boxed{", else the last number;
                                                             understands 1,200, $1 200, 40%, 3/4, 2 1/2, 1½, 1e3,
-                                                            10^4, "is - 5", digits of other scripts, and that the
+                                                            10^4, 1'000, "is - 5", other digits, and that the
                                                             3 of 5-3 is not negative; "is 9 . 8" is 9.8, as
                                                             tokenizers of words write it
 letter    first capital A to E, even inside a word          after "answer is" / "answer:" (b at the end of a line,
@@ -50,24 +50,33 @@ _NUMBER = re.compile(
         (?P<sign>(?<![\w)\]}%.])-)?[$\u20ac\u00a3]?
         (?:(?P<whole>\d{1,9})[ ](?=\d+/\d))?      # 2 1/2
         (?P<top>\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?
-            |\d{1,3}(?:[\u00a0\u2009\u202f]\d{3})+(?!\d)(?:\.\d+)?    # grouped by non-breaking spaces
+            |\d{1,3}(?:[\u00a0\u2009\u202f'\u2019_]\d{3})+(?!\d)(?:\.\d+)?    # 1'000, or non-breaking spaces
             |(?<=[$\u20ac\u00a3])\d{1,3}(?:[ ]\d{3})+(?!\d)(?:\.\d+)?  # $118 000, but not "12 500 g bags"
             |\d+(?:\.\d+)?|(?<![\w.])\.\d+)
         (?:/(?P<bottom>0*[1-9]\d{0,8})(?!\.?\d|/)
             |(?:[eE]|[ ]?(?:[x*\u00d7]|\\times|\\cdot)[ ]?10\^\{?)(?P<exponent>[+-]?\d{1,4})(?!\w|\.\d|\^)
-            |\^\{?(?P<power>\d{1,3})(?!\w|\.\d|\^))?""",
+            |(?:\^\{?|\*\*|[ ](?:\^|\*\*)[ ])(?P<power>\d{1,3})(?!\w|\.\d|\^|\*\*\d))?""",
     re.VERBOSE | re.ASCII,
 )
 _NUMBER_MARK = re.compile(
     rf"(?:\banswer[*_]*(?:\s+is\b|\s*[:=])|\#\#\#\#|\\boxed){_GAP}*"
-    r"(?:(?:about|approximately|roughly|only|equal to)\s+)?",
+    r"(?:(?:about|approximately|roughly|only|equal to)\s+)?"
+    r"(?:(?:[-+*/x\u00d7\u00f7().,\d $%^]*=)+\s*(?=[-$.\d]))?",  # "3 + 4 =" before its result
     re.IGNORECASE,
 )
+_UNCLEAR = re.compile(
+    r"""(?<![\d,.])\d+(?:\.\d+)*,\d+(?!,?\d)      # 3,14 or 1.234,56: a decimal comma, or two numbers
+        |(?<![\d,])\d\d?(?:,\d\d)+,\d{3}(?!,?\d)   # 12,34,567: Indian groups, or a list
+        |(?<![\d.])\d+(?:\.\d+){2,}                # 1.000.000
+        |(?<![\d.,/])(?<!\d[ ])\d{1,3}(?:[ ]\d{3})+(?:[.,]\d+)*(?![ ]?\d)   # 1 000: one number, or two
+        |(?<![\d_'\u2019])\d+(?:[_'\u2019]\d+)+     # 1_0, 5'10""",
+    re.VERBOSE | re.ASCII,
+)
+"""What may be one number or several; no part of it is read."""
 # Tokenizers of words set spaces around signs: "- 5", "9 . 8". A dash in a new line starts an item of a list instead.
 _SPACED_SIGN = re.compile(r"((?:\bis|[:=]|#{4})[ *_$({\[]*)-[ ](?=[$.\d])", re.ASCII)
 _SPACED_POINT = re.compile(rf"({_NUMBER_MARK.pattern}-?\d+) \. (?=\d)", re.IGNORECASE | re.ASCII)
 _SPACED_NUMBER = re.compile(r"\s*(?:- )?\d+(?: \. \d+)?(?: \.)?\s*", re.ASCII)
-_SUM = re.compile(r"(?:[-+*/x\u00d7\u00f7().,\d $%^]*=)+\s*(?=[-$.\d])")
 
 # "A" before a lower-case word is the article, unless the word shows otherwise ("A is right", "A because").
 _CAPITAL = r"(?:[B-E]|A(?!\s+(?!(?:is|because|since)\b)[a-z]))(?![\w/-]|['\u2019]\w)"
@@ -97,24 +106,24 @@ def shortest(value: float | Decimal) -> str:
 def number(text: str, rule: Rule = "lab") -> str | None:
     """Return the number in `text` as a string that ``float`` accepts, fractions evaluated; None if there is none.
 
-    Under the lab rule, ``3,14`` is none either: it may be a decimal comma or two numbers.
+    Under the lab rule, ``3,14``, ``1 000`` and ``12,34,567`` are none either: they may be one number or several.
     """
     if rule == "original":
         matches = _ORIGINAL_NUMBER.findall(text.replace(",", ""))
         return matches[-1] if matches else None
     text = _plain(text)
-    marked = (_NUMBER.match(text, _after_sum(text, mark.end())) for mark in _NUMBER_MARK.finditer(text))
+    marked = (_NUMBER.match(text, mark.end()) for mark in _NUMBER_MARK.finditer(text))
     found = [m for m in marked if m] or list(_NUMBER.finditer(text))
-    if not found or _beside_comma(text, found[-1]):
+    if not found or _unclear(text, found[-1]):
         return None
     return shortest(_value(found[-1]))
 
 
-def _beside_comma(text: str, match: re.Match[str]) -> bool:
-    """Return whether a number is one side of a single comma, as in ``3,14``; ``1,2,3`` is a list."""
-    before, after = re.search(r"[0-9,]*\Z", text[: match.start()]), re.match(r"[0-9,]*", text[match.end() :])
-    whole = (before[0] if before else "") + match[0] + (after[0] if after else "")
-    return whole != match[0] and bool(re.fullmatch(r"-?\d+,\d+,?", whole))
+def _unclear(text: str, match: re.Match[str]) -> bool:
+    """Return whether a number is only a part of what `_UNCLEAR` finds, such as one side of the comma in ``3,14``."""
+    start, end = match.start("top"), match.end()
+    spans = (found.span() for found in _UNCLEAR.finditer(text))
+    return any(first <= start < end < last or first < start < end <= last for first, last in spans)
 
 
 def _plain(text: str) -> str:
@@ -130,14 +139,8 @@ def _plain(text: str) -> str:
     return _SPACED_POINT.sub(r"\1.", _SPACED_SIGN.sub(r"\1-", text))
 
 
-def _after_sum(text: str, start: int) -> int:
-    """Return where the result of a calculation such as ``3 + 4 = 7`` starts, or `start` if there is no calculation."""
-    total = _SUM.match(text, start)
-    return total.end() if total else start
-
-
 def _value(match: re.Match[str]) -> float | Decimal:
-    top = re.sub(r"[,\s]", "", match["top"])
+    top = re.sub(r"[,\s'\u2019_]", "", match["top"])
     value: float | Decimal = Decimal(top)
     if match["bottom"] and math.isfinite(float(top)):
         value = float(top) / float(match["bottom"]) + float(match["whole"] or 0)
@@ -172,7 +175,9 @@ def label(text: str, rule: Rule = "lab", *, labels: tuple[str, ...]) -> str | No
     listed, marked, alone = _label_patterns(labels)
     text = listed.sub(" ", text)
     found = marked.search(text) or alone.search(text)
-    return next((name for name in labels if name.lower() == found[1].lower()), None) if found else None
+    alike = [name for name in labels if found and name.lower() == found[1].lower()]
+    exact = [name for name in alike if found and name == found[1]]  # capitals may tell labels apart
+    return next(iter(exact or alike), None) if exact or len(alike) == 1 else None
 
 
 @cache
@@ -192,6 +197,13 @@ def _label_patterns(labels: tuple[str, ...]) -> tuple[re.Pattern[str], re.Patter
 
 
 def same_number(a: str, b: str) -> bool:
+    """Return whether two numbers, given as text, differ by at most `TOLERANCE`, and below 1 by at most 0.1 %."""
+    largest = max(abs(float(a)), abs(float(b)))
+    close = largest >= 1 or abs(float(a) - float(b)) <= TOLERANCE * largest
+    return close and same_number_originally(a, b)
+
+
+def same_number_originally(a: str, b: str) -> bool:
     """Return whether two numbers, given as text, differ by at most `TOLERANCE`, as the original scripts do.
 
     From 2**53 on, where floats leave out integers, they have to be equal.

@@ -143,7 +143,13 @@ def read(path: Path, suffix: str | None = None) -> list[Row]:
         raise
     except FileNotFoundError:
         raise DataUnavailable(f"There is no data file {path}. Give the path of an existing file.") from None
-    except Exception as error:  # broken text, parquet and nesting share no error class
+    except IsADirectoryError:
+        raise BadRow(f"{path} is a folder. Give the path of a file in it.") from None
+    except OSError as error:
+        raise BadRow(f"{path} cannot be read: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise BadRow(f"{path} is not text in UTF-8: {error.reason} {error.start}. Save it as UTF-8.") from None
+    except Exception as error:  # broken CSV, parquet and nesting share no error class
         raise BadRow(f"{path} cannot be read: {error}. Download or write the file again.") from error
     if not rows:
         raise BadRow(f"{path} holds no rows: the file is empty. Give at least one row.")
@@ -160,7 +166,7 @@ def from_hub(hub: str, config: str | None, split: str, revision: str | None = No
     try:
         from datasets import load_dataset  # type: ignore[import-untyped]
 
-        rows = load_dataset(hub, config, split=split, revision=revision).to_list()
+        rows = _arrow_rows(load_dataset(hub, config, split=split, revision=revision).with_format("arrow")[:])
     except Exception as error:  # the library, the hub and the network share no error class
         raise DataUnavailable(
             f"The split {split!r} of {hub} could not be downloaded from the hub ({type(error).__name__}: {error}). "
@@ -171,11 +177,27 @@ def from_hub(hub: str, config: str | None, split: str, revision: str | None = No
     return _numbered(f"{hub} ({split})", rows)
 
 
-def _json(path: Path) -> list[Row]:
+def _plain(text: str, where: str, advice: str) -> Any:
+    def make(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        _require_distinct(where, "an object", [name for name, _ in pairs])
+        return dict(pairs)
+
     try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"), parse_float=Decimal)
+        return json.loads(text, parse_float=Decimal, object_pairs_hook=make)
+    except BadRow:
+        raise
     except (ValueError, RecursionError) as error:
-        raise BadRow(f"{path} is not JSON: {error}. Download or write the file again.") from error
+        raise BadRow(f"{where} is not JSON: {error}. {advice}") from error
+
+
+def _require_distinct(where: Path | str, what: str, names: list[str]) -> None:
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise BadRow(f"{where}: {what} has {', '.join(map(repr, twice))} more than once. Rename or remove one.")
+
+
+def _json(path: Path) -> list[Row]:
+    rows = _plain(path.read_text(encoding="utf-8-sig"), str(path), "Download or write the file again.")
     if not isinstance(rows, list):
         raise BadRow(f"{path} holds a JSON {type(rows).__name__}; give a list of rows.")
     return _numbered(path, rows)
@@ -187,19 +209,15 @@ def _json_lines(path: Path) -> list[Row]:
     for index, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n")):
         if line.strip():
             where = f"{path}, row {index + 1}"
-            try:
-                rows.append(Row(json.loads(line, parse_float=Decimal), where))
-            except (ValueError, RecursionError) as error:
-                raise BadRow(f"{where}: not JSON: {error}. Give one object per line.") from error
+            rows.append(Row(_plain(line, where, "Give one object per line."), where))
     return rows
 
 
 def _csv(path: Path) -> list[Row]:
+    csv.field_size_limit(2**30)  # Python's own limit is 131,072 characters
     with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines, strict=True)
-        header = list(reader.fieldnames or ())
-        if twice := sorted({name for name in header if header.count(name) > 1}):
-            raise BadRow(f"{path}: the header has {', '.join(map(repr, twice))} more than once. Rename the columns.")
+        _require_distinct(path, "the header", list(reader.fieldnames or ()))
         rows = list(reader)
     numbered = _numbered(path, rows)
     for row, values in zip(numbered, rows, strict=True):
@@ -212,7 +230,19 @@ def _parquet(path: Path) -> list[Row]:
     from pyarrow import parquet  # type: ignore[import-untyped]
 
     with path.open("rb") as file:
-        return _numbered(path, parquet.read_table(file).to_pylist())
+        return _numbered(path, _arrow_rows(parquet.read_table(file)))
+
+
+def _arrow_rows(table: Any) -> list[dict[str, Any]]:
+    """Return the rows of an arrow table; a float16 or float32 in the shortest decimal that is the same in its type."""
+    import numpy as np
+
+    rows: list[dict[str, Any]] = table.to_pylist()
+    types = {"halffloat": np.float16, "float": np.float32}
+    for name, kind in ((field.name, types.get(str(field.type))) for field in table.schema):
+        for row in rows if kind else ():
+            row[name] = row[name] if row[name] is None else float(str(kind(row[name])))  # type: ignore[misc]
+    return rows
 
 
 def _numbered(source: Path | str, rows: Iterable[object]) -> list[Row]:

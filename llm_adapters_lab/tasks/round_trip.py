@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache, partial
 from typing import Any
 
 from llm_adapters_lab.events import Unreadable
@@ -38,13 +39,9 @@ def unreadable(
     read = {}
     for text, ids in zip(texts, text_ids(tokenizer, texts), strict=True):
         read[text] = answer_text(tokenizer, ids, template) if limit is None or len(ids) <= limit else None
-    known: dict[tuple[str | None, str], tuple[str | None, bool]] = {}
-    wrong = []
+    judge, wrong = cache(partial(task.judge, rule=rule)), []
     for row, (gold, answers) in zip(rows, tried, strict=True):
-        for key in ((read[text], gold) for text in answers):
-            if key not in known:
-                known[key] = task.judge(*key, rule)
-        judged = [known[read[text], gold] for text in answers]
+        judged = [judge(read[text], gold) for text in answers]
         if judged and not any(right for _, right in judged):
             found = f"is read as {judged[-1][0]!r:.60}" if read[answers[-1]] is not None else f"exceeds {limit} tokens"
             wrong.append(f"{row.id}: {gold!r:.60} {found}")

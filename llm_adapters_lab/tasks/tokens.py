@@ -98,8 +98,7 @@ def encode(
     """
     heads = text_ids(tokenizer, [prompts.prompt(example, template) for example in examples], begin=True)
     answers = text_ids(tokenizer, [prompts.target(example, template) for example in examples])
-    samples, count, controls = [], Counter[str](), control_tokens(tokenizer)
-    written = re.compile("|".join(map(re.escape, controls)) or r"(?!)")
+    samples, count = [], Counter[str]()
     for example, head, answer in zip(examples, heads, answers, strict=True):
         ids = (*head, *answer, tokenizer.eos_token_id)
         if not example.output.strip():
@@ -108,9 +107,6 @@ def encode(
             count["too_long"] += 1
         else:
             count["unknown"] += tokenizer.unk_token_id in head[1:] or tokenizer.unk_token_id in answer
-            if any(map(written.search, (example.instruction, example.input, example.output))):
-                count["control"] += 1
-                _require_text(tokenizer, example.id, {*head[1:], *answer} & {*controls.values()})
             samples.append(
                 Sample(example.id, ids, (*[IGNORED] * len(head), *ids[len(head) :]) if loss_on != "all" else ids)
             )
@@ -118,6 +114,9 @@ def encode(
         raise BadSpec(f"No training row is left: of {len(examples)}, {count['empty']} have an empty output.")
     if not samples:
         raise BadSpec(f"All {len(examples)} training rows are longer than data.max_tokens = {max_tokens}. Raise it.")
+    kept = {sample.id for sample in samples}
+    kept_rows = [example for example in examples if example.id in kept]
+    count["control"] = count_control_rows(tokenizer, kept_rows, template)
     return samples, LeftOut(len(examples), **count)
 
 
@@ -128,10 +127,22 @@ def control_tokens(tokenizer: Any) -> dict[str, int]:
     return {str(token): number for number, token in added.items() if token.special} | dict(named)
 
 
-def _require_text(tokenizer: Any, row: str, ids: set[int]) -> None:
-    if found := ids - {tokenizer.unk_token_id}:
-        names = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(sorted(found))))
-        raise BadRow(f"{row}: the tokenizer reads {names} in its text as a control token. Remove it from the row.")
+def count_control_rows(tokenizer: Any, examples: Sequence[Example], template: str) -> int:
+    """Return the number of rows in which a control token is written out.
+
+    Raises:
+        BadRow: the tokenizer cannot read it as text.
+    """
+    controls = control_tokens(tokenizer)
+    written = re.compile("|".join(map(re.escape, controls)) or r"(?!)")
+    found = [row for row in examples if any(map(written.search, (row.instruction, row.input, row.output)))]
+    heads = text_ids(tokenizer, [prompts.prompt(row, template) for row in found], begin=True)
+    answers = text_ids(tokenizer, [prompts.target(row, template) for row in found])
+    for row, head, answer in zip(found, heads, answers, strict=True):
+        if ids := {*head[1:], *answer} & {*controls.values()} - {tokenizer.unk_token_id}:
+            names = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(sorted(ids))))
+            raise BadRow(f"{row.id}: the tokenizer reads {names} in its text as a control token. Remove it.")
+    return len(found)
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, side: Literal["left", "right"]) -> torch.Tensor:

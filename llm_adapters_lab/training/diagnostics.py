@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from llm_adapters_lab.core.injection import Injection
+from llm_adapters_lab.errors import listed
 from llm_adapters_lab.events import Noticed, Probed
 
 Groups = dict[str, list[torch.Tensor]]
@@ -39,11 +40,11 @@ def without_gradient(injection: Injection) -> list[Noticed]:
     """Return a warning if a step has given some sites no gradient at all, because the model did not use them."""
     groups = trainable_tensors(injection)
     unused = [key for key, group in groups.items() if group and all(p.grad is None for p in group)]
-    if not unused:
-        return []
-    named = f"{', '.join(unused[:3])}{', ...' if len(unused) > 3 else ''}"
-    text = f"The first step gave no gradient to {len(unused)} of {len(groups)} sites ({named}): the model did not call "
-    return [Noticed(text + "them on these rows, or reads their weights from elsewhere. They learn nothing.")]
+    text = (
+        f"The first step gave no gradient to {len(unused)} of {len(groups)} sites ({listed(unused, 3, ', ')}): the "
+        "model did not call them on these rows, or reads their weights from elsewhere. They learn nothing."
+    )
+    return [Noticed(text)] if unused else []
 
 
 def optimizer_step(

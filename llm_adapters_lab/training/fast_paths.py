@@ -19,7 +19,7 @@ from llm_adapters_lab.core.quantized import scheme
 from llm_adapters_lab.events import FellBack
 from llm_adapters_lab.tasks.tokens import IGNORED, Sample
 from llm_adapters_lab.training.batches import collate, collate_extras
-from llm_adapters_lab.training.loss import FastPaths, Objective, call_inputs
+from llm_adapters_lab.training.loss import FastPaths, Objective, adds_router_loss, call_inputs
 from llm_adapters_lab.training.packing import packing_obstacle
 from llm_adapters_lab.training.spec import TrainSpec
 
@@ -76,13 +76,17 @@ def _packing_obstacle(model: nn.Module, injection: Injection, samples: Sequence[
         return "an adapter looks at earlier tokens, and would see those of the previous row"
     if any(modifier.forwards > 1 for _, _, modifier in modified(injection.adapters)):
         return "a split adapter runs every batch twice"
-    config = model.get_submodule(injection.anatomy.decoder).config
+    if kinds := [k for k in ("ssm", "conv") if k in {site.sublayer for site in injection.anatomy.projections}]:
+        return f"a mixer ({kinds[0]}) carries its state from one row into the next"
+    config = getattr(model.get_submodule(injection.anatomy.decoder), "config", model.config)
     return packing_obstacle(model, config, max(len(sample.ids) for sample in samples))
 
 
 def _sharing_obstacle(model: nn.Module, injection: Injection, samples: Sequence[Sample]) -> str:
     if name := find_dropout(model):
         return f"{name} draws its dropout separately for every row"
+    if adds_router_loss(model):
+        return "the router loss of the base counts every token of every row"
     reads_call = hasattr(model.get_submodule(injection.anatomy.decoder), CONTEXT_ATTRIBUTE)
     if reads_call and (names := {name for sample in samples for name in sample.extras}):
         return f"rows have inputs of their own ({', '.join(sorted(names))}), and a shared token would have one for all"

@@ -21,6 +21,7 @@ from llm_adapters_lab.core.modifiers.base import due, modified
 from llm_adapters_lab.events import FellBack
 from llm_adapters_lab.tasks.tokens import Sample
 from llm_adapters_lab.training.fast_paths import FAILURES, find_dropout, mismatch, probe_rows, rounding_noise, trial_run
+from llm_adapters_lab.training.loss import adds_router_loss
 from llm_adapters_lab.training.spec import TrainSpec
 from llm_adapters_lab.training.step import GradientComputer
 
@@ -231,6 +232,7 @@ def _obstacle(model: nn.Module, injection: Injection, plan: TrainSpec) -> str:
         "it looks at earlier tokens": any(adapter.looks_back for adapter in kinds),
         "it reads the call of the model": any(adapter.needs_context for adapter in kinds),
         "it has a loss of its own": any(adapter.penalty is not None for adapter in kinds),
+        "the base adds a router loss over all rows of a pass": adds_router_loss(model),
         "it acts on whole batches only": any(not adapter.sliceable for adapter in kinds),
         "it runs every batch several times": any(m.modifier.forwards > 1 for m in modified(injection.adapters)),
         "fp16 scales the loss of every adapter separately": plan.precision == "fp16",

@@ -18,6 +18,7 @@ from llm_adapters_lab.core.anatomy import Anatomy
 from llm_adapters_lab.core.call_context import CONTEXT_ATTRIBUTE, CallContext
 from llm_adapters_lab.core.injection import Injection
 from llm_adapters_lab.core.modifiers.base import modified
+from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.tasks.tokens import IGNORED, Sample
 from llm_adapters_lab.training.batches import collate, collate_extras, send
 from llm_adapters_lab.training.packing import Packed, pack, packed_attention
@@ -82,9 +83,12 @@ class Objective:
     def loss(self, prepared: Any, samples: Sequence[Sample]) -> Iterator[torch.Tensor]:
         """Yield the summed negative log-likelihood of the counted labels, in nats.
 
-        In training, every counted label adds the adapter's penalty, so that the mean loss has it once.
+        In training, every counted label adds the adapter's penalty and the router loss that a mixture of experts asks
+        for, so that the mean loss has each once.
         """
         with ExitStack() as passes:
+            training = self.model.training
+            routers = passes.enter_context(_router_losses(self.model)) if training else []
             if self._group and self.model.training:
                 modifier = self._group[0].modifier
                 found = [passes.enter_context(self.predictions(prepared, samples)) for _ in range(modifier.forwards)]
@@ -95,8 +99,11 @@ class Objective:
                 loss = token_loss(prepared, batch)
             else:
                 loss = passes.enter_context(self.losses(prepared, samples)).sum()
-            if self.model.training and self.injection and (penalty := self.injection.penalty()) is not None:
-                loss = loss + penalty.to(loss) * sum(sample.counted for sample in samples)
+            extra = [torch.stack(routers).mean()] if routers else []
+            if training and self.injection and (penalty := self.injection.penalty()) is not None:
+                extra.append(penalty)
+            for each in extra:
+                loss = loss + each.to(loss) * sum(sample.counted for sample in samples)
             yield loss
 
     @contextmanager
@@ -120,7 +127,7 @@ class Objective:
                 packed = packed.repeat(copies)
                 inputs = {"input_ids": packed.ids, "position_ids": packed.positions}
                 reads, labels = packed.reads, packed.labels
-                layout.enter_context(packed_attention(self._decoder.config, packed))
+                layout.enter_context(packed_attention(getattr(self._decoder, "config", self.model.config), packed))
                 layout.enter_context(call_inputs(self._decoder, extras, packed))
             else:
                 batch, extras = self._take_layout(samples := [*samples] * copies)
@@ -142,6 +149,46 @@ class Objective:
     def _take_layout(self, samples: Sequence[Sample]) -> tuple[Any, dict[str, torch.Tensor]]:
         prefetched = self._prefetched.pop(tuple(map(id, samples)), None)
         return prefetched.result() if prefetched else self._layout(samples)
+
+
+def adds_router_loss(model: Any) -> bool:
+    """Return whether a mixture of experts adds the loss of its routers to its own (`output_router_logits`)."""
+    return any(getattr(config, "output_router_logits", False) for config in _configs(model))
+
+
+@contextmanager
+def _router_losses(model: Any) -> Iterator[list[torch.Tensor]]:
+    """Collect the router loss of every pass with the weight that the base gives it, in nats per label; a scalar each.
+
+    Raises:
+        BadSpec: the base asks for it without a weight.
+    """
+    found: list[torch.Tensor] = []
+    if not adds_router_loss(model):
+        yield found
+        return
+    places = [(home, name) for home in (model, *_configs(model)) for name in ("router_aux_loss_coef", "aux_loss_coef")]
+    given = [value for home, name in places if isinstance(value := getattr(home, name, None), int | float)]
+
+    def keep(model: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(loss := getattr(output, "aux_loss", None), torch.Tensor):
+            if not given:
+                raise BadSpec(
+                    f"The config.json of {type(model).__name__} asks for a router loss (output_router_logits) without "
+                    "router_aux_loss_coef, its weight. Set the weight, or output_router_logits to false."
+                )
+            found.append(given[0] * loss)
+
+    hook = model.register_forward_hook(keep)
+    try:
+        yield found
+    finally:
+        hook.remove()
+
+
+def _configs(model: Any) -> list[Any]:
+    config: Any = getattr(model, "config", None)
+    return [config, config.get_text_config(decoder=True)] if hasattr(config, "get_text_config") else [config]
 
 
 @cache

@@ -235,7 +235,8 @@ LINES: tuple[tuple[str, ...], ...] = (
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with runs and with files that cannot be read."""
     place = tmp_path_factory.mktemp("bad")
-    make_run(place / "runs", {"type": "lora"}, {"mini-addsub": 10})
+    torn = make_run(place / "runs", {"type": "lora"}, {"mini-addsub": 10})
+    (torn.folder / "predictions.jsonl").write_text("")
     make_run(place / "runs", None, {"mini-addsub": 3})
     for name, content in FILES.items():
         (place / name).write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from odd_models import family
 from typer.testing import CliRunner
 
 from llm_adapters_lab.cli.app import app
@@ -317,6 +318,25 @@ def test_anatomy_marks_what_a_placement_selects():
     assert "layer 0" in text
 
 
+def test_anatomy_draws_experts_once(tmp_path):
+    family("jamba").save_pretrained(tmp_path)
+    text = lab("anatomy", str(tmp_path), "--at", "experts?").stdout
+    for line in (
+        "ssm      mamba.out_proj  32 -> 32",
+        "● experts.gate_up ×4 feed_forward.experts.gate_up_proj.*  32 -> 128",
+        "  router             feed_forward.router.weight  32 -> 4",
+        "selected by 'experts?': 8 sites",
+    ):
+        assert line in text
+    assert text.count("×4") == 2
+
+
+def test_a_dry_run_of_a_mixture_says_that_its_memory_is_unknown(spec):
+    result = lab("run", spec, "--dry-run", "--set", "base=nano-moe", "--set", "adapter.at=q,experts.down")
+    assert result.exit_code == 0 and "q@0-3 (4) + experts.down@0-3 (16)" in result.stdout
+    assert "memory cannot be estimated beforehand" in result.stdout + result.stderr
+
+
 def test_anatomy_as_data():
     found = data("anatomy", "tiny:gpt2", "--at", "q")
     assert found["hidden"] == 32
@@ -349,7 +369,7 @@ def test_a_run_of_another_version_does_not_hide_the_others(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "spec.json").write_text(content)
     rows = json.loads(lab("list", "--root", str(tmp_path), "--json").stdout)
-    assert {(row["id"], row["status"]) for row in rows} == {("old", "unreadable spec"), ("torn", "unreadable spec")}
+    assert {(row["id"], row["status"]) for row in rows} == {("old", "unreadable"), ("torn", "unreadable")}
     shown = lab("show", "old", "--root", str(tmp_path))
     assert shown.exit_code == 2
     assert "old/spec.json is not a spec this version understands: 'momentum' is not a known key" in shown.stderr
@@ -375,6 +395,17 @@ def test_doctor_says_what_a_run_needs(spec):
     bare = data("doctor", spec, "--set", "adapter=null")
     assert bare["memory"] is None
     assert 0 < bare["weights"] <= needed["weights"]  # without buffers
+
+
+def test_a_merge_that_rounds_too_much_away_needs_round(spec, tmp_path):
+    tiny = ("dtype=bf16", "eval.tasks=[]", "train.learning_rate=1e-5")
+    run = data("run", spec, *(word for change in tiny for word in ("--set", change)), "--root", tmp_path)["id"]
+    refused = lab("merge", run, tmp_path / "out", "--root", tmp_path)
+    assert refused.exit_code == 2 and not (tmp_path / "out").exists()
+    assert "of the adapter's ΔW survives" in refused.stderr and "--round" in refused.stderr
+    done = lab("merge", run, tmp_path / "out", "--root", tmp_path, "--round")
+    assert done.exit_code == 0 and (tmp_path / "out" / "model.safetensors").exists()
+    assert re.search(r"[\d.]+% of the adapter's ΔW survives rounding", done.stdout)
 
 
 def test_what_falls_back_and_what_is_estimated_is_shown(spec, tmp_path, monkeypatch):

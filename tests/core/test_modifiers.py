@@ -1,11 +1,12 @@
 """Masks, parts and low bits for any adapter: exact counts, exact files, and rejected configs."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from contract import logits, shake, tokens
+from contract import CASES, config, logits, shake, tokens
 from safetensors.torch import load_file
 from torch.nn.utils import parametrize
 
@@ -16,7 +17,7 @@ from llm_adapters_lab.core.modifiers import masks as sparse
 from llm_adapters_lab.core.modifiers.base import modified
 from llm_adapters_lab.core.registry import get_adapter
 from llm_adapters_lab.core.saving import load_adapter, save_adapter
-from llm_adapters_lab.errors import BadSpec, CannotInject, StateMismatch, TrainingFailed
+from llm_adapters_lab.errors import BadSpec, CannotInject, CannotMerge, StateMismatch, TrainingFailed
 from llm_adapters_lab.events import Step
 from llm_adapters_lab.models import random_models
 from llm_adapters_lab.runs.execution import run
@@ -50,6 +51,44 @@ def fit(model: Any, injection: Injection, steps: int = 4, **plan: Any) -> list[f
 
 def kept(injection: Injection) -> torch.Tensor:
     return torch.cat([mask.kept.flatten() for _, _, mask in modified(injection.adapters)])
+
+
+# All
+
+
+PLAIN = [case for case, fields in CASES.items() if not {"sparse", "split", "quantize"} & fields.keys()]
+MODIFIERS: list[dict[str, Any]] = [
+    {"sparse": {"score": "random", "sparsity": 0.5}},
+    {"split": {"parts": 2, "of": "all"}},
+    {"quantize": {"bits": 1}},
+]
+
+
+@pytest.mark.parametrize("modifier", MODIFIERS, ids=lambda modifier: next(iter(modifier)))
+@pytest.mark.parametrize("case", PLAIN)
+def test_every_method_computes_with_what_every_modifier_returns(
+    case: str, modifier: dict[str, Any], tmp_path: Path
+) -> None:
+    (plain, whole), model = made(CASES[case]), random_models.tiny("tiny:llama")
+    matrices = [name for name, tensor in whole.state_dict().items() if tensor.ndim > 1]
+    if CASES[case].get("encoder") == "lstm" or not matrices or next(iter(whole.adapters.values())).trains_base:
+        with pytest.raises(CannotInject, match="matrices|recurrent|own parameters"):
+            inject(model, config(case, **modifier))
+        return
+    injection = inject(model, config(case, **modifier))
+    shake(injection)
+    own = {
+        key.replace("parametrizations.", "").replace(".original", ""): t for key, t in injection.state_dict().items()
+    }
+    whole.load_state_dict({key: own[key] for key in whole.state_dict()})
+    save_adapter(injection, tmp_path)
+    seen = logits(model, tokens())
+    load_adapter(loaded := random_models.tiny("tiny:llama"), tmp_path)
+    torch.testing.assert_close(logits(loaded, tokens()), seen, atol=1e-5, rtol=1e-5)
+    torch.manual_seed(1)
+    assert not torch.allclose(logits(model.train(), tokens()), logits(plain, tokens()), atol=1e-4)
+    with suppress(CannotMerge):
+        torch.testing.assert_close(logits(merge(injection).eval(), tokens()), seen, atol=1e-3, rtol=1e-3)
 
 
 # Masks

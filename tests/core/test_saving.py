@@ -10,8 +10,11 @@ import pytest
 import torch
 from contract import ALL, CASES, config, logits, shake, tokens
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
-from llm_adapters_lab.core.injection import inject
+from llm_adapters_lab.cli.app import app
+from llm_adapters_lab.core.fingerprint import fingerprint
+from llm_adapters_lab.core.injection import inject, injections
 from llm_adapters_lab.core.registry import get_adapter
 from llm_adapters_lab.core.saving import load_adapter, save_adapter, save_merged
 from llm_adapters_lab.errors import BadSpec, CannotMerge, StateMismatch, WrongBase
@@ -32,6 +35,25 @@ def test_a_saved_adapter_is_restored_bit_for_bit(case: str, family: str, tmp_pat
     loaded = load_adapter(again, tmp_path)
     assert torch.equal(logits(again, IDS), logits(model, IDS))
     assert loaded.count() == injection.count()
+
+
+def test_another_tokenizer_is_rejected_and_an_override_is_on_the_card(tmp_path: Path) -> None:
+    base, other = loading.load_base("nano", "fp32"), loading.load_base("nano", "fp32")
+    injection = inject(base.model, config("lora"))
+    shake(injection)
+    save_adapter(injection, tmp_path / "a", "nano", fingerprint(base.model, base.tokenizer))
+    injection.eject()
+    load_adapter(base.model, tmp_path / "a", tokenizer=base.tokenizer)
+    other.tokenizer.add_tokens(["anothertoken"])
+    with pytest.raises(WrongBase, match="another base: the vocabulary differ"):
+        load_adapter(other.model, tmp_path / "a", tokenizer=other.tokenizer)
+    assert not injections(other.model)
+    loaded = load_adapter(other.model, tmp_path / "a", tokenizer=other.tokenizer, check_base=False)
+    save_adapter(loaded, tmp_path / "b", "nano")
+    exported = CliRunner().invoke(app, ["export", str(tmp_path / "b"), str(tmp_path / "c")])
+    assert exported.exit_code == 0, exported.output
+    text = (tmp_path / "c" / "README.md").read_text(encoding="utf-8")
+    assert "- **not the base it was trained on: the vocabulary differ**" in text
 
 
 def test_another_base_is_rejected_with_the_differences(tmp_path: Path) -> None:

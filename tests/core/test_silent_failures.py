@@ -19,7 +19,7 @@ from llm_adapters_lab.core.injection import inject, injections
 from llm_adapters_lab.core.merging import merge
 from llm_adapters_lab.core.registry import get_adapter, register_adapter
 from llm_adapters_lab.core.saving import load_adapter, save_adapter, save_merged
-from llm_adapters_lab.errors import BadSpec, CannotInject, CannotMerge, EmptyPlacement, StateMismatch
+from llm_adapters_lab.errors import BadSpec, CannotInject, CannotMerge, CannotWrite, EmptyPlacement, StateMismatch
 from llm_adapters_lab.models import loading, random_models
 
 IDS = tokens()
@@ -197,7 +197,7 @@ def test_a_mix_excludes_later_adapters_and_adapters_in_sequence() -> None:
     put(adapted, "s", "series", at="mlp")
     with pytest.raises(BadSpec, match="'a' and 's' follow one another at model.layers.0.mlp.down_proj"):
         mix(adapted, {"a": 1.0, "s": 1.0})
-    with pytest.raises(BadSpec, match="finite numbers; given was a = nan"):
+    with pytest.raises(BadSpec, match="finite in fp32; that of a is not"):
         mix(adapted, {"a": float("nan")})
     mix(adapted, {"a": 1.0})
     mixed = logits(adapted, IDS)
@@ -324,3 +324,23 @@ def test_adapters_without_sites_or_initialisation_are_rejected() -> None:
     for kind, field in (("lora", "alpha"), ("krona", "scaling")):
         with pytest.raises(ValueError, match=field):
             get_adapter(kind).config(**{"type": kind, field: float("inf")})
+
+
+def test_a_copied_config_is_checked_as_any_other() -> None:
+    for changes in ({"rank": 0}, {"alpha": float("nan")}, {"at": "nowhere@@"}):
+        with pytest.raises(BadSpec, match=next(iter(changes))):
+            inject(model(), config("lora").model_copy(update=changes))
+
+
+def test_a_folder_that_no_system_can_name_is_refused() -> None:
+    with pytest.raises(CannotWrite, match="null character"):
+        save_adapter(put(model(), "a"), "x\0y")
+
+
+def test_tensors_of_any_layout_are_saved(tmp_path: Path) -> None:
+    injection = inject(model(), config("pissa", split={"parts": 2}))
+    for adapter in injection.adapters.values():
+        matrix: Any = adapter.get_submodule("parametrizations.B")
+        matrix.original = torch.nn.Parameter(matrix.original.detach().T.contiguous().T)
+    save_adapter(injection, tmp_path)
+    assert load_adapter(model(), tmp_path).count() == injection.count()

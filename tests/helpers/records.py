@@ -62,7 +62,7 @@ def make_run(
         scores[task] = {"accuracy": correct / 20, "correct": correct, "total": 20, "low": low, "high": high}
         scores[task] |= {"chance": None, "majority": 0.1, "in_format": 0.9}
         run.append(Scored(task, scores[task]))
-        for i in range(3):
+        for i in range(20):
             answer = {"extracted": "7" if i else None, "gold": "7", "correct": i < correct}
             row = {"task": task, "id": f"{task}/test/{i}", "prompt": f"3 + 4 = {text}", "text": text, **answer}
             append_line(run.folder / "predictions.jsonl", row)

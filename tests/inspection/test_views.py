@@ -284,6 +284,26 @@ def test_bottleneck_units_have_one_row_per_token():
         bottleneck_units(injection.model, ids, adapted("lora"))
 
 
+@pytest.mark.parametrize("matrix", [torch.ones(32), torch.ones(2, 4, 4), torch.full((4, 4), torch.nan)])
+def test_what_has_no_spectrum_is_named(matrix: torch.Tensor):
+    with pytest.raises(NoView, match="finite matrix"):
+        weight_metrics.spectrum(matrix)
+    with pytest.raises(NoView, match="finite matrix"):
+        weight_metrics.overlap(matrix, torch.ones_like(matrix))
+    for rank in (weight_metrics.stable_rank, weight_metrics.effective_rank):
+        with pytest.raises(NoView, match="singular values"):
+            rank(torch.eye(3))
+
+
+def test_ids_of_any_whole_type_are_taken_and_no_others():
+    model = random_models.tiny("tiny:llama")
+    losses = [token_loss(model, tokens(rows=1).to(dtype)) for dtype in (torch.int64, torch.int32, torch.uint8)]
+    assert torch.equal(losses[0], losses[1]) and torch.equal(losses[0], losses[2])
+    for dtype in (torch.float32, torch.bool):
+        with pytest.raises(NoView, match="whole numbers"):
+            token_loss(model, tokens(rows=1).to(dtype))
+
+
 def test_sites_are_grouped_by_layer():
     injection = adapted("full-fine-tuning")
     assert [layer for layer, _ in weight_metrics.by_layer(injection)] == [0, 1]

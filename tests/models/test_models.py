@@ -4,10 +4,12 @@ import importlib.util
 import json
 from pathlib import Path
 
+import pretrain
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from llm_adapters_lab.core.anatomy import Anatomy
 from llm_adapters_lab.errors import ModelUnavailable
 from llm_adapters_lab.models import loading, smollm2
 from llm_adapters_lab.models.blueprint import NANO, Blueprint
@@ -21,6 +23,31 @@ def test_nano_is_packaged_and_small() -> None:
     assert base.model.dtype == torch.float32
     text = "tom has 19 apples ."
     assert base.tokenizer.decode(base.tokenizer(text)["input_ids"], skip_special_tokens=True) == text
+
+
+def test_the_mixture_is_packaged_and_made_by_the_same_recipe() -> None:
+    base = loading.load_base("nano-moe")
+    config, anatomy = base.model.config, Anatomy.of(base.model)
+    assert (config.model_type, config.num_local_experts, config.num_experts_per_tok) == ("mixtral", 4, 2)
+    assert base.model.dtype == torch.float32 and len(anatomy.layers) == 4
+    experts = [site for site in anatomy.projections if site.sublayer == "experts"]
+    assert {site.role for site in experts} == {"experts.gate_up", "experts.down"} and len(experts) == 4 * 4 * 2
+    shapes = [
+        {name: p.shape for name, p in model.named_parameters()}
+        for model in (base.model, pretrain.build_model(len(base.tokenizer), "nano-moe"))
+    ]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("name", pretrain.MODELS)
+def test_the_recipe_takes_the_same_first_step_again(name: str) -> None:
+    losses = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        tokenizer = pretrain.build_tokenizer()
+        rows, _ = pretrain.pack(tokenizer, 0, 2 * 2 * 16)
+        losses.append(pretrain.fit(pretrain.build_model(len(tokenizer), name), rows.view(2, 2, 16), 1e-3, 1))
+    assert losses[0] == losses[1]
 
 
 def test_a_saved_folder_loads_the_same_model(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Area: models
 Elsewhere: found here.
 Before: another `rms_norm_eps`, `hidden_act` or `rope_theta` passed unseen; outputs were up to 0.41 apart.
 Here: the error names the settings that differ; `check_base=False` leaves a trace that is saved with the adapter.
+Verdict: silent → refused
 """
 
 import json

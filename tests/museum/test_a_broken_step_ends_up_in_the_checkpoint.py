@@ -4,6 +4,7 @@ Area: training
 Elsewhere: fp16 overflow, and losses of nan that are noticed hours later, in many threads; found here.
 Before: infinite weights after the last step were saved, and a validation loss of nan stayed the best one for ever.
 Here: training fails with the step and its rows, before such a state is saved; the last good one is kept.
+Verdict: silent → refused
 """
 
 import pytest

@@ -5,6 +5,7 @@ Elsewhere: lm-eval#1841, LlamaFactory#3096, #5517, #10596, #2771, Qwen-VL#302: a
 Before: the card gave the name of the template, if the spec did.
 Here: the card has the exact prompts as Python strings, down to the last line break, and says if the base has a chat
 template that was not used.
+Verdict: silent → told
 """
 
 import ast

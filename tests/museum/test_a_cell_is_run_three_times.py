@@ -3,6 +3,7 @@
 Area: adapters
 Elsewhere: peft#940, peft PR #2295, #2306, #3470.
 Here: a name is taken only once; several names lie side by side, and leave the base as it was in any order.
+Verdict: refused → refused
 """
 
 import hashlib

@@ -4,6 +4,7 @@ Area: export
 Elsewhere: found here.
 Before: `save_merged` merged and ejected before it wrote, so a full disk lost the adapter; the error had no name.
 Here: every writer writes beside the folder, renames, and only then changes the model; the error is `CannotWrite`.
+Verdict: crash → refused
 """
 
 from pathlib import Path

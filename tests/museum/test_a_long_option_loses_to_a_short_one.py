@@ -5,6 +5,7 @@ Elsewhere: lm-eval divides by characters (acc_norm) or bytes (acc_bytes), other 
 Before: only the plain sum was offered, as "by text".
 Here: `acc_norm` beside it divides the log-likelihood of an option by its characters, with the tokens that all options
 begin with.
+Verdict: silent → right
 """
 
 import pytest

@@ -5,6 +5,7 @@ Elsewhere: peft#2502, #1035, #1388: outputs drift after a merge in half precisio
 Before: 82 % of a ΔW of 6e-5 was lost without a word.
 Here: the share of ΔW that survives and the largest change of a probe's logits are measured and warned of; below 90 % a
 merge, also of a mix, is refused without `round=True` (`--round`).
+Verdict: silent → refused
 """
 
 import pytest

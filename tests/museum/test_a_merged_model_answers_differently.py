@@ -2,8 +2,10 @@
 
 Area: merging
 Elsewhere: peft#2502, #1035, #1388, #1836: outputs drift after a merge, or after saving and loading it.
+Before: the same in fp32; in half precision the difference was not reported.
 Here: in fp32 merged and reloaded logits equal the hooked ones up to 1e-5; in bf16 and fp16 the measured difference is
 reported, and the most likely next token differs in at most 5 of 50 rows.
+Verdict: silent → told
 """
 
 from pathlib import Path

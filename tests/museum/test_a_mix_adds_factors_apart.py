@@ -3,6 +3,7 @@
 Area: merging
 Elsewhere: peft#3004, PR #3013: Σ A and Σ B were multiplied, so that (1, -1) of one adapter was not the base either.
 Here: a mix is the exact linear combination of the ΔW, of any ranks and places, hooked and merged.
+Verdict: right → right
 """
 
 import pytest

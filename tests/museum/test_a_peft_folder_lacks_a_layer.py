@@ -4,6 +4,7 @@ Area: export
 Elsewhere: found here; accelerate PR #4206 (only the part of one process is saved).
 Before: the placement was read from the tensors and never compared with the config; outputs were up to 0.46 off.
 Here: the modules that the config names and those that have tensors must be the same; what differs is named.
+Verdict: silent → refused
 """
 
 import json

@@ -5,6 +5,7 @@ Elsewhere: found here; LLM-Adapters#58
 Before: on `nano`, 126 of 395 AddSub rows and all of AQuA could not be answered; gold answers of two lines never.
 Here: before training and scoring, every gold answer and training output makes the round trip through tokenizer and
     rule. From 1 % the rows are named, above 50 % the run is refused; the lab rule reads "9 . 8" and "is b .".
+Verdict: silent → told
 """
 
 import json

@@ -3,6 +3,7 @@
 Area: comparison
 Elsewhere: SimpleTuner#2327, LlamaFactory#7100.
 Here: one HTML file below 10 MB that loads nothing, with the loss of every run, also of failed ones, and across resumes.
+Verdict: right → right
 """
 
 import json

@@ -4,6 +4,7 @@ Area: training
 Elsewhere: ace-step#742, miles#2572, LlamaFactory#7100, accelerate#3732
 Here: the schedule is in the run id, so that a changed one is another run that starts at its first step; the same spec
     resumes with every step in the log once, and ends with the same losses.
+Verdict: right → right
 """
 
 import threading

@@ -4,6 +4,7 @@ Area: scoring
 Elsewhere: trl#1623, alignment-handbook#127 (answers that never end), lm-eval#2294, LLM-Adapters#16, #21, #38, #59.
 Before: answers that were cut off at the limit, and an adapter asked with a prompt it was not trained with, went unsaid.
 Here: both stand beside the score, in `show`, `compare`, report and card; a run warns of the second.
+Verdict: silent → told
 """
 
 from pathlib import Path

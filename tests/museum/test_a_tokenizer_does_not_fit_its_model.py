@@ -4,6 +4,7 @@ Area: tokens
 Elsewhere: unsloth#3428, axolotl#2277; trl#1623, #2059, alignment-handbook#127
 Before: a TypeError without an end token, an IndexError for a token beyond the embeddings.
 Here: both are refused by name before anything is loaded; tokens that no row uses do not matter.
+Verdict: crash → refused
 """
 
 import json

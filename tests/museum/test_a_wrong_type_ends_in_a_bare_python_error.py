@@ -5,6 +5,7 @@ Elsewhere: found here.
 Before: `stack(model, ["a"])`, `mix(model, {"a": "0.5"})`, `inject(model, {...})`, and conv, prefix and prompt tuning on
 a ViT raised TypeError, KeyError or AttributeError.
 Here: every public function names the argument, what it must be and what was given, before it does anything.
+Verdict: crash → refused
 """
 
 from collections.abc import Callable

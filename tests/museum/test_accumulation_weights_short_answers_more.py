@@ -4,6 +4,7 @@ Area: training
 Elsewhere: transformers#24725, trl#2414, torchtune#1875, mlx-lm#1413, #1544
 Here: every micro-batch is divided by the counted labels of the whole step, so that 16 x 1, 4 x 4 and 1 x 16 rows give
     the same loss and the same gradients.
+Verdict: right → right
 """
 
 import torch

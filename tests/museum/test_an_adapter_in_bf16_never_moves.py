@@ -3,6 +3,7 @@
 Area: training
 Elsewhere: VersatIL PR #5, keras-hub#2629: updates are rounded away; mlx-examples#613, mflux#740: fp32 everywhere.
 Here: adapters are trained and saved in fp32 on a base of any dtype, whose activations keep their dtype.
+Verdict: right → right
 """
 
 from pathlib import Path

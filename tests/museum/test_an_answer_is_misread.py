@@ -4,6 +4,7 @@ Area: scoring
 Elsewhere: LLM-Adapters#58
 Before: 1e3 was read as 3, "- 5" as 5, 1½ as 1, and 'B' or "B is right" not at all.
 Here: the lab rule reads them, and states what it reads; the original rule is kept beside it, faults included.
+Verdict: silent → right
 """
 
 import pytest

@@ -4,6 +4,7 @@ Area: tokens
 Elsewhere: trl#1623, #2059, trl#3091, #5988, alignment-handbook#127, transformers#25790
 Here: labels are masked by position, not by token id, so the end token counts also where it is the padding token; any
     of several end tokens ends an answer.
+Verdict: right → right
 """
 
 from types import SimpleNamespace

@@ -4,6 +4,7 @@ Area: export
 Elsewhere: alpaca-lora#72, peft#970: an empty file that peft loads as the bare base.
 Before: `to_peft` wrote such a folder; `save_adapter` refused.
 Here: every writer refuses by name, and leaves an earlier export as it was.
+Verdict: silent → refused
 """
 
 from pathlib import Path

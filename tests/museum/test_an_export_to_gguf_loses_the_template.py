@@ -3,6 +3,7 @@
 Area: export
 Elsewhere: unsloth#2374, #2142, #211, #3899, llama.cpp#7062.
 Here: GGUF is read, but no format of export. A merged model is a folder with all of them, and answers alike.
+Verdict: right → right
 """
 
 from pathlib import Path

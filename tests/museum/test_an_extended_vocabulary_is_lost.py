@@ -4,6 +4,7 @@ Area: export
 Elsewhere: transformers#45127, unsloth PR #9331, peft#1300, peft#1173, LlamaFactory#7665.
 Here: an adapter is tied to the vocabulary it was trained with; rows in a peft folder are refused by name; a tied head
     stays tied in a merged folder.
+Verdict: refused → refused
 """
 
 from pathlib import Path

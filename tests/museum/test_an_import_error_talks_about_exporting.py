@@ -4,6 +4,7 @@ Area: export
 Elsewhere: peft#3201, peft PR #3205 (prefixes on models whose layers have heads of several sizes).
 Before: the message said what the export to peft cannot do, and advised another format.
 Here: the message says what is in the way of reading, and each direction gives its own advice.
+Verdict: refused → refused
 """
 
 import json

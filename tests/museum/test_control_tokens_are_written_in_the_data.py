@@ -3,7 +3,9 @@
 Area: tokens
 Elsewhere: Soup#781, open-r1#462, DeepSeek-R1#151, llama-cpp-python#1439, vllm#27486: the begin token comes twice.
 Before: `<s>` and `</s>` in a row became begin and end tokens, in training and in scoring.
-Here: text is text; the tokenizer alone adds one begin token. Rows that name a control token are counted.
+Here: text is text; the tokenizer alone adds one begin token. Rows that name a control token are counted, in training
+and in scoring.
+Verdict: silent → right
 """
 
 import pytest

@@ -4,6 +4,7 @@ Area: training
 Elsewhere: Automodel#3907 and #2336, transformers#46145: 8 x 512 tokens x 262,144 words are 4 GB in fp32.
 Here: the output head runs where a label or an option is counted, and nowhere else. With the loss on all tokens that is
 everywhere; the estimate of the memory counts it, and a micro-batch that does not fit is halved.
+Verdict: right → right
 """
 
 import torch

@@ -5,6 +5,7 @@ Elsewhere: peft#3658, #3534, #1024: only the layers that have the module are mat
 Before: on a Gemma 4 whose values are its keys, `v` gave 3 of 6 layers, and `q,v@4-5` became `q` on shared keys.
 Here: a role that is missing in a layer asked for is an error that names role and layers; `v?` takes those that have
     it. Dry run, `anatomy`, `show` and the card count sites by role and layer.
+Verdict: silent → refused
 """
 
 import pytest

@@ -3,6 +3,7 @@
 Area: adapters
 Elsewhere: peft#738, peft#1639, torchtune#904.
 Here: after `eject` no hook, module or attribute is left, and nothing holds the adapter or its tensors.
+Verdict: right → right
 """
 
 import gc

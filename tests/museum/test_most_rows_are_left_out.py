@@ -5,6 +5,7 @@ Elsewhere: found here
 Before: with 499 of 500 rows too long it trained on one, and a script that the tokenizer lacks became `<unk>`.
 Here: rows that are too long, empty, repeated, unknown to the tokenizer or also scored are counted in an event, in
     `show`, card and panel; if under 10 % are left, the run is refused, unless `data.allow_dropped` is set.
+Verdict: silent → refused
 """
 
 import json

@@ -4,6 +4,7 @@ Area: scoring
 Elsewhere: found here; fp16 overflow and damaged files in many threads.
 Before: the first label or token won, and the run ended as finished.
 Here: scoring fails by name, with task and rows, whatever the protocol; the adapter and the answers so far are kept.
+Verdict: silent → refused
 """
 
 from pathlib import Path

@@ -5,6 +5,7 @@ Elsewhere: found here
 Before: `3,14` became 314 and `0,5` became 5, 9007199254740993 lost its last digit, and 0.00001 was learnt as 1e-05.
 Here: numbers are read exactly and written without an exponent; a comma separates thousands, and decimal commas are
     refused.
+Verdict: silent → right
 """
 
 from pathlib import Path

@@ -4,6 +4,7 @@ Area: comparison
 Elsewhere: h2o-llmstudio#695, ms-swift#4660, unsloth#969: a way to see what fine-tuning has broken is asked for.
 Before: `compare --items` named the row, but neither what was said nor how likely it was; the panel did not list rows.
 Here: `compare --items`, the report and the Compare panel show the row with both answers and their log-likelihoods.
+Verdict: silent → told
 """
 
 from pathlib import Path

@@ -5,6 +5,7 @@ Elsewhere: found here
 Before: an IndexError on learned positions, and silence on rotary ones.
 Here: a row fits only together with its longest option, by label and by text; others are counted as too long. Training
     rows beyond the context are refused.
+Verdict: silent → told
 """
 
 from dataclasses import replace

@@ -4,6 +4,7 @@ Area: training
 Elsewhere: LLM-Adapters#26 and #45 (another peft: 3 %), #63 (gibberish), #70.
 Here: versions, threads and machine are in the record; `rerun` names what differs of them before any result, as its
 cause.
+Verdict: right → told
 """
 
 from pathlib import Path

@@ -4,6 +4,7 @@ Area: training
 Elsewhere: trl#784, #805, #1235, functionary#265, nanoVLM#201, #204, LlamaFactory#7318, unsloth#126, torchtune#875
 Here: attention runs per row and positions restart, so that a change of one row leaves the others' logits as they are,
     and the loss is that of the single rows.
+Verdict: right → right
 """
 
 import torch

@@ -4,6 +4,7 @@ Area: adapters
 Elsewhere: peft#2075, peft PR #1626, #2184, peft#2270.
 Before: right for PiSSA; folders of OLoRA were refused.
 Here: only the change of B A is applied. The base stays as it is to the bit; an export has twice the rank.
+Verdict: refused → right
 """
 
 from pathlib import Path

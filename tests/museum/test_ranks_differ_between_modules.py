@@ -4,6 +4,7 @@ Area: export
 Elsewhere: found here: every folder of EVA, which redistributes ranks, was refused over a field without effect.
 Before: `rank_pattern`, `alpha_pattern` and `eva_config` were refused.
 Here: ranks are filled up with zeros and scales move into B, so that the outputs are those of peft.
+Verdict: refused → right
 """
 
 from pathlib import Path

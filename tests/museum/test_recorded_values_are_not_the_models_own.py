@@ -4,6 +4,7 @@ Area: comparison
 Elsewhere: TransformerLens#496, #615, #685, #693, #1272, SAELens#469: reimplemented models drift from the originals.
 Here: for every family, the recorded stream, the sum of its parts and the last row of the logit lens, with final norm,
 cap and multipliers, are the model's own.
+Verdict: right → right
 """
 
 import pytest

@@ -4,6 +4,7 @@ Area: comparison
 Elsewhere: hira#7, lm-eval#2294; found here.
 Before: "lora is better, p = 0.00012" of an adapter asked with one prompt and a base asked with another.
 Here: only items that were asked alike are paired; otherwise the verdict is "asked differently", with what differs.
+Verdict: silent → told
 """
 
 import json

@@ -4,6 +4,7 @@ Area: adapters
 Elsewhere: found here.
 Before: `count()` gave -7,004 for a module shared among sites under a mask.
 Here: shared tensors are counted, masked and saved once.
+Verdict: silent → right
 """
 
 from typing import Any

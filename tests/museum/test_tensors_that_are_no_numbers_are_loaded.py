@@ -4,6 +4,7 @@ Area: export
 Elsewhere: peft#286, peft#970, alpaca-lora#446 (a file of 443 bytes without a tensor); found here.
 Before: six importing methods took them: nan left finite, wrong logits. Only the lab's own format refused them.
 Here: one check for all formats, on loading and on saving, also for numbers that are infinite in fp32.
+Verdict: silent → refused
 """
 
 from collections.abc import Callable

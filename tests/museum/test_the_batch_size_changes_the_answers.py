@@ -5,6 +5,7 @@ Elsewhere: lm-eval#3055 (BoolQ 0.780 or 0.802), LLM-Adapters#64 (57.5 or 68.9), 
 Before: the same answers in fp32, but neither batch nor dtype stood beside a score.
 Here: in fp32 batches of 1, 4 and 32 give the same answers; in half precision a few flip, so every score names its dtype
 and batch.
+Verdict: silent → told
 """
 
 from llm_adapters_lab.evaluation.predictions import evaluate

@@ -3,6 +3,7 @@
 Area: export
 Elsewhere: peft#2699, peft PR #2084, #2118 (an adapter named "lora"), peft#3559 (a name twice).
 Here: names are plain words, and never part of a saved tensor's name. Others are refused before anything changes.
+Verdict: right → right
 """
 
 from pathlib import Path

@@ -5,6 +5,7 @@ Elsewhere: found here.
 Before: `stack(a, b)` equalled `stack(b, a)` for LoRA at `down` with series at `mlp`; injected in the other order, the
 same two differed by 0.59.
 Here: adapters at the same output run in the order of the names in `stack`, however they were injected.
+Verdict: silent → right
 """
 
 import pytest

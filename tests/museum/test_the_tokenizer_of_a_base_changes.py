@@ -4,6 +4,7 @@ Area: tokens
 Elsewhere: axolotl#1265, Soup#1067: a cache of token ids outlives its tokenizer.
 Before: an interrupted run went on with other token ids, a finished one was returned without a word.
 Here: their hashes are in the record; a finished run says what changed, an interrupted one is refused.
+Verdict: silent → refused
 """
 
 import threading

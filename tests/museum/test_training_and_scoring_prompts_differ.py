@@ -5,6 +5,7 @@ Elsewhere: LLM-Adapters#58, #38, #64, #63, #70, #16, #26, #45: published rows ar
 Before: the presets of the paper trained on a plain prompt and scored on one indented by 16 spaces.
 Here: they train and score on the original's own prompts, both indented. For each published row, `docs/published` and
     `compare --paper` say what the code really does, and what users report.
+Verdict: silent → right
 """
 
 from llm_adapters_lab.evaluation.predictions import scoring_template

@@ -4,6 +4,7 @@ Area: training
 Elsewhere: peft#899, #951, PR #905: "Expected to have finished reduction", or gradients that are not averaged.
 Here: two processes have the losses of one with an adapter that has an unused branch. Where every pass draws a random
 part, as in dropout, their training is complete too, and its losses are close.
+Verdict: right → right
 """
 
 import json

@@ -4,6 +4,7 @@ Area: data
 Elsewhere: parameter-golf#2127: repeated rows fall on both sides of the split.
 Before: of 16 validation rows, all 16 were learnt too.
 Here: the split is by distinct question; rows that repeat a validation question are left out of training and counted.
+Verdict: silent → right
 """
 
 import json

@@ -128,7 +128,7 @@ def test_the_card_of_a_run_says_all_of_it(finished: tuple[Path, dict[str, str]],
     }
     (first, *_) = ModelCard.load(tmp_path / "out" / "README.md").data.eval_results
     assert (first.dataset_type, first.dataset_split) == ("mini-addsub", "test")
-    assert f"run {run.id}" in text and "- base: nano, the teaching model" in text and "seed 0" in text
+    assert f"run {run.id}" in text and "- base: nano, a teaching model" in text and "seed 0" in text
     assert "float32 on" in text and "null" not in text and "Wilson" in text
     assert "No task has 1% or more of its test rows in the training data." in text
     # The spec in it is the spec.
@@ -179,6 +179,7 @@ def test_hostile_names_are_shown_and_not_obeyed(finished: tuple[Path, dict[str, 
     spec = run.spec.model_copy(update={"base": "x ```` y"})
     made = make_run(tmp_path, LORA, {"mini-addsub": 10})
     made.write("spec.json", spec.model_dump(mode="json"))
+    made.write("summary.json", made.summary | {"id": spec.id})
     text = card("nano", LoRAConfig(at="q"), "lab", made, "out")
     assert text.rstrip().endswith("\n`````") and text.count("\n`````") == 2
 

@@ -99,7 +99,7 @@ def test_a_difference_is_called_one_only_where_it_is(tmp_path: Path) -> None:
 def test_a_record_without_answers_is_named(tmp_path: Path) -> None:
     first, second = made(tmp_path, None, [True] * 4), made(tmp_path, LORA, [True] * 4)
     (second.folder / "predictions.jsonl").unlink()
-    with pytest.raises(BadSpec, match=r"no predictions\.jsonl"):
+    with pytest.raises(BadSpec, match=r"predictions\.jsonl holds 0 of 4 answers"):
         pairs([first, second])
 
 

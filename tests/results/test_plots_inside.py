@@ -4,12 +4,15 @@ import json
 
 import pytest
 import torch
+from odd_models import encoder_decoder, family
 from records import HOSTILE, make_run
 
 from llm_adapters_lab.core.anatomy import Anatomy
+from llm_adapters_lab.core.placement import sites
 from llm_adapters_lab.core.registry import all_adapters, get_adapter
 from llm_adapters_lab.events import Norms
 from llm_adapters_lab.inspection.ablations import Ablation
+from llm_adapters_lab.inspection.routing import ExpertLoad
 from llm_adapters_lab.inspection.weight_metrics import Norm
 from llm_adapters_lab.models import random_models
 from llm_adapters_lab.results import plots
@@ -105,6 +108,30 @@ def test_a_placement_follows_the_order_of_execution():
     assert names == ["q", "k", "v", "o", "attn out", " ", "mlp in", "gate", "up", "down", " "]
 
 
+def test_the_parts_of_layers_that_differ_have_columns_of_their_own():
+    anatomy = Anatomy.of(family("jamba"))
+    figure = plots.placement(anatomy, sites(anatomy, "mixer?+experts.down?"), "lora")
+    names = list(figure.layout.xaxis.ticktext)
+    mlp = ["gate", "up", "down", "experts<br>gate<br>up", "experts<br>down", "router", " "]
+    assert names == ["in<br>proj", "out<br>proj", " ", "q", "k", "v", "o", " ", *mlp]
+    titles = [note.text for note in figure.layout.annotations]
+    assert titles == ["<b>state space</b>", "<b>attention</b>", "<b>MLP</b>"]
+    rows = {row["place"]: row for row in plots.data(figure)}
+    assert rows["experts.down"]["size"] == "64 → 32, 4 of 4" and rows["experts.down"]["name"] == "adapted projection"
+    assert rows["experts.gate_up"]["size"] == "32 → 128, 4 of them"
+    circles = figure.data[-1]
+    assert sorted(zip(circles.x, circles.y, strict=True)) == [(2, 0), (7, 1), (14, 0), (14, 1)]
+
+
+def test_encoder_and_decoder_share_the_rows():
+    anatomy = Anatomy.of(encoder_decoder("t5"))
+    figure = plots.placement(anatomy, sites(anatomy, "encoder.q,cross.v"), "lora")
+    assert {(r["layer"], r["place"]) for r in plots.data(figure) if r["name"].startswith("adapted")} == {
+        *((str(i), "encoder.q") for i in range(3)),
+        *((str(i), "cross.v") for i in range(2)),
+    }
+
+
 def test_a_strip_has_a_colour_for_each_token():
     values = torch.tensor([0.5, -2.0, 0.0, 1.0, float("nan"), 0.25])
     figure = plots.token_strip(TOKENS, values)
@@ -187,3 +214,26 @@ def test_colours_read_on_light_and_dark_pages():
     for kind in all_adapters():
         assert 1.05 / (light(colour(kind)) + 0.05) > 2.2, kind
         assert (light(colour(kind)) + 0.05) / (light("#111418") + 0.05) > 2.2, kind
+
+
+def test_loads_of_experts_lie_side_by_side_and_layers_may_differ():
+    def loads(*shares, weight=None):
+        return {f"model.layers.{i}.moe.experts": ExpertLoad(i, torch.tensor(s), weight, 7) for i, s in shares}
+
+    before = loads((0, [0.5, 0.25, 0.25]), (2, [0.1, 0.9]))
+    after = loads((0, [0.25, 0.25, 0.5]), (2, [1.0, 0.0]))
+    figure = plots.expert_loads(before, after, "lora")
+    rows = plots.data(figure)
+    assert [(row["name"], row["layer"], row["expert"], row["text"]) for row in rows[:5]] == [
+        ("without the adapter", "0", 0, "50"),
+        ("without the adapter", "0", 1, "25"),
+        ("without the adapter", "0", 2, "25"),
+        ("without the adapter", "2", 0, "10"),
+        ("without the adapter", "2", 1, "90"),
+    ]
+    assert [row["× even"] for row in rows[5:]] == pytest.approx([0.75, 0.75, 1.5, 2.0, 0.0])
+    assert "mean weight" not in quiet(figure)
+    weighed = loads((0, [0.0, 1.0]), weight=torch.tensor([float("nan"), 0.6]))
+    assert quiet(plots.expert_loads(weighed, weighed, HOSTILE)).count("mean weight 0.600") == 2
+    wide = loads((0, [0.01] * 100))
+    assert plots.expert_loads(wide, wide, None).data[0].text is None

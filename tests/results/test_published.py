@@ -43,6 +43,15 @@ def test_a_comparison_shows_each_remark_once() -> None:
     assert any(line.startswith("llama-7b-lora, llama-13b-lora: On a GPU the scoring") for line in lines)
 
 
+@pytest.mark.parametrize("name", ["llama-7b-lora", "bloomz-7b-prefix", "llama-13b-series"])
+def test_a_comparison_shows_the_remarks_of_the_row_only(name: str) -> None:
+    rows = published(name, ["boolq"])
+    *own, general = told(rows)
+    assert not {line.partition(": ")[2] for line in own} & set(remarks("gpt-j-6b-parallel", ""))
+    assert 0 < len(own) == len(rows[0]["remarks"]) - 11
+    assert general == "11 more remarks hold for all published rows: see docs/published, or --json."
+
+
 def test_an_unknown_row_offers_the_nearest() -> None:
     with pytest.raises(BadSpec, match="llama-7b-lora"):
         published("llama-7b-loar")

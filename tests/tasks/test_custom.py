@@ -167,7 +167,7 @@ def test_a_bad_name_is_refused_with_the_spec(name: str, message: str) -> None:
         ("mine.json", "{}", "mine.json holds a JSON dict; give a list"),
         ("mine.json", "[]", "mine.json holds no rows"),
         ("mine.json", "[3]", "mine.json, row 1: a JSON int"),
-        ("mine.jsonl", '{"instruction": "a", "answer": "b"}\n\n{', "mine.jsonl, row 3: not JSON"),
+        ("mine.jsonl", '{"instruction": "a", "answer": "b"}\n\n{', "mine.jsonl, row 3 is not JSON"),
         ("mine.jsonl", "\n", "mine.jsonl holds no rows"),
         ("mine.csv", "instruction,answer\na,b,c\n", "mine.csv, row 1: not as many values"),
         ("mine.csv", "instruction,answer\na\n", "mine.csv, row 1: not as many values"),
@@ -190,7 +190,7 @@ def test_a_damaged_file_is_named(name: str, content: str, message: str, rows: Ca
 
 def test_text_of_another_encoding_is_named(tmp_path: Path) -> None:
     (tmp_path / "mine.csv").write_bytes("instruction,answer\n\xe9,b\n".encode("latin-1"))
-    with pytest.raises(BadRow, match="mine.csv cannot be read: 'utf-8' codec"):
+    with pytest.raises(BadRow, match="mine.csv is not text in UTF-8: .* Save it as UTF-8"):
         get_task(f"own:{tmp_path}/mine.csv").load("test", None)
 
 
@@ -232,7 +232,7 @@ def test_empty_cells_count_as_missing(rows: Callable[..., str]) -> None:
 
 
 def test_duplicate_columns_are_refused(rows: Callable[..., str]) -> None:
-    with pytest.raises(BadRow, match=r"mine\.csv: the header has 'answer' more than once\. Rename the columns"):
+    with pytest.raises(BadRow, match=r"mine\.csv: the header has 'answer' more than once\. Rename or remove one"):
         get_task(rows("instruction,answer,answer\na,b,c\n", name="mine.csv")).load("test", None)
 
 

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from transformers import AutoTokenizer
 
 from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.models.blueprint import FOLDERS
 from llm_adapters_lab.models.blueprint import NANO as FOLDER
 from llm_adapters_lab.tasks import mini, mini_phrases
 from llm_adapters_lab.tasks.base import Example
@@ -197,15 +198,20 @@ def test_tokens_and_numbers(tokenizer) -> None:
     assert special == (0, 1, 2, 3)
 
 
-def test_the_card_names_these_weights() -> None:
-    digest = hashlib.sha256((FOLDER / "model.safetensors").read_bytes()).hexdigest()
-    assert digest in (FOLDER / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", FOLDERS)
+def test_the_card_names_these_weights(name: str) -> None:
+    card = (FOLDERS[name] / "README.md").read_text(encoding="utf-8")
+    assert hashlib.sha256((FOLDERS[name] / "model.safetensors").read_bytes()).hexdigest() in card
+    assert f"# {name}\n" in card and "license: apache-2.0\n" in card
 
 
-def test_the_folder_is_small_and_complete() -> None:
-    files = {path.name: path.stat().st_size for path in FOLDER.iterdir() if path.is_file()}
-    assert sum(files.values()) <= 8_000_000
+@pytest.mark.parametrize(("name", "most"), [("nano", 8_000_000), ("nano-moe", 3_000_000)])
+def test_the_folder_is_small_and_complete(name: str, most: int) -> None:
+    files = {path.name: path.stat().st_size for path in FOLDERS[name].iterdir() if path.is_file()}
+    assert sum(files.values()) <= most
     assert {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"} <= set(files)
-    with safe_open(FOLDER / "model.safetensors", "pt") as weights:
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        assert (FOLDERS[name] / file).read_bytes() == (FOLDER / file).read_bytes()
+    with safe_open(FOLDERS[name] / "model.safetensors", "pt") as weights:
         count = sum(weights.get_tensor(key).numel() for key in weights.keys())  # noqa: SIM118
     assert 1_000_000 <= count <= 3_000_000

@@ -53,12 +53,14 @@ def test_streamed_answers_equal_those_of_the_evaluation(finished: Finished, kind
         assert panel.status.value == "done"
         rows = [prompt_ids(base.tokenizer, panel.prompt)]
         limit, template = get_task("mini-addsub").max_new_tokens, get_task("mini-addsub").template
-        (with_it,), (count,) = answer(base.model, base.tokenizer, rows, limit, template)
+        ended = StopRule(base.model, base.tokenizer, template)
+        (with_it,) = answer(base.model, base.tokenizer.pad_token_id, rows, limit, ended)
         with injection.disabled():
-            (without,), (bare,) = answer(base.model, base.tokenizer, rows, limit, template)
-        assert panel.both.adapted.text == with_it == scored[panel.prompt]["text"]
-        assert panel.both.base.text == without
-        assert (len(panel.both.adapted.tokens), len(panel.both.base.tokens)) == (count, bare)
+            (without,) = answer(base.model, base.tokenizer.pad_token_id, rows, limit, ended)
+        text = answer_text(base.tokenizer, with_it, template)
+        assert panel.both.adapted.text == text == scored[panel.prompt]["text"]
+        assert panel.both.base.text == answer_text(base.tokenizer, without, template)
+        assert (panel.both.adapted.tokens, panel.both.base.tokens) == (with_it, without)
         verdict = panel.both.adapted.foot.value.rpartition(" · ")[2]
         assert verdict.endswith("✓") == scored[panel.prompt]["correct"]
         assert panel.gold.value == f"gold answer: {scored[panel.prompt]['gold']}"

@@ -131,7 +131,7 @@ def test_unreadable_runs_are_named_and_the_others_shown(three: list[Run], tmp_pa
     assert visible(panel) == set(PARTS)
     (three[1].folder / "predictions.jsonl").unlink()
     panel.show(three[:2])
-    assert "has scores but no predictions.jsonl" in panel.problem.value
+    assert "predictions.jsonl holds 0 of 20 answers" in panel.problem.value
     assert visible(panel) == set(PARTS) - {"significance"}
     panel.show([three[0], three[2]])
     assert panel.problem.value == ""

@@ -88,12 +88,12 @@ def test_long_rows_and_contamination_are_reported(tmp_path, monkeypatch):
         )
     )
     panel.preview.click()
-    assert "1 of the 3 rows exceed" in panel.warning.value
+    assert "Of 3 training rows: 1 longer than data.max_tokens, dropped; 3 with a question" in panel.warning.value
     assert "3 of 3 test rows are in the training data verbatim" in panel.warning.value
     panel.form.controls["max_tokens"].entry.value = "8"
     assert not panel.warning.value and not panel.plot.outputs
     panel.preview.click()
-    assert "All 3 rows exceed data.max_tokens = 8" in panel.warning.value and panel.prompts.value
+    assert "All 3 training rows are longer than data.max_tokens = 8" in panel.warning.value and panel.prompts.value
     assert contamination_warning("t", {"exact": 0, "ngram": 0, "total": 5}) == ""
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import HOSTILE
+from small_runs import HOSTILE, small
 
 from llm_adapters_lab.core.injection import inject
 from llm_adapters_lab.core.registry import all_adapters
@@ -15,6 +15,7 @@ from llm_adapters_lab.errors import LabError
 from llm_adapters_lab.inspection import probes, weight_metrics
 from llm_adapters_lab.models.random_models import tiny
 from llm_adapters_lab.results import plots
+from llm_adapters_lab.runs.execution import run
 from llm_adapters_lab.runs.record import find_run
 from llm_adapters_lab.runs.restoring import restore
 from llm_adapters_lab.tasks.registry import get_task
@@ -25,6 +26,7 @@ from widgets.kit.loaded_runs import MAX_TOKENS, LoadedRun, TokenizedText, token_
 from widgets.panels.inspect_panel import InspectPanel
 
 Finished = tuple[Path, dict[str, str]]
+DENSE = [name for name, view in VIEWS.items() if "experts" not in view.needs]
 WITHOUT_A_CHANGE = {"Update norm ‖ΔW‖", "Relative update norm ‖ΔW‖ / ‖W‖", "Singular values of ΔW"}
 WITHOUT_SITES = {"Adapter contribution per token", "Layer ablation", "Scaling λ"}
 
@@ -42,7 +44,7 @@ def look(panel: InspectPanel, view: str) -> list[dict[str, Any]]:
     return plots.data(panel.shown[0].figure) if panel.shown else []
 
 
-@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("view", DENSE)
 def test_every_view_is_drawn_and_explained(finished: Finished, view: str) -> None:
     panel = panel_of(finished, "lora")
     rows = look(panel, view)
@@ -59,7 +61,7 @@ def test_every_view_is_drawn_and_explained(finished: Finished, view: str) -> Non
         assert shown.rows.value == ""
 
 
-@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("view", DENSE)
 def test_a_view_that_does_not_apply_to_a_method_says_why(finished: Finished, view: str) -> None:
     panel = panel_of(finished, "prefix")
     rows = look(panel, view)
@@ -67,6 +69,21 @@ def test_a_view_that_does_not_apply_to_a_method_says_why(finished: Finished, vie
     assert bool(rows) != none
     assert ("prefix" in panel.problem.value) == none
     assert "Traceback" not in panel.problem.value
+
+
+def test_the_load_of_experts_is_offered_for_a_mixture_only(finished: Finished, tmp_path: Path) -> None:
+    spec = small("lora", base="nano-moe", adapter={"type": "lora", "rank": 2, "at": "experts"})
+    panel = InspectPanel(tmp_path, run(spec, root=tmp_path).id)
+    assert "Expert load" not in panel.view.options
+    look(panel, "Placement")
+    assert panel.problem.value == "" and panel.view.options == tuple(VIEWS)
+    rows = look(panel, "Expert load")
+    assert panel.problem.value == "" and html.escape(VIEWS["Expert load"].description) in panel.caption.value
+    assert len(rows) == 2 * 4 * 4 and {row["name"] for row in rows} == {"without the adapter", "with lora"}
+    assert [sum(row["× even"] for row in rows[at : at + 4]) for at in (0, 16)] == pytest.approx([4, 4])
+    dense = panel_of(finished, "lora")
+    look(dense, "Placement")
+    assert "Expert load" not in dense.view.options
 
 
 def test_views_show_what_the_library_computes(finished: Finished) -> None:
@@ -231,7 +248,7 @@ def test_views_of_every_method_are_drawn_or_refused_with_a_reason(finished: Fini
             drawn.add(title)
         except LabError as error:
             assert len(str(error)) > 20
-    assert drawn >= set(VIEWS) - WITHOUT_A_CHANGE - WITHOUT_SITES
+    assert drawn >= set(DENSE) - WITHOUT_A_CHANGE - WITHOUT_SITES
 
 
 def test_long_tables_are_cut() -> None:

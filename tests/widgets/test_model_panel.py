@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from odd_models import decoder
+from odd_models import decoder, family
 
 from llm_adapters_lab.core import placement
 from llm_adapters_lab.core.adapter import Adapter
@@ -283,6 +283,19 @@ def test_an_adapter_is_described_with_links():
 def test_a_fused_model_shows_its_own_roles():
     chosen = panel(base="tiny:gpt_neox")
     assert {c for c, b in chosen.grid.buttons.items() if b.value} == {(0, "qkv"), (1, "qkv")}  # q,v means its qkv
+
+
+def test_the_experts_of_a_layer_are_one_button(tmp_path):
+    family("jamba").save_pretrained(tmp_path)
+    chosen = panel(base=str(tmp_path), at="q?,experts.down?")
+    assert "mlp (gate, up, down), attn (q, k, v, o), experts (gate_up, down), router" in chosen.model.value
+    assert chosen.spec and {c for c, b in chosen.grid.buttons.items() if b.value} == {(1, "q"), (1, "experts.down")}
+    assert "experts.down_proj.0, 64 → 32, and 3 more" in chosen.grid.buttons[1, "experts.down"].tooltip
+    assert (1, "router") not in chosen.grid.buttons
+    chosen.everything.value = True
+    chosen.grid.buttons[1, "router"].value = True
+    chosen.grid.buttons[1, "q"].value = False
+    assert chosen.spec.adapter.at == "experts.down,router@1"
 
 
 SMALL = blueprint("nano").anatomy

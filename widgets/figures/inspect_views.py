@@ -13,7 +13,7 @@ import torch
 from llm_adapters_lab.core.injection import Injection
 from llm_adapters_lab.core.sites import Site
 from llm_adapters_lab.errors import NoView
-from llm_adapters_lab.inspection import ablations, activation_metrics, probes, weight_metrics
+from llm_adapters_lab.inspection import ablations, activation_metrics, probes, routing, weight_metrics
 from llm_adapters_lab.inspection.recorder import Recorder
 from llm_adapters_lab.results import plots
 from llm_adapters_lab.results.plots.style import place
@@ -76,7 +76,8 @@ class View:
     Attributes:
         draw: computes its figures.
         description: one line about what is shown.
-        needs: "text" for a text, "range" for a range of its tokens, "site" for a selection of sites.
+        needs: "text" for a text, "range" for a range of its tokens, "site" for a selection of sites, "experts" for a
+            mixture of experts.
         source: the function whose docstring names the source of the method.
     """
 
@@ -179,6 +180,11 @@ def _contribution(request: Request, kind: str, keys: Sequence[str]) -> go.Figure
     return plots.layer_tokens(text.words, torch.stack(shares), request.name, title=title, unit=unit, words=words)
 
 
+def _expert_loads(request: Request) -> Figures:
+    found = probes.both(request.injection, lambda: routing.expert_loads(request.model, [request.text.ids]))
+    return [plots.expert_loads(*found, request.name)]
+
+
 def _term(site: Site) -> str:
     """Return a site as a placement."""
     if site.role == "module" or site.layer < 0:
@@ -238,6 +244,12 @@ VIEWS = {
     ),
     "Scaling λ": View(
         _scaling, "Mean loss of the selected tokens with y + λ (Δ(x, y) − y) at every site, over λ.", _RANGE
+    ),
+    "Expert load": View(
+        _expert_loads,
+        "Share of the assignments of tokens to the routed experts of each layer, without and with the adapter; colour: "
+        "relative to an even share.",
+        ("text", "experts"),
     ),
 }
 """All views by name."""

@@ -1,4 +1,7 @@
-"""The sites of a model as a grid of buttons, one row per layer, to choose a placement by clicking."""
+"""The sites of a model as a grid of buttons, one row per layer, to choose a placement by clicking.
+
+Sites of a layer with the same role, such as its routed experts, are one button.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import ipywidgets as W
 
 from llm_adapters_lab.core.anatomy import Anatomy
 from llm_adapters_lab.core.placement import Level
-from llm_adapters_lab.core.sites import Site, ranges
+from llm_adapters_lab.core.sites import Site, placement_counts, ranges
 from widgets.kit.panel import Silent
 
 Cell = tuple[int, str]
@@ -23,9 +26,11 @@ def column(site: Site) -> str:
 
 def columns(anatomy: Anatomy, level: Level) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the usual columns for adapters of a level, and the remaining columns of the model."""
-    roles = list(dict.fromkeys(s.role for s in anatomy.projections))
+    every = list(dict.fromkeys(s.role for s in anatomy.projections))
+    roles = [role for role in every if not role.endswith("router")]
     whole = list(dict.fromkeys(s.role for s in anatomy.sublayers)) if level == "sublayer" else []
-    rest = [*(roles if whole else []), *dict.fromkeys(column(s) for s in anatomy.entries), *(f"{r}.in" for r in roles)]
+    rest = [*(roles if whole else []), *(role for role in every if role not in roles)]
+    rest += [*dict.fromkeys(column(s) for s in anatomy.entries), *(f"{r}.in" for r in every)]
     return tuple(whole or roles), tuple(rest)
 
 
@@ -43,7 +48,7 @@ def placement_of(selected: Collection[Cell], anatomy: Anatomy) -> str:
     for name in dict.fromkeys(name for level in levels for part in columns(anatomy, level) for name in part):
         layers = sorted(layer for layer, other in selected if other == name)
         if layers:
-            full = len(layers) == len(anatomy.layers)
+            full = len(layers) == anatomy.depth(name)
             terms.setdefault("" if full else f"@{ranges(layers)}", []).append(name)
     return "+".join(",".join(names) + layers for layers, names in terms.items())
 
@@ -97,11 +102,15 @@ class PlacementGrid(Silent):
 
     def _draw(self, anatomy: Anatomy, names: tuple[str, ...]) -> None:
         slot, existing = W.Layout(width="auto", margin="1px", padding="0"), cells(anatomy)
+        counts = placement_counts(anatomy.projections)
         self.buttons, self.headers = {}, {}
         line = [self._header("all", slot, set(existing), "all shown sites")]
         line += [self._header(n, slot, {c for c in existing if c[1] == n}, f"{n} in every layer") for n in names]
-        paths: dict[Cell, str] = {(s.layer, s.role): f"{s.path}, {s.d_in} → {s.d_out}" for s in anatomy.projections}
-        for layer in range(len(anatomy.layers)):
+        paths: dict[Cell, str] = {}
+        for s in anatomy.projections:
+            more = f", and {n - 1} more" if (n := counts[s.role][s.layer]) > 1 else ""
+            paths.setdefault((s.layer, s.role), f"{s.path}, {s.d_in} → {s.d_out}{more}")
+        for layer in range(1 + max(s.layer for s in anatomy.projections)):
             of_layer = {c for c in existing if c[0] == layer}
             line.append(self._header(str(layer), slot, of_layer, f"all shown sites of layer {layer}"))
             for name in names:
@@ -112,7 +121,8 @@ class PlacementGrid(Silent):
                 button = self.buttons[layer, name] = W.ToggleButton(description=name, tooltip=tip, layout=slot)
                 button.observe(self._clicked, "value")
                 line.append(button)
-        sizes = f"minmax(28px, 56px) repeat({len(names)}, minmax(40px, 92px))"
+        widths = " ".join(f"minmax(40px, {max(92, 9 * len(name))}px)" for name in names)
+        sizes = f"minmax(28px, 56px) {widths}"
         self._replace(W.GridBox(line, layout=W.Layout(grid_template_columns=sizes)))
 
     def _replace(self, *boxes: Any) -> None:

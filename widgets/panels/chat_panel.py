@@ -199,10 +199,10 @@ class ChatPanel(FinishedRunPanel):
         if self._example is None or self.run is None:
             return ""
         task, spec = get_task(self.examples.task.value), self.run.spec.eval
-        found = task.extract(text, spec.extraction or RULES[spec.protocol])
+        found, right = task.judge(text, self._example.answer, spec.extraction or RULES[spec.protocol])
         if found is None:
             return "no answer in the requested format"
-        return f"read as {found} {'✓' if task.same(found, self._example.answer) else '✗'}"
+        return f"read as {found} {'✓' if right else '✗'}"
 
     def _build(self) -> None:
         self.both, self.gold, self.shown = AnswerPair(), W.Label(), W.HTML()

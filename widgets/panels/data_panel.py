@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import ipywidgets as W
 import plotly.graph_objects as go
 
-from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.errors import BadSpec, LabError
+from llm_adapters_lab.events import row_remarks
 from llm_adapters_lab.markup import Html, el
 from llm_adapters_lab.models.blueprint import Blueprint
 from llm_adapters_lab.results.plots.style import BLUE, ORANGE, style
+from llm_adapters_lab.runs.preflight import check_rows
 from llm_adapters_lab.runs.rows import Rows, read_rows
 from llm_adapters_lab.runs.spec import RunSpec
 from llm_adapters_lab.tasks import contamination
@@ -127,27 +130,32 @@ class DataPanel(Panel):
             raise BadSpec("Correct the fields above first.")
         if spec.adapter is None:
             raise BadSpec("A bare base is not trained, so there are no rows to show. Choose an adapter first.")
-        tokenizer = Blueprint(spec.base, spec.trust_remote_code).tokenizer
+        base = Blueprint(spec.base, spec.trust_remote_code, spec.anatomy)
+        tokenizer = base.tokenizer
         if tokenizer is None:
             raise BadSpec(f"{spec.base} is a random model without a tokenizer; it cannot read text.")
         rows = read_rows(spec)
         template = spec.data.template or get_task(spec.data.task).template
-        samples, _ = encode(tokenizer, rows.train[:HISTOGRAM_ROWS], template, NO_LIMIT, spec.data.loss_on)
+        first = replace(rows, train=rows.train[: spec.data.validation + HISTOGRAM_ROWS])
+        samples, _ = encode(tokenizer, first.train, template, NO_LIMIT, spec.data.loss_on)
         fitting = [sample for sample in samples if len(sample.ids) <= spec.data.max_tokens]
         legend = note("grey: masked (prompt); blue: tokens in the loss; ↵: line break")
         self.prompts.value = legend + "".join(
             token_markup(tokenizer, sample) for sample in (fitting or samples)[:PREVIEW_ROWS]
         )
-        self.warning.value = message("\n".join(_warnings(spec.data.max_tokens, samples, rows)))
+        self.warning.value = message("\n".join(_warnings(spec, base, first, rows)))
         self.plot.outputs = (figure_output(length_histogram([len(s.ids) for s in samples], spec.data.max_tokens)),)
 
 
-def _warnings(limit: int, samples: Sequence[Sample], rows: Rows) -> list[str]:
-    """Return warnings about rows that are too long or in the test data, too."""
-    long = sum(len(sample.ids) > limit for sample in samples)
-    first = "" if len(samples) == len(rows.train) else "first "
-    found = [f"{long} of the {first}{len(samples)} rows exceed data.max_tokens and are left out."] if long else []
-    if long == len(samples):
-        found = [f"All {'of the ' * bool(first)}{first}{long} rows exceed data.max_tokens = {limit}. Increase it."]
+def _warnings(spec: RunSpec, base: Blueprint, first: Rows, rows: Rows) -> list[str]:
+    """Return what a run would say of its first rows, and warnings about rows that are in the test data, too."""
+    found = []
+    try:
+        check_rows(spec, first, base)
+    except LabError as error:
+        found.append(str(error))
+    found += row_remarks({"rows": first.told()})
+    if found and len(first.train) < len(rows.train):
+        found.append(f"Only the first {len(first.train):,} of {len(rows.train):,} rows are examined.")
     leaks = (contamination_warning(name, contamination.overlap(rows.train, test)) for name, test in rows.test.items())
     return found + [text for text in leaks if text]

@@ -9,6 +9,7 @@ from typing import Any
 
 import ipywidgets as W
 
+from llm_adapters_lab.inspection.routing import has_experts
 from llm_adapters_lab.markup import el
 from llm_adapters_lab.results.plots.style import place
 from llm_adapters_lab.tasks import prompts
@@ -77,6 +78,7 @@ class InspectPanel(FinishedRunPanel):
         loaded = await self.loaded()
         self.status.value = "computing …"
         self._offer_sites(loaded)
+        self._offer_views(loaded)
         text = EMPTY
         if "text" in view.needs:
             parts = self._parts if self.text.value == "".join(self._parts) else (self.text.value,)
@@ -110,9 +112,16 @@ class InspectPanel(FinishedRunPanel):
                 if options != box.options:
                     box.options = options
 
+    def _offer_views(self, loaded: LoadedRun) -> None:
+        options = tuple(_views(experts=has_experts(loaded.injection.anatomy)))
+        if options != self.view.options:
+            with self.silently():
+                shown, self.view.options = self.view.value, options
+                self.view.value = shown if shown in options else options[0]
+
     def _build(self) -> None:
         self.part, self.caption = W.Label(), W.HTML()
-        self.view = field(W.Dropdown, "view", "440px", options=list(VIEWS))
+        self.view = field(W.Dropdown, "view", "440px", options=_views(experts=False))
         self.kind = field(W.Dropdown, "site", "300px", options=(ALL,))
         self.layer = field(W.Dropdown, "layer", "220px", options=(ALL,))
         self.text = text_area("text", 5, placeholder="Type a text, or take an example.")
@@ -165,6 +174,10 @@ class InspectPanel(FinishedRunPanel):
         needs = VIEWS[self.view.value].needs
         for box, need in ((self.sites, "site"), (self.reading, "text"), (self.span, "range")):
             show_if(need in needs, box)
+
+
+def _views(*, experts: bool) -> list[str]:
+    return [name for name, view in VIEWS.items() if experts or "experts" not in view.needs]
 
 
 def _draw(view: View, request: Request) -> Any:

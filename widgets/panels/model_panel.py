@@ -10,6 +10,7 @@ import ipywidgets as W
 from llm_adapters_lab.core import placement
 from llm_adapters_lab.core.anatomy import Anatomy
 from llm_adapters_lab.core.registry import Entry, get_adapter
+from llm_adapters_lab.core.sites import ENCODER
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.models.blueprint import Blueprint, blueprint
 from llm_adapters_lab.models.loading import pick_dtype
@@ -144,7 +145,8 @@ class ModelPanel(Panel):
         self._changed()
 
     def _blueprint(self) -> Blueprint:
-        return blueprint(self.base.value.strip(), bool(self.other.value and self.other.value.trust_remote_code))
+        spec = self.other.value or RunSpec()
+        return blueprint(self.base.value.strip(), spec.trust_remote_code, spec.anatomy)
 
     def _changed(self, change: Any = None) -> None:
         if self.quiet:
@@ -189,8 +191,8 @@ class ModelPanel(Panel):
             if not name:
                 raise BadSpec("Enter a base: one from the list, a hub id, a folder or a .gguf file.")
             anatomy = self._blueprint().anatomy
-            size = f"{len(anatomy.layers)} layers, width {anatomy.hidden}; sites: {', '.join(anatomy.roles)}"
-            size += f". {anatomy.remark}" if anatomy.left_out else ""
+            size = f"{len(anatomy.layers)} layers, width {anatomy.hidden}; sites: {_sites(anatomy)}"
+            size += f". {anatomy.remark}" if anatomy.remark else ""
             self.model.value = note(f"{PACKAGED[name]}. {size}" if name in PACKAGED else size)
         return anatomy
 
@@ -217,3 +219,12 @@ class ModelPanel(Panel):
             entry.cls.sites(anatomy, self._blueprint().skeleton, at)
             placed = True
         return placed
+
+
+def _sites(anatomy: Anatomy) -> str:
+    """Return the roles of a model by sublayer, such as ``attn (q, k, v, o), mlp (gate, up, down)``."""
+    parts: dict[str, dict[str, None]] = {}
+    for site in anatomy.projections:
+        role = site.role.removeprefix(f"{site.sublayer}.").removeprefix(ENCODER)
+        parts.setdefault(site.sublayer, {})[role] = None
+    return ", ".join(part if [part] == [*roles] else f"{part} ({', '.join(roles)})" for part, roles in parts.items())

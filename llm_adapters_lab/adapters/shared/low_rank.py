@@ -67,7 +67,7 @@ def initial_factors(
         elif weight.device.type != "meta":
             u, s, v = torch.linalg.svd(weight, full_matrices=False)
             root = (s[:rank] / factor).sqrt()
-            a, b = root[:, None] * v[:rank], (u[:, :rank] * root).contiguous()
+            a, b = (root[:, None] * v[:rank]).contiguous(), (u[:, :rank] * root).contiguous()
     return a, b
 
 
@@ -75,7 +75,8 @@ class Remembered:
     """The last result of a function of a base's weight and an adapter's tensors, computed again when they change.
 
     The tensors are compared by value, since an optimiser may write to them without a trace; the frozen weight by
-    identity and version.
+    identity, version and about 256 of its elements: a change through `.data` leaves the version as it is, and one that
+    reaches none of these elements is not noticed.
     """
 
     def __init__(self) -> None:
@@ -88,6 +89,9 @@ class Remembered:
     def get(self, compute: Callable[[], T], base: nn.Module, *inputs: torch.Tensor | float) -> T:
         """Return `compute()`, a function of the inputs and of the weight of the host `base`, without a gradient."""
         state, old = weights.state(base), self.state
+        if state is not None and type(state[0]) in (torch.Tensor, nn.Parameter) and not state[0].is_meta:
+            steps = tuple(slice(None, None, max(1, size // 16)) for size in state[0].shape)
+            inputs = (*inputs, state[0].detach()[steps])
         known = old is not None and state is not None and old[0] is state[0] and old[1] == state[1]
         if not (known and all(map(_same, self.inputs, inputs))):
             self.value = compute()

@@ -6,14 +6,16 @@ left does not shift any token.
 
 from __future__ import annotations
 
+import math
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from llm_adapters_lab.core.adapter import Finish, ModelAdapter
+from llm_adapters_lab.core.adapter import Finish, ModelAdapter, World
 from llm_adapters_lab.errors import CannotConvert, CannotInject
 
 
@@ -54,8 +56,20 @@ def extend_call(decoder: nn.Module, kwargs: dict[str, Any], t: int, *, cached: b
         padded = torch.zeros_like(padded)
     kwargs = {key: value for key, value in kwargs.items() if key != "cache_position"}
     positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -tokens:] + t
+    if (most := _learned_positions(decoder)) < mask.shape[1] + t and int(positions.max()) >= most:
+        raise CannotInject(
+            f"A row of {int(positions.max()) + 1 - t} tokens and the {t} virtual ones exceed the {most} positions that "
+            f"this {type(decoder).__name__} has learnt. Shorten the row (data.max_tokens), or use fewer virtual tokens."
+        )
     wide = _insert(mask.new_ones(rows, t), mask, padded)
     return not past, {**kwargs, "attention_mask": wide, "position_ids": positions}
+
+
+def _learned_positions(decoder: nn.Module) -> float:
+    """Return the number of positions that a decoder has an embedding for; infinity if it computes them."""
+    most, module = getattr(decoder.config, "max_position_embeddings", math.inf), cast(Any, decoder)
+    tables = [m for m in decoder.children() if isinstance(m, nn.Embedding) and m is not module.get_input_embeddings()]
+    return most if any(0 <= m.num_embeddings - most <= 2 for m in tables) else math.inf  # OPT has two rows more
 
 
 def _insert(virtual: torch.Tensor, real: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
@@ -98,12 +112,14 @@ def flatten_cache(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tenso
     return torch.cat([part.transpose(0, 1).flatten(1) for pair in pairs for part in pair], dim=1)
 
 
-def uniform_size(shapes: list[tuple[int, int, int]]) -> tuple[int, int]:
+def uniform_size(shapes: list[tuple[int, int, int]], slots: list[int]) -> tuple[int, int]:
     """Return the number of key/value heads and their width, if they are the same everywhere.
 
     Raises:
-        CannotConvert: layers, or keys and values, differ.
+        CannotConvert: layers, or keys and values, differ, or some layers have none.
     """
+    if slots != list(range(len(slots))):
+        raise CannotConvert(f"peft has keys and values for every layer; in this model only layers {slots} keep them.")
     sizes = {(heads, width) for heads, *widths in shapes for width in widths}
     if len(sizes) > 1:
         raise CannotConvert(f"peft has one size of keys and values for all layers; this model has {sorted(sizes)}.")
@@ -119,13 +135,15 @@ def embedding_width(model: nn.Module) -> int:
 class VirtualCache(ModelAdapter):
     """An adapter that fills an empty cache with learned keys and values.
 
-    Subclasses set `virtual_tokens` and override `keys_and_values`.
+    Subclasses set `virtual_tokens`, and `slots`, the indices of the layers that keep keys and values, and override
+    `keys_and_values`.
     """
 
     virtual_tokens: int
+    slots: list[int]
 
     def keys_and_values(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Return keys (n_kv, t, d_k) and values (n_kv, t, d_v) of each layer."""
+        """Return keys (n_kv, t, d_k) and values (n_kv, t, d_v) of each layer that keeps them."""
         raise NotImplementedError(f"{type(self).__name__} has no keys_and_values")
 
     def prepare(self, decoder: nn.Module, kwargs: dict[str, Any]) -> tuple[dict[str, Any], Finish | None]:
@@ -142,12 +160,17 @@ class VirtualCache(ModelAdapter):
         first, kwargs = extend_call(decoder, kwargs, self.virtual_tokens, cached=True)
         if not first:
             return kwargs, None
-        mask, config, wanted = kwargs["attention_mask"], decoder.config, kwargs.get("use_cache")
+        config: Any = decoder.config
+        mask, wanted = kwargs["attention_mask"], kwargs.get("use_cache")
         dtype = next(p.dtype for p in decoder.parameters() if p.is_floating_point())
         asked = getattr(config, "use_cache", True) if wanted is None else wanted
         cache = kwargs.get("past_key_values")
-        kwargs["past_key_values"] = cache = DynamicCache() if cache is None else cache
-        for index, pair in enumerate(self.keys_and_values()):
+        if cache is None:  # some layers may keep states of another kind, or none
+            own = DynamicCache(config=config.get_text_config(decoder=True))
+            usual = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in own.layers)
+            cache = DynamicCache() if usual else own
+        kwargs["past_key_values"] = cache
+        for index, pair in zip(self.slots, self.keys_and_values(), strict=True):
             key, value = (p.to(mask.device, dtype).expand(len(mask), -1, -1, -1) for p in pair)
             cache.update(key, value, index)
         return kwargs, None if asked else _without_cache
@@ -167,6 +190,19 @@ class VirtualEmbeddings(ModelAdapter):
     """
 
     virtual_tokens: int
+
+    def __init__(self, config: Any, world: World) -> None:
+        """Note the sizes that peft wants to be told."""
+        super().__init__(config, world)
+        given: Any = getattr(world.model, "config", None)
+        text = given.get_text_config() if hasattr(given, "get_text_config") else given
+        if getattr(text, "hidden_size_per_layer_input", 0):
+            raise CannotInject(
+                f"{config.type!r} prepends embeddings, and {type(world.model).__name__} embeds its tokens in every "
+                "layer, by their ids. Choose another adapter."
+            )
+        names = {"num_layers": "num_hidden_layers", "num_attention_heads": "num_attention_heads"}
+        self.sizes = {name: n for name, own in names.items() if isinstance(n := getattr(text, own, None), int)}
 
     def embeddings(self) -> torch.Tensor:
         """Return the embeddings of the virtual tokens, (t, width of the input embeddings)."""
@@ -203,4 +239,7 @@ def _without_first(t: int, output: Any) -> Any:
         output.hidden_states = tuple(h[:, t:] for h in output.hidden_states)
     if output.get("attentions") is not None:
         output.attentions = tuple(pattern[:, :, t:] for pattern in output.attentions)
+    if output.get("router_logits") is not None:  # of which the base makes a loss, with the mask of the real tokens
+        each = (z.view(len(output.last_hidden_state), -1, z.shape[-1]) for z in output.router_logits)
+        output.router_logits = tuple(z[:, t:].flatten(0, 1) for z in each)
     return output

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -112,6 +113,19 @@ def modified(adapters: Mapping[str, nn.Module]) -> list[Modified]:
                 assert isinstance(original, nn.Parameter) and isinstance(modifier, Modifier)
                 found.setdefault(original, Modified(f"{key}/{path}.original", original, modifier))
     return list(found.values())
+
+
+@contextmanager
+def in_full(adapter: nn.Module) -> Iterator[None]:
+    """Read matrices as in evaluation, to merge or export them: a part drawn by a training pass is not the whole."""
+    training = [part for part in adapter.modules() if isinstance(part, Modifier) and part.training]
+    for part in training:
+        part.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.train()
 
 
 def before_training(owner: Adapted) -> None:

@@ -25,6 +25,7 @@ __getattr__, __dir__, __all__ = attach(
         "runs": "accuracy loss_curve parameters_against_accuracy",
         "seed_means": "means",
         "weights": "norm_evolution norm_heatmap similarity site_norms spectra",
+        "experts": "expert_loads",
         "layers": "ablation_bars interpolation_curve placement stream_similarity",
         "tokens": "layer_tokens lens_grid token_strip",
         "style": "data",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -9,13 +10,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llm_adapters_lab.core.anatomy import Anatomy
-from llm_adapters_lab.core.sites import Site
+from llm_adapters_lab.core.sites import ENCODER, Site
 from llm_adapters_lab.inspection.ablations import Ablation
 from llm_adapters_lab.results.appearance import BASE, colour
 from llm_adapters_lab.results.plots.style import GRID, INK, every, new, ramp, say
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+Slot = tuple[int, str]
+"""Row and column of the figure of a placement."""
+Place = tuple[int, str, str]
+"""Layer, part of the layer, and name in it."""
 
 
 def ablation_bars(found: Ablation, kind: str | None, *, unit: str = "nats per token", score: str = "loss") -> go.Figure:
@@ -128,14 +134,15 @@ def placement(anatomy: Anatomy, sites: Iterable[Site], kind: str | None) -> go.F
 
     Returns:
         A row for each layer, input at the bottom: squares are projections in order of execution, filled where adapted;
-        crossed circles are where attention and MLP add to the residual stream, which runs behind them; diamonds are
-        adapters at the input or output of a whole sublayer, or at other modules.
+        the routed experts of a layer are one square. Crossed circles are where mixers and feed-forward parts add to the
+        residual stream, which runs behind them; diamonds are adapters at the input or output of a whole sublayer, or at
+        other modules.
     """
-    taken = {_slot(anatomy, site): site for site in sites}
-    known = {_slot(anatomy, site): site for site in anatomy.projections}
-    columns, ends = _columns(anatomy, {slot for _, slot in taken})
-    layers, roles = len(anatomy.layers), {slot for _, slot in known}
-    rows = range(layers + any(layer == layers for layer, _ in taken))
+    places = _places(anatomy)
+    taken, known = _by_slot(anatomy, places, sites), _by_slot(anatomy, places, anatomy.projections)
+    columns, ends = _columns(places, {slot for _, slot in taken})
+    layers, roles = 1 + max(layer for layer, _ in known), {slot for _, slot in known}
+    rows = range(layers + any(layer < 0 for layer, _ in taken))
     names = [*map(str, range(layers)), "outside"][: len(rows)]
     size = max(7.0, min(18.0, 400 / layers))
     words = (
@@ -157,8 +164,9 @@ def placement(anatomy: Anatomy, sites: Iterable[Site], kind: str | None) -> go.F
         ),
     ):
         if points:
-            _marks(figure, label, points, columns, names, marker | {"size": size})
-    plus = [(columns.index(end), row) for row in range(layers) for end in ends]
+            _marks(figure, label, points, known, columns, names, marker | {"size": size})
+    wholes = [site for site in anatomy.sublayers if not _within_another(site, anatomy)]
+    plus = [(columns.index(f"{places[site.key][1]}| "), site.layer) for site in wholes]
     figure.add_scatter(
         x=[x for x, _ in plus],
         y=[y for _, y in plus],
@@ -171,15 +179,30 @@ def placement(anatomy: Anatomy, sites: Iterable[Site], kind: str | None) -> go.F
     return figure
 
 
+def _within_another(site: Site, anatomy: Anatomy) -> bool:
+    """Return whether a sublayer lies in another one, such as a shared expert in the block with the routed ones."""
+    return any(site.path.startswith(f"{other.path}.") for other in anatomy.sublayers if other.layer == site.layer)
+
+
+_PARTS = {"attn": "attention", "ssm": "state space", "conv": "convolution", "cross": "cross-attention"}
+_PARTS |= {"mlp": "MLP", "shared": "shared expert"}
+
+
 def _axes(figure: go.Figure, columns: Sequence[str], ends: Sequence[str], names: Sequence[str], layers: int) -> None:
-    ticks = [column.split("|")[1].replace("layernorm", "layer_norm").replace("_", "<br>") for column in columns]
+    ticks = []
+    for column in columns:
+        part, name = column.split("|")
+        own = name.removeprefix(ENCODER).removeprefix(f"{part.removeprefix(ENCODER).split()[0]}.")
+        ticks.append(re.sub("[._]", "<br>", own.replace("layernorm", "layer_norm")) if len(own) > 5 else own)
     lines = max(tick.count("<br>") for tick in ticks)
-    for part, words in (("attn", "attention"), ("mlp", "MLP")):
-        own = [i for i, column in enumerate(columns) if column.startswith(f"{part}|") and column not in ends]
-        if not own:  # a model whose experts have no roles
-            continue
-        middle = {"x": (own[0] + own[-1]) / 2, "y": 1, "yref": "paper", "yshift": 32, "showarrow": False}
-        figure.add_annotation(text=f"<b>{words}</b>", **middle)
+    for part in dict.fromkeys(end.partition("|")[0] for end in ends):
+        own_columns = [i for i, column in enumerate(columns) if column.startswith(f"{part}|") and column not in ends]
+        kind, *number = part.removeprefix(ENCODER).split()
+        words = " ".join(["encoder"] * part.startswith(ENCODER) + [_PARTS.get(kind, kind), *number])
+        if len(words) > 9 * len(own_columns):
+            words = words.replace(" ", "<br>")
+        middle = {"x": (own_columns[0] + own_columns[-1]) / 2, "y": 1, "yref": "paper", "yshift": 32 + 14 * (lines - 1)}
+        figure.add_annotation(text=f"<b>{words}</b>", showarrow=False, yanchor="bottom", **middle)
     figure.update_xaxes(tickvals=list(range(len(columns))), ticktext=ticks, side="top")
     figure.update_xaxes(
         range=[-0.7, len(columns) - 0.3], showline=False, ticks="", tickangle=0, tickfont={"size": 13 - lines}
@@ -187,62 +210,84 @@ def _axes(figure: go.Figure, columns: Sequence[str], ends: Sequence[str], names:
     shown = [*range(0, layers, every(layers)), *range(layers, len(names))]
     figure.update_yaxes(tickvals=shown, ticktext=[names[row] for row in shown], showgrid=False)
     figure.update_yaxes(range=[-0.8, len(names) - 0.2], ticks="")
-    figure.update_layout(legend={"y": -0.02}, margin={"t": 118 + 14 * lines}, height=figure.layout.height + 14 * lines)
+    height = figure.layout.height + 10 + 28 * lines  # the title is in the middle of the upper margin
+    figure.update_layout(legend={"y": -0.02}, margin={"t": 128 + 28 * lines}, height=height)
 
 
 def _marks(
     figure: go.Figure,
     label: str,
-    points: dict[tuple[int, str], Site],
+    points: dict[Slot, list[Site]],
+    known: dict[Slot, list[Site]],
     columns: Sequence[str],
     names: Sequence[str],
     marker: dict[str, Any],
 ) -> None:
-    sizes = [f"{s.d_in} → {s.d_out}" if s.d_in else "its own parameters" for s in points.values()]
+    data = []
+    for at, sites in points.items():
+        first, every_one = sites[0], len(known.get(at, sites))
+        size = f"{first.d_in} → {first.d_out}" if first.d_in else "its own parameters"
+        size += f", {len(sites)} of {every_one}" if every_one > 1 and label != "not adapted" else ""
+        size += f", {every_one} of them" if every_one > 1 and label == "not adapted" else ""
+        data.append([names[at[0]], at[1].split("|")[1], escape(first.key), size])
     figure.add_scatter(
         x=[columns.index(slot) for _, slot in points],
-        y=[layer for layer, _ in points],
+        y=[layer % len(names) for layer, _ in points],
         mode="markers",
         marker=marker,
         name=label,
         meta=["layer", "place", "module", "size"],
-        customdata=[
-            [names[layer], slot.split("|")[1], escape(site.key), size]
-            for ((layer, slot), site), size in zip(points.items(), sizes, strict=True)
-        ],
+        customdata=data,
         hovertemplate=f"%{{customdata[2]}}<br>%{{customdata[3]}}<br>{label}<extra></extra>",
     )
 
 
-def _slot(anatomy: Anatomy, site: Site) -> tuple[int, str]:
-    """Return the row of a site and its column, "part|name"."""
-    layer = next(
-        (i for i, at in enumerate(anatomy.layers) if f"{site.path}.".startswith(f"{at}.")), len(anatomy.layers)
-    )
-    path, inner = site.path, site.path.removeprefix(f"{anatomy.layers[min(layer, len(anatomy.layers) - 1)]}.")
-    own = next((s for s in anatomy.projections if s.path == path), None)
-    if site.role in ("attn", "mlp"):
-        return layer, f"{site.role}|{site.role} {'in' if site.side == 'in' else 'out'}"
-    if own is None:
-        return layer, f"other|{escape(inner.rpartition('.')[2])}"
-    part = _part(anatomy, own)
-    return layer, f"{part}|{own.role}{' in' if site.side == 'in' else ''}"
+def _places(anatomy: Anatomy) -> dict[str, Place]:
+    """Return layer, part and name of each projection by its path, and of each whole sublayer by its key."""
+    found: dict[str, Place] = {}
+    for stack in (ENCODER, ""):
+        for layer in range(anatomy.depth(stack)):
+            parts: list[str] = []
+            for whole, sites in anatomy.parts(layer, stack):
+                kind = whole.role if whole else sites[0].sublayer
+                parts.append(kind)
+                part = f"{kind} {parts.count(kind)}" if parts.count(kind) > 1 else kind
+                found |= {site.path: (layer, part, site.role) for site in sites}
+                if whole:
+                    found[whole.key] = (layer, part, f"{whole.role} out")
+                    inputs = (e for e in anatomy.entries if (e.layer, e.role) == (layer, whole.role))
+                    own = (e for e in inputs if f"{whole.reader}.".startswith(f"{e.path}."))
+                    found |= {entry.key: (layer, part, f"{whole.role} in") for entry in own}
+    return found
 
 
-def _part(anatomy: Anatomy, site: Site) -> str:
-    order = [s.path for s in anatomy.projections if s.layer == site.layer]
-    exit = next(s.path for s in anatomy.sublayers if s.layer == site.layer and s.role == "attn")
-    return "attn" if order.index(site.path) <= order.index(exit) else "mlp"
+def _by_slot(anatomy: Anatomy, places: dict[str, Place], sites: Iterable[Site]) -> dict[Slot, list[Site]]:
+    """Return the sites in each row and column, "part|name"; row -1 is outside of the layers."""
+    found: dict[Slot, list[Site]] = {}
+    for site in sites:
+        if (at := places.get(site.key) or places.get(site.path)) is None:
+            layer = next((i for i, path in enumerate(anatomy.layers) if f"{site.path}.".startswith(f"{path}.")), -1)
+            slot = (layer, f"other|{escape(site.path.rpartition('.')[2])}")
+        else:
+            layer, part, name = at
+            slot = (layer, f"{part}|{name}{' in' if site.side == 'in' and not name.endswith(' in') else ''}")
+        found.setdefault(slot, []).append(site)
+    return found
 
 
-def _columns(anatomy: Anatomy, used: set[str]) -> tuple[list[str], tuple[str, str]]:
-    """Return all columns in order of execution, and those where the sublayers add to the stream."""
+def _columns(places: dict[str, Place], used: set[str]) -> tuple[list[str], list[str]]:
+    """Return all columns in order of execution, mixers first, and those where the parts add to the stream."""
     columns: list[str] = []
-    for part in ("attn", "mlp"):
-        slots = [slot for s in anatomy.projections if (slot := _slot(anatomy, s)[1]).startswith(f"{part}|")]
-        with_inputs = (name for slot in dict.fromkeys(slots) for name in (f"{slot} in", slot))
-        columns += [f"{part}|{part} in"] if f"{part}|{part} in" in used else []
-        columns += [name for name in with_inputs if not name.endswith(" in") or name in used]
-        columns += [f"{part}|{part} out"] if f"{part}|{part} out" in used else []
+    parts = dict.fromkeys(part for _, part, _ in places.values())
+    mixers = ("attn", "cross", "ssm", "conv")
+    for part in sorted(
+        parts, key=lambda p: (not p.startswith(ENCODER), p.removeprefix(ENCODER).split()[0] not in mixers)
+    ):
+        names = dict.fromkeys(name for _, own, name in places.values() if own == part)
+        usual = [name for name in names if not name.endswith((" in", " out"))]
+        whole = part.split()[0]
+        slots = [f"{whole} in", *(slot for name in usual for slot in (f"{name} in", name)), f"{whole} out"]
+        columns += [f"{part}|{slot}" for slot in slots if slot in usual or f"{part}|{slot}" in used]
         columns.append(f"{part}| ")
-    return [*columns, *sorted(slot for slot in used if slot.startswith("other|"))], ("attn| ", "mlp| ")
+    ends = [column for column in columns if column.endswith("| ")]
+    return [*columns, *sorted(slot for slot in used if slot.startswith("other|"))], ends

@@ -134,15 +134,11 @@ def data(figure: go.Figure) -> list[dict[str, Any]]:
                 name | dict(zip(map(_plain, trace.meta), map(_plain, row), strict=True)) for row in trace.customdata
             ]
         else:
-            x, y = (_axis(figure, trace, letter) for letter in "xy")
+            x, y = (figure.layout[f"{letter}axis{(trace[f'{letter}axis'] or letter)[1:]}"] for letter in "xy")
             points = _cells(trace) if trace.type == "heatmap" else _points(trace)
             names = [_plain(axis.title.text or letter) for axis, letter in ((x, "x"), (y, "y"))]
             rows += [name | {names[0]: _tick(x, at), names[1]: _tick(y, up)} | more for at, up, more in points]
     return rows
-
-
-def _axis(figure: go.Figure, trace: Any, letter: str) -> Any:
-    return figure.layout[f"{letter}axis{(trace[f'{letter}axis'] or letter)[1:]}"]
 
 
 def _points(trace: Any) -> Iterator[tuple[Any, Any, dict[str, Any]]]:

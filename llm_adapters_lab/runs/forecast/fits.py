@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,9 +16,6 @@ from llm_adapters_lab.runs.forecast.memory import WORTH_IT, Memory, estimate
 from llm_adapters_lab.runs.forecast.size import Size, size_of
 from llm_adapters_lab.runs.rows import Rows
 from llm_adapters_lab.runs.spec import RunSpec
-from llm_adapters_lab.tasks.base import Example
-from llm_adapters_lab.tasks.registry import get_task
-from llm_adapters_lab.tasks.tokens import Sample, encode
 from llm_adapters_lab.training import deepspeed_zero
 from llm_adapters_lab.training.distributed import sharded
 
@@ -46,13 +42,6 @@ def memory_of_host() -> int:
     return min(limits)
 
 
-def samples(spec: RunSpec, rows: Sequence[Example], base: Blueprint) -> list[Sample]:
-    """Return the first training rows of a run, tokenized; the validation rows, which come first, are left out."""
-    template = spec.data.template or get_task(spec.data.task).template
-    learnt = rows[spec.data.validation :][:ROWS]
-    return encode(base.tokenizer, learnt, template, spec.data.max_tokens, spec.data.loss_on)[0]
-
-
 def require_memory(spec: RunSpec, rows: Rows, base: Blueprint | None = None) -> None:
     """Refuse a run that needs more memory than there is. A base that is only scored may be offloaded to disk.
 
@@ -67,7 +56,7 @@ def require_memory(spec: RunSpec, rows: Rows, base: Blueprint | None = None) -> 
     spread = spec.device_map == "auto"
     if spread and spec.adapter is None:
         return
-    base = base or Blueprint(spec.base, spec.trust_remote_code)
+    base = base or Blueprint(spec.base, spec.trust_remote_code, spec.anatomy)
     found, available = size_of(spec, base), memory_of_machine(spread)
     if found.weights < WORTH_IT:
         return
@@ -77,8 +66,9 @@ def require_memory(spec: RunSpec, rows: Rows, base: Blueprint | None = None) -> 
         return
     least = Memory(found.weights, 0, found.training, 0)
     uncertain = least.total <= available < 2 * least.total  # the activations may decide
-    if uncertain and spec.adapter and base.tokenizer and (learnt := samples(spec, rows.train, base)):
-        least = estimate(_smallest(spec), learnt, base) or least
+    if uncertain and spec.adapter and base.tokenizer:
+        learnt = rows.samples(base.tokenizer, spec.data)[0][spec.data.validation :]
+        least = estimate(_smallest(spec), learnt[:ROWS], base) or least
     if least.total > available:
         raise NotEnoughMemory(_refusal(spec, found, least, available, base))
 

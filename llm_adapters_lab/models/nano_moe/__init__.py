@@ -1,0 +1,1 @@
+"""The packaged mixture of experts `nano-moe`, made by the recipe of `nano`."""

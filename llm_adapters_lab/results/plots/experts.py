@@ -1,0 +1,67 @@
+"""How a mixture of experts distributes tokens, before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import TYPE_CHECKING
+
+from llm_adapters_lab.inspection.routing import ExpertLoad
+from llm_adapters_lab.results.plots.style import LESS_MORE, every, heatmap, new, place
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+MOST_LABELLED = 16
+"""Maximum number of experts whose cells hold their share as text."""
+
+
+def expert_loads(before: Mapping[str, ExpertLoad], after: Mapping[str, ExpertLoad], kind: str | None) -> go.Figure:
+    """Show the load of the experts of each layer without and with an adapter.
+
+    Args:
+        before: from `routing.expert_loads`, without the adapter.
+        after: the same with it.
+        kind: adapter type, for the name.
+
+    Returns:
+        Two heat maps over layers and experts: the share of an expert relative to an even share; 1 is balanced.
+    """
+    name, widest = escape(kind or "base"), max(len(load.share) for load in before.values())
+    numbers = [load.layer for load in before.values()]
+    rows = [
+        str(load.layer) if numbers.count(load.layer) == 1 else escape(f"{load.layer} {place(path)[1]}")
+        for path, load in before.items()
+    ]
+    tokens = max(load.tokens for load in before.values())
+    small = widest <= MOST_LABELLED
+    words = f"share of the assignments of {tokens:,} tokens{', in percent' * small}; colour: relative to an even share"
+    height = 150 + max(160, min(34 * len(rows), 900))
+    figure = new(f"Load of the experts: {name}", words, "expert", "layer", height)
+    second = figure.layout.xaxis.to_plotly_json() | {"domain": [0.53, 1], "anchor": "y"}
+    figure.update_layout(xaxis={"domain": [0, 0.47]}, xaxis2=second, margin={"t": 104})
+    for loads, label, axis in ((before, "without the adapter", "x"), (after, f"with {name}", "x2")):
+        shares = [load.share.tolist() for load in loads.values()]
+        ratios = [[share * len(own) for share in own] + [None] * (widest - len(own)) for own in shares]
+        percent = [[f"{100 * share:.0f}" for share in own] + [""] * (widest - len(own)) for own in shares]
+        details = [_details(load, widest) for load in loads.values()]
+        labels = {"text": percent, "texttemplate": "%{text}"} if small else {}
+        hover = f"{label}<br>layer %{{y}}, expert %{{x}}<br>%{{customdata}}<br>%{{z:.2f}} times an even share"
+        more = {"name": label, "customdata": details, "xaxis": axis, "showscale": axis == "x2", "zmax": 2} | labels
+        heatmap(figure, list(range(widest)), rows, ratios, LESS_MORE, "× even", hover, int(small), **more)
+        middle = {"x": 0.235 if axis == "x" else 0.765, "y": 1, "yshift": 4, "xanchor": "center", "yanchor": "bottom"}
+        figure.add_annotation(text=f"<b>{label}</b>", xref="paper", yref="paper", showarrow=False, **middle)
+    figure.update_xaxes(dtick=every(widest))
+    figure.update_yaxes(type="category", autorange="reversed", dtick=every(len(rows), 24), showgrid=False)
+    return figure
+
+
+def _details(load: ExpertLoad, widest: int) -> list[str]:
+    """Return share and mean weight of each expert in words, "" where there is none."""
+    weights = [None] * len(load.share) if load.weight is None else load.weight.tolist()
+    words = [
+        f"{share:.1%} of the assignments"
+        + ("" if weight is None or weight != weight else f", mean weight {weight:.3f}")
+        for share, weight in zip(load.share.tolist(), weights, strict=True)
+    ]
+    return words + [""] * (widest - len(words))

@@ -1,0 +1,105 @@
+"""Every method keeps the contract on models that are not plain decoders, or is refused there by name."""
+
+from typing import Any
+
+import pytest
+import torch
+from contract import logits, shake, tokens
+
+from llm_adapters_lab.core.hooks import MARKS
+from llm_adapters_lab.core.injection import inject
+from llm_adapters_lab.core.matrix_hosts import HOSTS, MatrixHost
+from llm_adapters_lab.core.merging import merge
+from llm_adapters_lab.core.registry import all_adapters, get_adapter
+from llm_adapters_lab.errors import CannotInject, LabError, UnknownAnatomy
+from llm_adapters_lab.models import random_models
+
+FAMILIES = (
+    *("mixtral", "gpt_oss"),  # experts, stacked either way
+    *("deepseek_v3", "minicpm3"),  # latent attention, with and without experts
+    *("jamba", "falcon_h1"),  # state-space mixers between attention, and beside it
+    *("mamba", "mamba2"),  # state-space mixers alone
+    *("qwen3_next", "olmo_hybrid"),  # linear attention
+    *("lfm2", "lfm2_moe"),  # convolutions
+    *("granitemoehybrid", "nemotron_h"),  # shared experts; one sublayer in each layer
+    "longcat_flash",  # two attentions in each layer
+)
+REFUSED = {
+    "prefix": {"mamba", "mamba2"},  # no keys and values
+}
+
+
+def placed(kind: str) -> str:
+    """Return a placement that reaches every mixer and feed-forward part that takes the method."""
+    entry = get_adapter(kind)
+    if not entry.placed:
+        return ""
+    return "mixer?,mlp?" if entry.cls.experts or entry.cls.level == "sublayer" else "mixer?,shared?,up?,down?"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", all_adapters())
+def test_the_contract(kind: str, family: str) -> None:
+    model, ids = random_models.tiny(f"tiny:{family}").requires_grad_(False), tokens()
+    plain, names = logits(model, ids, use_cache=False), set(model.state_dict())
+    entry = get_adapter(kind)
+    config = entry.config(**{"type": kind, **entry.cls.example})
+    if family in REFUSED.get(kind, ()):
+        with pytest.raises((CannotInject, UnknownAnatomy)):
+            inject(model, config)
+        return
+    injection = inject(model, config, at=placed(kind) or None)
+    if entry.cls.identity:
+        # A copy of the base's own parameters runs another kernel of the same product.
+        assert torch.allclose(logits(model, ids, use_cache=False), plain, atol=1e-6)
+    shake(injection)
+    changed = logits(model, ids, use_cache=False)
+    assert not torch.allclose(changed, plain, atol=1e-6)
+    with injection.disabled():
+        assert torch.equal(logits(model, ids, use_cache=False), plain)
+    model(input_ids=ids, use_cache=False).logits.square().mean().backward()
+    for key, adapter in injection.adapters.items():
+        routed = key in injection.sites and injection.sites[key].routed
+        assert routed or any(p.grad is not None and p.grad.abs().sum() > 0 for p in adapter.parameters()), key
+    state = injection.state_dict()
+    assert_merge(injection, ids, changed)
+    model = injection.model
+    model = random_models.tiny(f"tiny:{family}").requires_grad_(False)
+    again = inject(model, config, at=placed(kind) or None)
+    again.load_state_dict(state)
+    assert torch.equal(logits(model, ids, use_cache=False), changed)
+    again.eject()
+    assert torch.equal(logits(model, ids, use_cache=False), plain)
+    assert set(model.state_dict()) == names
+    for module in model.modules():
+        assert not module._forward_hooks and not module._forward_pre_hooks
+        assert not {HOSTS, *MARKS} & set(module.__dict__) and not isinstance(module, MatrixHost)
+
+
+def assert_merge(injection: Any, ids: torch.Tensor, changed: torch.Tensor) -> None:
+    """See that merged weights answer as the adapter does; methods that cannot be merged say so."""
+    try:
+        model = merge(injection)
+    except LabError as error:
+        assert "merge" in str(error) or "bias" in str(error) or "weight" in str(error)
+        return
+    assert torch.allclose(logits(model, ids, use_cache=False), changed, atol=1e-4 * float(changed.abs().max()))
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in ("mamba", "mamba2", "nemotron_h")])
+@pytest.mark.parametrize("kind", ["lora", "series", "conv", "prefix", "prompt-tuning"])
+def test_generation_with_and_without_cache_agrees_under_left_padding(kind: str, family: str) -> None:
+    model, entry = random_models.tiny(f"tiny:{family}"), get_adapter(kind)
+    shake(inject(model, entry.config(**{"type": kind, **entry.cls.example}), at=placed(kind) or None))
+    ids, mask = tokens(), torch.ones(2, 7, dtype=torch.long)
+    ids[1, :3], mask[1, :3] = 0, 0
+    options: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    if (kind, family) == ("prefix", "gpt_oss"):  # its window is shorter than the padded row
+        with pytest.raises(CannotInject, match="counts padding"):
+            model.generate(input_ids=ids, attention_mask=mask, **options)
+        return
+    cached, whole = (
+        model.generate(input_ids=ids, attention_mask=mask, use_cache=use, **options) for use in (True, False)
+    )
+    alone = model.generate(input_ids=ids[1:, 3:], attention_mask=mask[1:, 3:], **options)
+    assert torch.equal(cached, whole) and torch.equal(alone[0, 4:], cached[1, 7:])
