@@ -39,6 +39,8 @@ def is_transposed(module: nn.Module) -> bool:
 
 def is_quantized(module: nn.Module) -> bool:
     """Return whether a module's weight is quantised (packed)."""
+    if hasattr(type(module), "stored"):  # a matrix of a plain parameter, which may be spread over processes
+        return False
     weight = getattr(module, "weight", None)
     if not isinstance(weight, torch.Tensor) or has_packed_buffers(module):
         return dims(module) is not None  # stored under other names
