@@ -47,7 +47,9 @@ def test_two_processes_do_what_one_does(lab: Lab, tmp_path: Path, alone: Run, va
 
 
 def test_adapted_experts_that_are_spread_over_processes_do_the_same(lab: Lab, tmp_path: Path) -> None:
-    path = spec(tmp_path, base="nano-moe", adapter={"type": "lora", "rank": 4, "at": "q,experts"}, **longer(max_steps=3))
+    path = spec(
+        tmp_path, base="nano-moe", adapter={"type": "lora", "rank": 4, "at": "q,experts"}, **longer(max_steps=3)
+    )
     folders = [tmp_path / name / RunSpec.load(path).id for name in ("alone", "team")]
     single = done([lab.nursery.start("run", path, "--root", folders[0].parent)], Run(folders[0]))
     record = done(team(lab, path, folders[1].parent, **FSDP), Run(folders[1]))
