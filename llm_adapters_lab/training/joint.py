@@ -233,6 +233,7 @@ def _obstacle(model: nn.Module, injection: Injection, plan: TrainSpec) -> str:
         "it reads the call of the model": any(adapter.needs_context for adapter in kinds),
         "it has a loss of its own": any(adapter.penalty is not None for adapter in kinds),
         "the base adds a router loss over all rows of a pass": adds_router_loss(model),
+        "it sits at experts, which get the tokens of all rows mixed": any(s.routed for s in injection.sites.values()),
         "it acts on whole batches only": any(not adapter.sliceable for adapter in kinds),
         "it runs every batch several times": any(m.modifier.forwards > 1 for m in modified(injection.adapters)),
         "fp16 scales the loss of every adapter separately": plan.precision == "fp16",

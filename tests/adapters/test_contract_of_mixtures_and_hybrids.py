@@ -13,6 +13,7 @@ from llm_adapters_lab.core.merging import merge
 from llm_adapters_lab.core.registry import all_adapters, get_adapter
 from llm_adapters_lab.errors import CannotInject, LabError, UnknownAnatomy
 from llm_adapters_lab.models import random_models
+from llm_adapters_lab.training.step import set_gradient_checkpointing
 
 FAMILIES = (
     *("mixtral", "gpt_oss"),  # experts, stacked either way
@@ -103,3 +104,19 @@ def test_generation_with_and_without_cache_agrees_under_left_padding(kind: str, 
     )
     alone = model.generate(input_ids=ids[1:, 3:], attention_mask=mask[1:, 3:], **options)
     assert torch.equal(cached, whole) and torch.equal(alone[0, 4:], cached[1, 7:])
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "deepseek_v3", "jamba", "qwen3_next", "lfm2_moe"])
+@pytest.mark.parametrize("kind", ["lora", "series", "conv"])
+def test_recomputed_activations_give_the_same_gradients(kind: str, family: str) -> None:
+    model, ids, entry = random_models.tiny(f"tiny:{family}"), tokens(), get_adapter(kind)
+    injection = inject(model, entry.config(**{"type": kind, **entry.cls.example}), at=placed(kind))
+    shake(injection)
+    found: list[list[torch.Tensor]] = []
+    for on in (False, True):
+        set_gradient_checkpointing(model, on)
+        model.train()(input_ids=ids, use_cache=False).logits.square().mean().backward()
+        found.append([p.grad for p in injection.parameters() if p.grad is not None])
+        for p in injection.parameters():
+            p.grad = None
+    assert found[0] and all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found, strict=True))

@@ -3,7 +3,7 @@
 Area: adapters
 Elsewhere: found here.
 Before: `weight.data.mul_(3)` between two passes left the norm as it was, logits 2.5 apart: torch counts no such change.
-Here: 256 elements of the weight are compared too, which shows any change of the whole weight, such as averaging,
+Here: the diagonal of the weight is compared too, which shows any change of the whole weight, such as averaging,
 scaling or loading. A change through `.data` of other elements alone is not seen.
 Verdict: silent → right
 """

@@ -4,7 +4,7 @@ Area: training
 Elsewhere: peft#1692, #2651, #2196, PR #1474: training 2.4 times as slow as LoRA, evaluation 16 % slower even if cached.
 Before: scoring through hooks took 1.3 to 2 times as long as with LoRA, generation 2.6 to 3.8 times.
 Here: the norm is computed once per update, and reused only while A, B, the scale and the precision are the same, and W
-as far as its version and 256 of its elements show.
+as far as its version and diagonal show.
 Verdict: silent → right
 """
 

@@ -429,3 +429,17 @@ def test_a_sweep_of_studies_tries_a_failing_run_once(tmp_path: Path) -> None:
     assert [standing.state.name for standing in ended] == ["finished", "failed", "finished"]
     assert "gradient_checkpointing" in ended[1].state.reason
     assert len(list(ended[1].run.events("Failed"))) == 1
+
+
+def test_an_adapter_at_experts_is_trained_separately(tmp_path: Path) -> None:
+    fields = {"base": "nano-moe", "data": {"task": "mini-math", "rows": 8}, "train": {"batch": 4, "max_steps": 2}}
+    fields["eval"] = {"tasks": []}
+    chosen = [
+        RunSpec.parse({**fields, "adapter": {"type": "lora", "rank": 2, "at": at}}) for at in ("q", "experts", "o")
+    ]
+    found = study(chosen, root=tmp_path / "study")
+    assert [len(list(record.events("FellBack"))) for record in found] == [0, 1, 0]
+    assert "at experts" in next(found[1].events("FellBack"))["reason"]
+    for record, one in zip(found, chosen, strict=True):
+        alone = run(one, root=tmp_path / "alone")
+        assert [e["loss"] for e in record.events("Step")] == pytest.approx([e["loss"] for e in alone.events("Step")])

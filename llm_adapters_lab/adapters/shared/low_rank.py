@@ -75,8 +75,8 @@ class Remembered:
     """The last result of a function of a base's weight and an adapter's tensors, computed again when they change.
 
     The tensors are compared by value, since an optimiser may write to them without a trace; the frozen weight by
-    identity, version and about 256 of its elements: a change through `.data` leaves the version as it is, and one that
-    reaches none of these elements is not noticed.
+    identity, version and diagonal: a change through `.data` leaves the version as it is, and one that leaves the
+    diagonal too is not noticed.
     """
 
     def __init__(self) -> None:
@@ -85,19 +85,23 @@ class Remembered:
         self.inputs: list[torch.Tensor | float] = []
         self.value: Any = None
 
-    @torch.no_grad()
     def get(self, compute: Callable[[], T], base: nn.Module, *inputs: torch.Tensor | float) -> T:
         """Return `compute()`, a function of the inputs and of the weight of the host `base`, without a gradient."""
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self.get(compute, base, *inputs)
         state, old = weights.state(base), self.state
-        if state is not None and type(state[0]) in (torch.Tensor, nn.Parameter) and not state[0].is_meta:
-            steps = tuple(slice(None, None, max(1, size // 16)) for size in state[0].shape)
-            inputs = (*inputs, state[0].detach()[steps])
+        if state is not None and type(state[0]) in _PLAIN and not state[0].is_meta:
+            inputs = (*inputs, state[0].diagonal(0, -2, -1))
         known = old is not None and state is not None and old[0] is state[0] and old[1] == state[1]
         if not (known and all(map(_same, self.inputs, inputs))):
             self.value = compute()
             self.state = state
             self.inputs = [given.detach().clone() if isinstance(given, torch.Tensor) else given for given in inputs]
         return self.value  # type: ignore[no-any-return]
+
+
+_PLAIN = (torch.Tensor, nn.Parameter)
 
 
 def _same(a: torch.Tensor | float, b: torch.Tensor | float) -> bool:
