@@ -43,23 +43,12 @@ _READERS = (
     ("v", r"(^|_)w?v(_|$)|value"),
     ("attn.gate", r"gate|^g_|receptance"),
 )
-_EXIT = re.compile(r"(^|_)w?o(_|$)|out|dense|c_proj|^(?!.*qkv).*proj_o")
+_EXIT = re.compile(r"(^|_)w?o(_|$)|out|dense|c_proj")
 _MLP = re.compile(r"mlp|ffn|feed_?forward|(^|\.)ff$|dense", re.IGNORECASE)
 _STATE = re.compile("A_log|dt_bias|decay|recurrent|log_A")
 _ROUTER = re.compile("gate|router|classifier|wg", re.IGNORECASE)
-EXECUTION = {
-    "in_proj": 0,
-    "q": 0,
-    "q_a": 0,
-    "q_b": 1,
-    "kv_a": 2,
-    "kv_b": 3,
-    "k": 1,
-    "v": 2,
-    "gate": 0,
-    "gate_up": 0,
-    "up": 1,
-}
+EXECUTION = {"in_proj": 0, "q": 0, "q_a": 0, "q_b": 1, "kv_a": 2, "kv_b": 3, "k": 1, "v": 2}
+EXECUTION |= {"gate": 0, "gate_up": 0, "up": 1}
 EXECUTION |= {"attn.gate": 8, "o": 9, "out_proj": 9, "down": 9}
 """Position of a role within its sublayer."""
 
@@ -142,7 +131,7 @@ def read_layer(where: str, layer: nn.Module, hidden: int) -> tuple[list[Sublayer
     dense = _mlps(where, layer, hidden, [*mixers, *blocks], beside=bool(routed))
     parts = [_gated(part) for part in (*mixers.values(), *dense, *routed)]
     found = {p.path for part in parts for p in part.projections}
-    return parts, _left_out(layer, found, mixers)
+    return parts, _left_out(layer, found)
 
 
 def _gated(part: Sublayer) -> Sublayer:
@@ -379,7 +368,7 @@ def mlp_role(name: str, d_in: int, d_out: int, hidden: int) -> str:
     return "gate_up" if "gate" in leaf and "up" in leaf else "gate" if "gate" in leaf else "up"
 
 
-def _left_out(layer: nn.Module, found: Collection[str], mixers: Collection[str]) -> list[str]:
+def _left_out(layer: nn.Module, found: Collection[str]) -> list[str]:
     """Return the paths of the parts of a layer with matrices but without a role, the largest of each."""
     rest: dict[str, None] = {}
     modules = {name for name, _ in base_modules(layer)}
