@@ -1,4 +1,4 @@
-"""A record that lacks the hash of a file is told that the file has changed since.
+"""A record without the hash of a file is reported as changed.
 
 Area: models
 Elsewhere: found here

@@ -1,4 +1,4 @@
-"""A weight of the base is written through `.data`, and DoRA goes on with the norm of the old one.
+"""A weight of the base is written through `.data`, and DoRA keeps using the norm of the old one.
 
 Area: adapters
 Elsewhere: found here.
