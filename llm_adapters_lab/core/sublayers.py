@@ -135,7 +135,7 @@ def read_layer(where: str, layer: nn.Module, hidden: int) -> tuple[list[Sublayer
 
 
 def _gated(part: Sublayer) -> Sublayer:
-    """Return a sublayer whose w1 is the gate if there is a w3, as in Llama's own names; its shape is that of the up."""
+    """Return the sublayer with w1 as its gate if it has a w3, as in Llama's own names; their shapes are the same."""
     paths = {p.path for p in part.projections}
     gates = {p for p in part.projections if re.search(r"\bw1$", p.path) and p.path[:-1] + "3" in paths}
     roles = {p: p.role[: -len("up")] + "gate" if p in gates else p.role for p in part.projections}
@@ -321,7 +321,7 @@ def _mlps(where: str, layer: nn.Module, hidden: int, taken: Collection[str], *, 
             roles[ups[0]] = "gate_up"
         kind = "shared" if beside and "shared" in block else "mlp"  # in one of Granite's without experts, the MLP
         prefix = "shared." if kind == "shared" else ""
-        # The first is the one whose input is that of the sublayer; a receptance is computed last.
+        # The first one reads the input of the sublayer; a receptance is computed last.
         names.sort(key=lambda name: EXECUTION.get(roles[name], 0) + 2 * ("receptance" in name))
         projections = tuple(Projection(name, prefix + roles[name], *sizes[name]) for name in names)
         parts.append(Sublayer(kind, block, projections, projections[-1]))

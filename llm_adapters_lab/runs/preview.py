@@ -158,7 +158,7 @@ def _training_rows(
         found = rows.samples(tokenizer, spec.data)[0][spec.data.validation :]
         if count <= ROWS:
             return found, len(found)
-        notes.append(f"Memory, and what is left out, are those of the first {ROWS:,} of {count:,} rows to train on.")
+        notes.append(f"Memory and left-out rows are computed from the first {ROWS:,} of {count:,} training rows.")
         return found, count
     notes.append(f"Memory is an upper bound: every row is taken to have {spec.data.max_tokens} tokens, all counted.")
     longest = [(row + 1, *[0] * (spec.data.max_tokens - 1)) for row in range(spec.train.batch)]  # no common prefix

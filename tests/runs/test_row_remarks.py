@@ -67,7 +67,7 @@ def test_a_dry_run_says_how_much_it_has_examined(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("llm_adapters_lab.runs.preview.ROWS", 8)
     found = dry_run(RunSpec.parse({"adapter": "lora", "data": {"rows": 40, "validation": 4}}), tmp_path)
     assert found.rows == 40
-    assert any("those of the first 8 of 40 rows to train on" in note for note in found.notes)
+    assert any("from the first 8 of 40 training rows" in note for note in found.notes)
 
 
 def test_a_tokenizer_that_cannot_read_a_control_token_as_text_is_refused() -> None:
