@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from llm_adapters_lab.errors import BadRow, BadSpec
@@ -24,24 +25,37 @@ AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Sample:
-    """A tokenised row.
+    """A tokenised row, of one or several documents; no token sees those of another document.
 
     Attributes:
         id: id of the row.
         ids: token ids.
         labels: as many labels; `IGNORED` where the loss does not count.
         extras: further model inputs of the row by name, for adapters that read the call (`CallContext.inputs`).
+        starts: where in `ids` each document begins, from the second on.
     """
 
     id: str
     ids: tuple[int, ...]
     labels: tuple[int, ...]
     extras: Mapping[str, torch.Tensor] = field(default_factory=dict, compare=False)
+    starts: tuple[int, ...] = ()
 
     @property
     def counted(self) -> int:
-        """Number of labels that the loss counts; the first token is never predicted."""
-        return sum(label != IGNORED for label in self.labels[1:])
+        """Number of labels that the loss counts; the first token of a document is never predicted."""
+        firsts = sum(self.labels[start] != IGNORED for start in self.starts)
+        return sum(label != IGNORED for label in self.labels[1:]) - firsts
+
+
+def documents(samples: Sequence[Sample]) -> list[Sample]:
+    """Return the documents of rows as rows of their own, in order."""
+    found: list[Sample] = []
+    for sample in samples:
+        for start, end in pairwise((0, *sample.starts, len(sample.ids))) if sample.starts else ():
+            found.append(Sample(sample.id, sample.ids[start:end], sample.labels[start:end], sample.extras))
+        found += [] if sample.starts else [sample]
+    return found
 
 
 def text_ids(tokenizer: Any, texts: Sequence[str], *, begin: bool = False) -> list[list[int]]:

@@ -17,7 +17,7 @@ from llm_adapters_lab.core.injection import Injection, injections
 from llm_adapters_lab.core.modifiers.base import modified
 from llm_adapters_lab.core.quantized import scheme
 from llm_adapters_lab.events import FellBack
-from llm_adapters_lab.tasks.tokens import IGNORED, Sample
+from llm_adapters_lab.tasks.tokens import IGNORED, Sample, documents
 from llm_adapters_lab.training.batches import collate, collate_extras
 from llm_adapters_lab.training.loss import FastPaths, Objective, adds_router_loss, call_inputs
 from llm_adapters_lab.training.packing import packing_obstacle
@@ -79,7 +79,7 @@ def _packing_obstacle(model: nn.Module, injection: Injection, samples: Sequence[
     if kinds := [k for k in ("ssm", "conv") if k in {site.sublayer for site in injection.anatomy.projections}]:
         return f"a mixer ({kinds[0]}) carries its state from one row into the next"
     config = getattr(model.get_submodule(injection.anatomy.decoder), "config", model.config)
-    return packing_obstacle(model, config, max(len(sample.ids) for sample in samples))
+    return packing_obstacle(model, config, max(len(sample.ids) for sample in documents(samples)))
 
 
 def _sharing_obstacle(model: nn.Module, injection: Injection, samples: Sequence[Sample]) -> str:

@@ -19,7 +19,7 @@ from llm_adapters_lab.core.call_context import CONTEXT_ATTRIBUTE, CallContext
 from llm_adapters_lab.core.injection import Injection
 from llm_adapters_lab.core.modifiers.base import modified
 from llm_adapters_lab.errors import BadSpec
-from llm_adapters_lab.tasks.tokens import IGNORED, Sample
+from llm_adapters_lab.tasks.tokens import IGNORED, Sample, documents
 from llm_adapters_lab.training.batches import collate, collate_extras, send
 from llm_adapters_lab.training.packing import Packed, pack, packed_attention
 
@@ -132,7 +132,7 @@ class Objective:
             else:
                 batch, extras = self._take_layout(samples := [*samples] * copies)
                 inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-                reads, labels = _counted(samples, batch["labels"])
+                reads, labels = _counted(documents(samples), batch["labels"])
                 layout.enter_context(call_inputs(self._decoder, extras))
             with _label_head(self.model, reads) if paths.label_head else nullcontext():
                 logits = prepared(**inputs, use_cache=False).logits.flatten(0, 1)
@@ -140,7 +140,7 @@ class Objective:
 
     def _layout(self, samples: Sequence[Sample]) -> tuple[Any, dict[str, torch.Tensor]]:
         """Return the rows, packed or padded as the fast paths say, and their extra inputs."""
-        device, paths = weights.device(self.model), self.fast_paths
+        device, paths, samples = weights.device(self.model), self.fast_paths, documents(samples)
         extras = collate_extras(samples, device)
         if paths.packing:
             return pack(samples, share=paths.share_prefix, device=device), extras
