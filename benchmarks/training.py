@@ -38,8 +38,9 @@ from llm_adapters_lab.models import loading
 from llm_adapters_lab.models.blueprint import Blueprint
 from llm_adapters_lab.runs.environment import environment
 from llm_adapters_lab.runs.forecast.memory import Peak
+from llm_adapters_lab.tasks.encoding import encode
 from llm_adapters_lab.tasks.registry import get_task
-from llm_adapters_lab.tasks.tokens import Sample, encode
+from llm_adapters_lab.tasks.tokens import Sample
 from llm_adapters_lab.training.batches import collate, row_order
 from llm_adapters_lab.training.device import make_accelerator
 from llm_adapters_lab.training.fast_paths import choose_fast_paths

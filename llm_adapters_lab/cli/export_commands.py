@@ -51,6 +51,8 @@ def export(
         (to_peft if format == "peft" else save_adapter)(injection, out, loaded.name)
         text = card(loaded.name, injection.config, format, record, push or out.name, injection.other_base)
         (out / "README.md").write_text(text, encoding="utf-8")
+        if _take_template(loaded, injection):
+            loaded.tokenizer.save_pretrained(out)
     say(f"{injection.config.type} adapter: {out}")
     if push:
         say(f"on the hub: {hub.push(out, push, private)}")
@@ -71,11 +73,28 @@ def merge(
     loaded, injection, _ = _load(source, root, base)
     from llm_adapters_lab.core.saving import save_merged
 
+    template = _take_template(loaded, injection)
     with writing(out), warnings.catch_warnings(action="ignore", category=UserWarning):  # told below
         save_merged(injection, out, loaded.tokenizer, max_shard_size, dequantize=dequantize, round=round)
     say(f"merged model: {out}")
+    if injection.prompt and not template and loaded.tokenizer.chat_template:
+        say(
+            f"Its tokenizer holds the chat template of {loaded.name}, but the adapter was trained with the prompt "
+            f"{injection.prompt['template']!r}, which is in merge.json."
+        )
     if injection.rounding and injection.rounding.noticeable:
         say(str(injection.rounding))
+
+
+def _take_template(loaded: Base, injection: Injection) -> str:
+    """Give the tokenizer the chat template that an adapter was trained with, and return it; "" if it was none."""
+    from llm_adapters_lab.tasks.prompts import is_chat
+
+    template = injection.prompt.get("template", "")
+    if not is_chat(template):
+        return ""
+    loaded.tokenizer.chat_template = template
+    return template
 
 
 def _check_new(out: Path) -> None:

@@ -26,12 +26,14 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from llm_adapters_lab.core.call_context import context_of, looks_back, reads_inputs
 from llm_adapters_lab.core.weights import device as device_of
 from llm_adapters_lab.errors import BadSpec, NotFinite
-from llm_adapters_lab.tasks import prompts
+from llm_adapters_lab.tasks.formats import Format, get_format
 from llm_adapters_lab.tasks.tokens import pad
 
 PLAIN = (DynamicLayer, DynamicSlidingWindowLayer)
 Sampler = Callable[[torch.Tensor], int]
 """Chooses a token from logits (vocabulary,)."""
+Choice = Callable[[torch.Tensor, Sequence[int], int], torch.Tensor]
+"""Chooses tokens (rows,) from logits (rows, vocabulary), the numbers of the rows, and that of the token from 0."""
 
 
 @dataclass
@@ -58,12 +60,13 @@ class PromptBatch:
 class StopRule:
     """Tells whether an answer is complete: it ends with an end token, or repeats a header of the prompt."""
 
-    def __init__(self, model: Any, tokenizer: Any, template: str | None) -> None:
-        """Collect the end tokens of model and tokenizer and the stop strings of a template; None has none."""
+    def __init__(self, model: Any, tokenizer: Any, template: str | Format | None) -> None:
+        """Collect the end tokens of model, tokenizer and template, and the stop strings of the template, if any."""
+        form = get_format(tokenizer, template) if template else None
         stated = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-        given = {tokenizer.eos_token_id} | set(stated if isinstance(stated, list) else [stated])
-        self.tokens = sorted(token for token in given if token is not None)
-        self.tokenizer, self.stops = tokenizer, prompts.get_template(template).stop if template else ()
+        given = {tokenizer.eos_token_id, *(stated if isinstance(stated, list) else [stated])}
+        self.tokens = sorted(token for token in {*given, *(form.ends if form else ())} if token is not None)
+        self.tokenizer, self.stops = tokenizer, form.stops if form else ()
         # Every token is at least one character, so a header lies within this number of tokens.
         self.window = max(map(len, self.stops), default=0) + 1
 
@@ -159,9 +162,14 @@ def require_finite(values: torch.Tensor, rows: Sequence[int]) -> None:
 
 @torch.no_grad()
 def greedy(
-    model: Any, rows: Sequence[Sequence[int]], pad_id: int, limit: int, is_complete: Callable[[list[int]], bool]
+    model: Any,
+    rows: Sequence[Sequence[int]],
+    pad_id: int,
+    limit: int,
+    is_complete: Callable[[list[int]], bool],
+    choose: Choice = lambda logits, rows, column: logits.argmax(-1),
 ) -> list[list[int]]:
-    """Answer prompts with the likeliest token at every step.
+    """Answer prompts with the likeliest token at every step, or one that is chosen otherwise.
 
     Args:
         model: one that `can_batch`, in evaluation mode.
@@ -169,6 +177,7 @@ def greedy(
         pad_id: fills the columns on the left.
         limit: maximum number of tokens of an answer, 1 or more.
         is_complete: tells of an answer so far whether it is complete.
+        choose: chooses every token; default: the likeliest.
 
     Returns:
         The tokens of each answer, including the one that completed it.
@@ -179,7 +188,7 @@ def greedy(
     answers: list[list[int]] = [[] for _ in rows]
     running, batch = list(range(len(rows))), prefill(model, rows, pad_id)
     while True:
-        chosen = batch.logits.argmax(-1)
+        chosen = choose(batch.logits, running, len(answers[running[0]]))
         require_finite(batch.logits.gather(-1, chosen[:, None])[:, 0], running)
         for row, token in zip(running, chosen.tolist(), strict=True):
             answers[row].append(token)
@@ -220,6 +229,25 @@ def likelihoods(
     each = logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)
     sums = iter(each.masked_fill(counted == 0, 0).sum(-1).tolist())
     return [[next(sums) for _ in group] for group in answers]
+
+
+def drawn(uniforms: torch.Tensor, temperature: float) -> Choice:
+    """Return a choice that draws tokens from softmax(logits / temperature).
+
+    Args:
+        uniforms: numbers in [0, 1) that decide, (rows, tokens); each row's own, whatever company it is answered in.
+        temperature: above 0.
+    """
+
+    def choose(logits: torch.Tensor, rows: Sequence[int], column: int) -> torch.Tensor:
+        # Sums on a GPU have no fixed order, and other devices no double precision.
+        there = logits.is_cuda and not torch.are_deterministic_algorithms_enabled()
+        sums = ((logits if there else logits.cpu()).double() / temperature).softmax(-1).cumsum(-1)
+        points = uniforms[list(rows), column, None].to(sums) * sums[:, -1:]
+        found = torch.searchsorted(sums, points, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
+        return found.to(logits.device)
+
+    return choose
 
 
 def make_sampler(temperature: float = 0.0, seed: int = 0) -> Sampler:

@@ -19,6 +19,7 @@ from llm_adapters_lab.evaluation.decoding import can_batch, common_prefix, input
 from llm_adapters_lab.evaluation.statistics import options
 from llm_adapters_lab.tasks import prompts
 from llm_adapters_lab.tasks.base import Example, Task
+from llm_adapters_lab.tasks.formats import Format, get_format
 from llm_adapters_lab.tasks.tokens import pad, text_ids
 
 AT_ONCE = 16
@@ -43,7 +44,7 @@ class Question:
 
 
 def choice_scores(
-    model: Any, tokenizer: Any, task: Task, questions: Sequence[Question], template: str
+    model: Any, tokenizer: Any, task: Task, questions: Sequence[Question], template: str | Format
 ) -> list[dict[str, dict[str, float]]]:
     """Return the log-likelihoods of each question's options in nats, summed over tokens.
 
@@ -63,10 +64,11 @@ def choice_scores(
         NotFinite: a value is nan or infinite.
     """
     results: list[dict[str, dict[str, float]]] = []
+    form = get_format(tokenizer, template)
     for start in range(0, len(questions), AT_ONCE):
         part = dict(enumerate(questions[start : start + AT_ONCE], start))
         labels = [options(question.example, task.labels) for question in part.values()]
-        targets = [_label_targets(task, question.example, template) for question in part.values()]
+        targets = [_label_targets(task, question.example, form) for question in part.values()]
         by_label = _score(model, tokenizer, {i: question.ids for i, question in part.items()}, targets)
         worded = {i: question.example for i, question in part.items() if has_option_texts(question.example)}
         asked = text_ids(tokenizer, [prompts.cloze(example) for example in worded.values()], begin=True)
@@ -82,11 +84,11 @@ def choice_scores(
     return results
 
 
-def longest_options(tokenizer: Any, task: Task, questions: Sequence[Question], template: str) -> list[int]:
+def longest_options(tokenizer: Any, task: Task, questions: Sequence[Question], template: str | Format) -> list[int]:
     """Return how many tokens each question has with its longest option, by label or by text."""
-    found = []
+    found, form = [], get_format(tokenizer, template)
     for question in questions:
-        labels = text_ids(tokenizer, _label_targets(task, question.example, template))
+        labels = text_ids(tokenizer, _label_targets(task, question.example, form))
         found.append(len(question.ids) + max(map(len, labels), default=0))
         if has_option_texts(question.example):
             (cloze,) = text_ids(tokenizer, [prompts.cloze(question.example)], begin=True)
@@ -95,8 +97,8 @@ def longest_options(tokenizer: Any, task: Task, questions: Sequence[Question], t
     return found
 
 
-def _label_targets(task: Task, example: Example, template: str) -> list[str]:
-    return [prompts.label_target(label, example, template) for label in options(example, task.labels)]
+def _label_targets(task: Task, example: Example, form: Format) -> list[str]:
+    return [form.label_target(label, example) for label in options(example, task.labels)]
 
 
 def has_option_texts(example: Example) -> bool:

@@ -28,7 +28,8 @@ from llm_adapters_lab.evaluation.likelihood import Question, choice_scores, long
 from llm_adapters_lab.evaluation.scoring import RULES, judge, likeliest
 from llm_adapters_lab.tasks import prompts
 from llm_adapters_lab.tasks.base import Example, Rule, Task
-from llm_adapters_lab.tasks.tokens import answer_text, pad, text_ids
+from llm_adapters_lab.tasks.formats import Format, get_format
+from llm_adapters_lab.tasks.tokens import pad
 
 BEAMS = 4
 
@@ -58,9 +59,9 @@ class _CheckFinite(LogitsProcessor):
         return scores
 
 
-def scoring_template(task: Task, protocol: str, template: str | None) -> str:
-    """Return the name of the template of a task's prompts; `template` is the one a spec asks for, if any."""
-    return prompts.ORIGINAL if protocol == "paper" else template or task.template
+def scoring_template(task: Task, protocol: str, template: str | None, rows: Sequence[Example] = ()) -> str:
+    """Return the template of a task's prompts; `template` is the one a spec asks for, if any."""
+    return prompts.ORIGINAL if protocol == "paper" else prompts.template_of(template, task, rows)
 
 
 def decoding_method(model: Any, protocol: str) -> str:
@@ -118,7 +119,8 @@ def evaluate(
     examples: Sequence[Example],
     *,
     protocol: str = "lab",
-    template: str | None = None,
+    template: str | Format | None = None,
+    system: str | None = None,
     batch: int = 32,
     max_new_tokens: int | None = None,
     rule: Rule | None = None,
@@ -135,7 +137,8 @@ def evaluate(
         task: has template, extraction and comparison.
         examples: rows of its test split.
         protocol: lab, paper or options; see the table above.
-        template: default: that of the task; the protocol paper has its own.
+        template: a name, a chat template or a format; default: that of the task; the protocol paper has its own.
+        system: system prompt, where the template is that of a chat.
         batch: number of prompts at a time.
         max_new_tokens: default: that of the task.
         rule: extraction; default: that of the protocol.
@@ -154,10 +157,12 @@ def evaluate(
     Raises:
         NotFinite: the logits are nan or infinite; the message names the rows.
     """
-    template = scoring_template(task, protocol, template)
+    if not isinstance(template, Format):
+        template = get_format(tokenizer, scoring_template(task, protocol, template, examples), system)
+    form = template
     limit, rule = max_new_tokens or task.max_new_tokens, rule or RULES[protocol]
     choose = bool(task.labels) and (likelihood or protocol == "options")
-    fits, stop = context_length(model), StopRule(model, tokenizer, template)
+    fits, stop = context_length(model), StopRule(model, tokenizer, form)
     pad_id, beams = tokenizer.pad_token_id, BEAMS if protocol == "paper" else 1
 
     def answer_batch(part: Sequence[Question]) -> list[Prediction]:
@@ -166,7 +171,7 @@ def evaluate(
         if not all(kept):
             with _naming_rows(task, part), inputs_of(model, [question.number for question in part]):
                 if choose:
-                    scored = choice_scores(model, tokenizer, task, part, template)
+                    scored = choice_scores(model, tokenizer, task, part, form)
                     made = [p | {"options": options} for p, options in zip(made, scored, strict=True)]
                 if protocol == "options":
                     for prediction in made:
@@ -176,14 +181,14 @@ def evaluate(
                     said = answer(model, pad_id, [question.ids for question in part], limit, stop, beams)
                     for prediction, tokens in zip(made, said, strict=True):
                         ended = tokens[-1] in stop.tokens or (beams == 1 and stop(tokens))
-                        prediction |= {"text": answer_text(tokenizer, tokens, template), "tokens": len(tokens)}
+                        prediction |= {"text": form.answer_text(tokens), "tokens": len(tokens)}
                         prediction["cut"] = not ended
                     made = [judge(task, prediction, rule) for prediction in made]
         # A batch is answered as a whole, so that each row has the same company as without the interruption.
         return [old or new for old, new in zip(kept, made, strict=True)]
 
     room = 0 if protocol == "options" else limit
-    needed = ask(tokenizer, task, examples, template, exemplars, room, choose and bool(fits))
+    needed = ask(tokenizer, task, examples, form, exemplars, room, choose and bool(fits))
     fitting = [question for question, need in needed if not fits or need <= fits]
     no_answer = {"too_long": True, "text": None if protocol == "options" else ""}
     yield from (_unanswered(task, question) | no_answer for question, need in needed if fits and need > fits)
@@ -195,7 +200,7 @@ def ask(
     tokenizer: Any,
     task: Task,
     rows: Sequence[Example],
-    template: str,
+    template: str | Format,
     shots: Sequence[Example],
     new: int,
     options: bool,
@@ -204,14 +209,13 @@ def ask(
 
     With `new` more tokens, or with its longest option, if `options` count and that is longer.
     """
-    front = prompts.demonstrations(shots, template)
-    texts = [front + prompts.prompt(row, template) for row in rows]
-    asked = zip(rows, text_ids(tokenizer, texts, begin=True), texts, range(len(texts)), strict=True)
-    questions = [Question(*parts) for parts in asked]
+    form = get_format(tokenizer, template)
+    written = zip(rows, form.prompts(rows, shots), range(len(rows)), strict=True)
+    questions = [Question(row, ids, text, number) for row, (text, ids), number in written]
     questions.sort(key=lambda question: (len(question.ids), question.example.id))
     needs = [len(question.ids) + new for question in questions]
     if options:
-        needs = list(map(max, needs, longest_options(tokenizer, task, questions, template)))
+        needs = list(map(max, needs, longest_options(tokenizer, task, questions, form)))
     return list(zip(questions, needs, strict=True))
 
 

@@ -10,6 +10,7 @@ from llm_adapters_lab.config import Part
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.privacy import tilde
 from llm_adapters_lab.tasks.base import Rule
+from llm_adapters_lab.tasks.prompts import read_template
 from llm_adapters_lab.tasks.registry import get_task, split_names
 from llm_adapters_lab.tasks.spec import Place
 
@@ -37,6 +38,10 @@ class EvalSpec(Part):
     shots: int = Field(
         default=0, ge=0, le=64, description="number of solved examples of the train split before every question"
     )
+    template: str | None = Field(
+        default=None, description="prompt template, chat or a .jinja file; default: data.template, else the task's"
+    )
+    system: str | None = Field(default=None, description="system prompt of chats; default: data.system")
     root: Place | None = Field(default=None, description="folder with the benchmark files; default: data.root")
 
     @field_validator("tasks", mode="before")
@@ -53,6 +58,11 @@ class EvalSpec(Part):
         if len(set(names)) != len(names):
             raise BadSpec(f"eval.tasks names a task twice: {', '.join(names)}.")
         return names
+
+    @field_validator("template")
+    @classmethod
+    def _template(cls, name: str | None) -> str | None:
+        return name and read_template(name)
 
     @model_validator(mode="after")
     def _askable(self) -> EvalSpec:

@@ -19,11 +19,12 @@ from llm_adapters_lab.core.registry import get_adapter
 from llm_adapters_lab.core.sites import describe_counts
 from llm_adapters_lab.errors import LabError
 from llm_adapters_lab.events import row_remarks
-from llm_adapters_lab.models import smollm2
+from llm_adapters_lab.files import read_json
+from llm_adapters_lab.models.pypi_bases import PYPI_BASES
 from llm_adapters_lab.results.comparison import compare
 from llm_adapters_lab.results.formatting import cell, markdown, percent, plain_markdown, score_cells, task_cell
 from llm_adapters_lab.runs.record import Run
-from llm_adapters_lab.tasks.prompts import Template, get_template
+from llm_adapters_lab.tasks.prompts import Template, get_template, is_chat, template_of
 from llm_adapters_lab.tasks.registry import get_task
 
 
@@ -49,6 +50,7 @@ def card(
         template_str=(resources.files(__package__) / "model_card.md.j2").read_text(encoding="utf-8"),
         base=base,
         on_hub=hub_name(base),
+        terms=PYPI_BASES[base].terms if base in PYPI_BASES else "",
         other_base=other_base,
         config=config,
         format=format,
@@ -60,6 +62,7 @@ def card(
         scores=markdown([{"task": task_cell(row)} | score_cells(row) for row in rows]) if rows else "",
         rows=rows,
         prompt=_prompt(record) if record else None,
+        spec_system=record.spec.data.system if record else None,
         spec=yaml.safe_dump(spec, sort_keys=False, allow_unicode=True) if spec else "",
         cell=cell,
         percent=percent,
@@ -74,8 +77,8 @@ def card(
 
 def hub_name(base: str) -> str:
     """Return the name of a base on the hub, "" for one that is not known to be there."""
-    if base == "smollm2-135m":
-        return smollm2.HUB
+    if base in PYPI_BASES:
+        return PYPI_BASES[base].hub
     is_name = re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not base.startswith(".") and not base.endswith(".gguf")
     return base if is_name else ""
 
@@ -105,11 +108,15 @@ def _metadata(base: str, kind: str, format: str, rows: list[dict[str, Any]], pla
     )
 
 
-def _prompt(record: Run) -> Template | None:
-    """Return the template of the training; None if its task is no longer known."""
-    data = record.spec.data
+def _prompt(record: Run) -> Template | str | None:
+    """Return the template of the training, a chat template as text; None if it is not known or there was none."""
+    data, file = record.spec.data, record.folder / "adapter" / "adapter.json"
+    if data.form == "text":
+        return None
     with suppress(LabError):
-        return get_template(data.template or get_task(data.task).template)
+        saved = read_json(file).get("prompt", {}).get("template") if file.is_file() else None
+        name = template_of(saved or data.template, get_task(data.task), ())
+        return name if is_chat(name) else get_template(name)
     return None
 
 

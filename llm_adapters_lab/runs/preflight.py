@@ -14,17 +14,19 @@ from accelerate.utils import is_torch_version
 from llm_adapters_lab._version import __version__
 from llm_adapters_lab.core.registry import get_adapter
 from llm_adapters_lab.errors import BadSpec
-from llm_adapters_lab.evaluation.predictions import ask, scoring_template
+from llm_adapters_lab.evaluation.predictions import ask
 from llm_adapters_lab.evaluation.scoring import RULES
 from llm_adapters_lab.models import quantization
 from llm_adapters_lab.models.blueprint import Blueprint
 from llm_adapters_lab.runs import trackers
 from llm_adapters_lab.runs.forecast.fits import require_memory
-from llm_adapters_lab.runs.rows import Rows, read_rows
+from llm_adapters_lab.runs.rows import Rows, read_rows, scoring_format
 from llm_adapters_lab.runs.spec import RunSpec
+from llm_adapters_lab.tasks.encoding import count_control_rows
+from llm_adapters_lab.tasks.formats import Format
 from llm_adapters_lab.tasks.registry import get_task
 from llm_adapters_lab.tasks.round_trip import indistinct, unreadable
-from llm_adapters_lab.tasks.tokens import count_control_rows, text_ids
+from llm_adapters_lab.tasks.tokens import documents, text_ids
 from llm_adapters_lab.training import deepspeed_zero
 from llm_adapters_lab.training.compilation import require_compiler
 from llm_adapters_lab.training.distributed import ProcessGroup, sharded
@@ -61,39 +63,44 @@ def check_rows(spec: RunSpec, rows: Rows, base: Blueprint) -> None:
     if spec.adapter:
         samples, left_out = rows.samples(tokenizer, data)
         base.check_ids(max(sample.ids) for sample in samples)
-        longest, virtual = max(len(sample.ids) for sample in samples), getattr(spec.adapter, "virtual_tokens", 0)
+        longest, virtual = (
+            max(len(sample.ids) for sample in documents(samples)),
+            getattr(spec.adapter, "virtual_tokens", 0),
+        )
         if base.context and longest + virtual > base.context:
             besides = f" beside the {virtual} virtual tokens of the adapter" if virtual else ""
             room = f"{spec.base} takes {base.context - virtual}{besides}: set data.max_tokens to at most that."
             raise BadSpec(f"The longest training row has {longest} tokens, but {room}")
         if 10 * (len(samples) - left_out.unknown) < left_out.rows and not data.allow_dropped:
             raise BadSpec(f"Under 10% of the training rows are usable. {left_out.text} {allow}")
-        task = get_task(data.task)
-        rows.unreadable = [unreadable(tokenizer, task, rows.train, "train", data.template or task.template, rule)]
+        if data.form == "rows":
+            form = rows.training_format(tokenizer, data)
+            rows.notes += template_notes(spec.base, form)
+            rows.unreadable = [unreadable(tokenizer, get_task(data.task), rows.train, "train", form, rule)]
     for name, asked in rows.test.items():
         task, of = get_task(name), f"test/{name}"
-        template = scoring_template(task, spec.eval.protocol, data.template)
+        form = scoring_format(spec, name, asked, tokenizer)
         limit = 0 if spec.eval.protocol == "options" else spec.eval.max_new_tokens or task.max_new_tokens
         if limit:
-            found = unreadable(tokenizer, task, asked, of, template, rule, limit)
+            found = unreadable(tokenizer, task, asked, of, form, rule, limit)
         else:
-            found = indistinct(tokenizer, task, asked, of, template)
+            found = indistinct(tokenizer, task, asked, of, form)
         rows.unreadable.append(found)
-        _check_questions(spec, rows, base, name, template, limit)
+        _check_questions(spec, rows, base, name, form, limit)
     rows.unreadable = [found for found in rows.unreadable if found.count]
     for found in rows.unreadable:
         if 2 * found.count > found.total and not data.allow_dropped:
             raise BadSpec(f"{found.text} This is the tokenizer of {spec.base} with the rule {rule!r}. {allow}")
 
 
-def _check_questions(spec: RunSpec, rows: Rows, base: Blueprint, name: str, template: str, limit: int) -> None:
+def _check_questions(spec: RunSpec, rows: Rows, base: Blueprint, name: str, form: Format, limit: int) -> None:
     """Note the scored rows of a task that cannot be answered as they are asked; refuse the run if most cannot."""
     tokenizer, task, asked, shots = base.tokenizer, get_task(name), rows.test[name], rows.shots.get(name, ())
     shown, notes = [*shots, *(replace(row, output="") for row in asked)], []
-    if written := count_control_rows(tokenizer, shown, template):
+    if written := count_control_rows(tokenizer, shown, form):
         notes = [f"test/{name}: {written:,} of {len(shown):,} rows have a control token written out, read as text."]
     choose = bool(base.context and task.labels) and (spec.eval.likelihood or not limit)
-    questions = ask(tokenizer, task, asked, template, shots, limit, choose)
+    questions = ask(tokenizer, task, asked, form, shots, limit, choose)
     if max(tokenizer.get_vocab().values(), default=0) >= base.embeddings:
         base.check_ids(chain(*(question.ids for question, _ in questions), *text_ids(tokenizer, task.labels)))
     virtual = getattr(spec.adapter, "virtual_tokens", 0)
@@ -106,13 +113,31 @@ def _check_questions(spec: RunSpec, rows: Rows, base: Blueprint, name: str, temp
         notes.append(f"test/{name}: {long:,} {of} exceed {room} with {answer}, and count as wrong.")
     if any(unknown):
         notes.append(f"test/{name}: {sum(unknown):,} {of} have characters that the tokenizer does not know.")
-    rows.notes += [note for note in notes if note not in rows.notes]
+    rows.notes += [note for note in (*template_notes(spec.base, form), *notes) if note not in rows.notes]
     usable = sum(need <= fits and not strange for (_, need), strange in zip(questions, unknown, strict=True))
     if 10 * usable < len(asked) and not spec.data.allow_dropped:
         advice = (
             "Lower eval.max_new_tokens or eval.shots, or use another base; to run it anyway, set data.allow_dropped."
         )
         raise BadSpec(f"Under 10% of the rows can be answered. {' '.join(notes)} {advice}")
+
+
+def template_notes(base: str, form: Format) -> list[str]:
+    """Return what could surprise in how rows are written, by the chat template that is used or is not."""
+    own = getattr(form.tokenizer, "chat_template", None)
+    if not form.chat:
+        why = f"{base} has a chat template, but rows are written with the plain prompt {form.name!r}."
+        return [f"{why} To use it, set template: chat."] if own else []
+    notes = (
+        [f"Rows are written by the chat template {form.name}, not by that of {base}."] if form.name != "chat" else []
+    )
+    if "strftime_now" in form.chat:
+        notes.append("The chat template writes today's date: on another day, prompts differ.")
+    begin, adds = form.tokenizer.bos_token, text_ids(form.tokenizer, ["a"], begin=True)[0][0]
+    if adds == form.tokenizer.bos_token_id and not any(name in form.chat for name in ("bos_token", begin)):
+        why = f"The chat template writes no begin token, though the tokenizer puts {begin} before plain text"
+        notes.append(f"{why}; as in apply_chat_template, there is none.")
+    return notes
 
 
 def check_spec(spec: RunSpec, base: Blueprint | None = None) -> None:

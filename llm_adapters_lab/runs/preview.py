@@ -105,7 +105,8 @@ def dry_run(spec: RunSpec, root: str | Path = "runs") -> Forecast:
     rows = _rows(spec, notes)
     count = len(rows.train) - spec.data.validation if rows else None
     if rows and base.tokenizer_if_any:
-        rows.train = rows.train[: spec.data.validation + ROWS]
+        if spec.data.form == "rows":
+            rows.train = rows.train[: spec.data.validation + ROWS]
         check_rows(spec, rows, base)
         notes += row_remarks({"rows": rows.told()})
     counts: dict[str, dict[int, int]] = {}
@@ -156,7 +157,7 @@ def _training_rows(
         notes.append(f"{spec.base} has no tokenizer, so the length of a row is not known.")
     if rows and count and tokenizer:
         found = rows.samples(tokenizer, spec.data)[0][spec.data.validation :]
-        if count <= ROWS:
+        if count <= ROWS or spec.data.form == "text":
             return found, len(found)
         notes.append(f"Memory and left-out rows are computed from the first {ROWS:,} of {count:,} training rows.")
         return found, count

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, astuple, dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from llm_adapters_lab.errors import BadSpec, LabError
+from llm_adapters_lab.evaluation.predictions import scoring_template
 from llm_adapters_lab.events import Event, LeftOut, Noticed, Unreadable
 from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.spec import RunSpec
 from llm_adapters_lab.tasks.base import Example
 from llm_adapters_lab.tasks.custom import PREFIX
+from llm_adapters_lab.tasks.encoding import encode, encode_text
+from llm_adapters_lab.tasks.formats import Format, get_format
+from llm_adapters_lab.tasks.prompts import TEXT, is_chat, template_of
 from llm_adapters_lab.tasks.registry import get_task
 from llm_adapters_lab.tasks.spec import DataSpec
-from llm_adapters_lab.tasks.tokens import Sample, encode
+from llm_adapters_lab.tasks.tokens import Sample
 
 T = TypeVar("T")
+OLDER = 6
+"""Number of fields of an `Example` in version 0.1.0."""
 
 
 @dataclass
@@ -53,10 +60,9 @@ class Rows:
             BadSpec: no row is left.
         """
         if self._samples is None:
-            template = data.template or get_task(data.task).template
-            found, left_out = encode(tokenizer, self.train, template, data.max_tokens, data.loss_on)
+            found, left_out = self._encode(tokenizer, data)
             questions = {row.id: _question(row) for row in self.train}
-            kept = _apart(found, data.validation, lambda sample: questions[sample.id])
+            kept = found if data.form == "text" else _apart(found, data.validation, lambda s: questions[s.id])
             if len(kept) <= data.validation:
                 raise BadSpec(f"Validation leaves no row to train on. {left_out.text}")
             asked = {_question(row) for rows in self.test.values() for row in rows}
@@ -68,6 +74,24 @@ class Rows:
             }
             self._samples = kept, replace(left_out, **counts)
         return self._samples
+
+    def training_format(self, tokenizer: Any, data: DataSpec) -> Format:
+        """Return how the training rows are written."""
+        template = template_of(data.template, get_task(data.task), self.train)
+        return get_format(tokenizer, template, data.system, data.control_tokens)
+
+    def _encode(self, tokenizer: Any, data: DataSpec) -> tuple[list[Sample], LeftOut]:
+        documents = [row for row in self.train if row.template == TEXT]
+        if len(documents) not in (0, len(self.train)) or bool(documents) != (data.form == "text"):
+            text = f"{len(documents)} of {len(self.train)} rows of {data.task} are documents (a column `text`)"
+            raise BadSpec(f"{text}, but data.form = {data.form}. Documents need text, questions and chats rows.")
+        if documents:
+            allow = data.control_tokens == "allow"
+            found = encode_text(tokenizer, documents, data.max_tokens, data.validation, allow)
+            packed = f"in {len(found[0]):,} packed samples of at most {data.max_tokens} tokens"
+            self.notes.append(f"data.form = text: {found[1].rows - found[1].empty:,} documents {packed}.")
+            return found
+        return encode(tokenizer, self.train, self.training_format(tokenizer, data), data.max_tokens, data.loss_on)
 
     def told(self) -> dict[str, Any]:
         """Return which rows were left out or cannot be judged right, as in `summary.json`."""
@@ -92,7 +116,10 @@ def digest(rows: Iterable[Example]) -> str:
     """Return the SHA-256 of rows in their order, over all fields."""
     found = hashlib.sha256()
     for row in rows:
-        found.update(json.dumps(astuple(row), separators=(",", ":")).encode() + b"\n")
+        fields = [getattr(row, part.name) for part in dataclasses.fields(row)]
+        while len(fields) > OLDER and not fields[-1]:  # fields added since, which must not change earlier digests
+            fields.pop()
+        found.update(json.dumps(fields, separators=(",", ":")).encode() + b"\n")
     return found.hexdigest()
 
 
@@ -125,6 +152,13 @@ def read_rows(spec: RunSpec) -> Rows:
             there = len(rows.train) - spec.data.validation
             rows.notes.append(f"data.rows asks for {spec.data.rows:,} training rows, but there are only {there:,}.")
     return rows
+
+
+def scoring_format(spec: RunSpec, name: str, rows: Sequence[Example], tokenizer: Any) -> Format:
+    """Return how the questions of a task are written in a run; `rows` are the questions."""
+    template = scoring_template(get_task(name), spec.eval.protocol, spec.eval.template or spec.data.template, rows)
+    system = spec.eval.system if spec.eval.system is not None else spec.data.system
+    return get_format(tokenizer, template, system if is_chat(template) or spec.eval.system else None)
 
 
 def changed_files(spec: RunSpec, known: dict[str, str]) -> str:
@@ -164,7 +198,8 @@ def _shuffled(rows: list[Example], seed: int) -> list[Example]:
 
 
 def _question(row: Example) -> tuple[str, str]:
-    return " ".join(row.instruction.split()).casefold(), " ".join(row.input.split()).casefold()
+    asked = row.output if row.template == TEXT else row.instruction
+    return " ".join(asked.split()).casefold(), " ".join(row.input.split()).casefold()
 
 
 def _apart(rows: list[T], validation: int, question: Callable[[T], tuple[str, str]]) -> list[T]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm_adapters_lab.evaluation.predictions import decoding_method, evaluate, scoring_template
+from llm_adapters_lab.evaluation.predictions import decoding_method, evaluate
 from llm_adapters_lab.evaluation.scoring import score
 from llm_adapters_lab.events import Noticed, Scored, Scoring
 from llm_adapters_lab.files import append_line
+from llm_adapters_lab.runs.rows import scoring_format
 from llm_adapters_lab.runs.session import RunSession
-from llm_adapters_lab.tasks import prompts
+from llm_adapters_lab.tasks.formats import Format
 from llm_adapters_lab.tasks.registry import get_task
 
 
@@ -28,9 +29,10 @@ def score_task(session: RunSession, name: str) -> dict[str, Any]:
     done = session.group.broadcast({p["id"]: p for p in record.predictions() if p["task"] == name})
     predictions: list[dict[str, Any]] = []
     options: dict[str, Any] = {"protocol": plan.protocol, "rule": plan.extraction, "likelihood": plan.likelihood}
-    options |= {"template": spec.data.template, "batch": plan.batch, "max_new_tokens": plan.max_new_tokens}
+    form = scoring_format(spec, name, test, base.tokenizer)
+    options |= {"template": form, "batch": plan.batch, "max_new_tokens": plan.max_new_tokens}
     options |= {"exemplars": session.rows.shots.get(name, ()), "done": done, "share": session.group.share_work}
-    asked = _asked(session, name)
+    asked = _asked(session, name, form)
     if asked["trained_with"]:
         session.emit(
             Noticed(
@@ -52,17 +54,18 @@ def score_task(session: RunSession, name: str) -> dict[str, Any]:
     return result
 
 
-def _asked(session: RunSession, name: str) -> dict[str, Any]:
+def _asked(session: RunSession, name: str, form: Format) -> dict[str, Any]:
     spec, model, task = session.spec, session.base.model, get_task(name)
-    plan, first = spec.eval, session.rows.test[name][0]
-    template = scoring_template(task, plan.protocol, spec.data.template)
-    trained = (spec.data.template or get_task(spec.data.task).template) if spec.adapter else template
-    same = prompts.prompt(first, trained) == prompts.prompt(first, template)
+    plan, first, trained = spec.eval, session.rows.test[name][:1], form
+    if spec.adapter and spec.data.form == "rows":
+        trained = session.rows.training_format(session.base.tokenizer, spec.data)
+    single = not (first[0].messages and not trained.chat)  # a chat has no prompt in a plain format
+    same = trained.name == form.name or (single and trained.prompts(first)[0][0] == form.prompts(first)[0][0])
     packed = session.base.blueprint.quantization(spec.quantization)
     return {
         "decoding": decoding_method(model, plan.protocol),
-        "template": template,
-        "trained_with": None if same else trained,
+        "template": form.name,
+        "trained_with": None if same else trained.name,
         "dtype": str(model.dtype).removeprefix("torch.") + (f" {packed}" if packed != "none" else ""),
         "batch": plan.batch,
         "max_new_tokens": None if plan.protocol == "options" else plan.max_new_tokens or task.max_new_tokens,

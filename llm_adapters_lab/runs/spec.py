@@ -73,6 +73,22 @@ class RunSpec(Part):
             object.__setattr__(self, "adapter", self.adapter.model_copy(update={"at": at}))
         return self
 
+    @model_validator(mode="after")
+    def _learnable(self) -> RunSpec:
+        # What the objective asks of other parts of the spec; a bare base learns nothing.
+        objective, validation = self.train.objective, self.data.validation
+        if self.adapter is None or objective == "likelihood":
+            return self
+        parts = self.adapter.split.parts if self.adapter.split else 1
+        faults = {
+            f"adapter.split.parts = {parts}, which compares two passes over the labels": parts > 1,
+            "data.loss_on = all, as only answers are compared": self.data.loss_on == "all",
+            f"data.validation = {validation}, which compares losses": objective == "reward" and validation,
+        }
+        for fault in (fault for fault, holds in faults.items() if holds):
+            raise BadSpec(f"train.objective = {objective!r} does not work with {fault}. Remove one of the two.")
+        return self
+
     def canonical(self) -> str:
         """Return the JSON that is hashed into the id.
 
@@ -88,7 +104,7 @@ class RunSpec(Part):
             # For a bare base, the seed only chooses the few-shot examples in its prompts.
             kept = {"base", "eval", "dtype", "quantization", "device_map", "trust_remote_code"}
             fields = {key: fields[key] for key in fields if key in kept or (key == "seed" and self.eval.shots)}
-            fields |= {"template": self.data.template} if self.data.template else {}
+            fields |= {key: value for key in ("template", "system") if (value := getattr(self.data, key))}
             # The questions come from there, unless eval.root is given.
             fields |= {"root": self.data.root} if self.data.root and not self.eval.root else {}
         else:

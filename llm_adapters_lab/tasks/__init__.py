@@ -17,7 +17,9 @@ __getattr__, __dir__, __all__ = attach(
         "base": "Task Example register_task",
         "answers": "answer_form",
         "registry": "get_task all_tasks",
-        "tokens": "Sample encode",
+        "tokens": "Sample",
+        "encoding": "encode",
+        "formats": "get_format",
         ".": "prompts extraction contamination",
     },
 )

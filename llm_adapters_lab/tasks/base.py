@@ -13,10 +13,10 @@ From then on ``data.task: capitals`` trains on it and ``eval.tasks: [capitals]``
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from llm_adapters_lab.errors import BadSpec, choices
 from llm_adapters_lab.signatures import checked
@@ -37,6 +37,11 @@ class Example:
         options: for multiple choice, the offered (label, text) pairs in the order of the question, e.g.
             ``(("answer1", "dry palms"), ("answer2", "wet palms"))``; empty for numbers, and where the question lists
             none.
+        messages: the turns of a chat, {"role": ..., "content": ...} each; `instruction` is then the text of those
+            before the last answer, which is `output`.
+        tools: the tools of a chat, as JSON schemas.
+        rejected: for preference training, a worse answer than `output`.
+        template: the template of the row, where neither a spec nor its task names one.
     """
 
     id: str
@@ -45,6 +50,10 @@ class Example:
     output: str
     answer: str
     options: tuple[tuple[str, str], ...] = ()
+    messages: tuple[Mapping[str, Any], ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
+    rejected: str = ""
+    template: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,7 @@ class Task:
         labels: the answers a choice task allows; empty for numbers and free text.
         max_new_tokens: generation limit in tokens.
         answers: the possible answers in words, for listings.
-        template: a prompt template of `llm_adapters_lab.tasks.prompts`.
+        template: a prompt template of `llm_adapters_lab.tasks.prompts`; empty: that of the rows.
         splits: the splits the task has.
         source: origin and licence of the rows.
         same_originally: what `same` is under the rule "original", where that differs.

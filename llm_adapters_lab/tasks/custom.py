@@ -18,10 +18,13 @@ id           column with a unique name for each row             ``id``, if prese
 form         number, letter, label or text:                     label if there are labels, else text
              see `llm_adapters_lab.tasks.answers`
 labels       the allowed answers, as ``yes|no``                 none
-template     prompt template                                    alpaca
+messages     column with the turns of a chat                    ``messages``, ``conversations``
+template     prompt template                                    chat for chats, else alpaca
 config       configuration of a hub data set                    none
 train, test  splits of a hub data set                           ``train``, ``test``
 ===========  =================================================  ==============================================
+
+Chats, pairs of prompt and completion, preferences and documents need no keys; see `llm_adapters_lab.tasks.chats`.
 
 A relative path is relative to the data folder, if the file exists there, else to the working directory. A file has the
 same rows in every split. A row may be ``{"question": "2 + 3?", "solution": 5}``. Labels match regardless of case and
@@ -35,7 +38,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import cast, get_args
@@ -44,11 +47,12 @@ from llm_adapters_lab.errors import BadRow, BadSpec, choices
 from llm_adapters_lab.tasks import readers
 from llm_adapters_lab.tasks.answers import AnswerForm, Kind, answer_form, parse_options, same_line
 from llm_adapters_lab.tasks.base import Example, Task
-from llm_adapters_lab.tasks.prompts import get_template
+from llm_adapters_lab.tasks.chats import chat_columns, read_chat
+from llm_adapters_lab.tasks.prompts import TEXT, get_template, is_chat
 from llm_adapters_lab.tasks.readers import Row
 
 PREFIX = "own:"
-KEYS = ("instruction", "input", "output", "answer", "id", "form", "labels", "template", "config", "train", "test")
+KEYS = tuple("instruction input output answer id form labels messages template config train test".split())
 _HUB = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
@@ -82,7 +86,7 @@ def task(name: str) -> Task:
         name=name,
         summary=f"own rows from {source.place}",
         read=partial(_read, source, name),
-        template=source.given.get("template", "alpaca"),
+        template=source.given.get("template", ""),
         source=source.place,
         **source.form,
     )
@@ -98,7 +102,8 @@ def _parse(name: str) -> Source:
         if not (equals and value) or key in given:
             raise BadSpec(f"{name!r}: give {key!r} once, with a value, as in {key}=...")
         given[key] = value
-    get_template(given.get("template", "alpaca"))
+    if not is_chat(given.get("template", "chat")):
+        get_template(given["template"])
     given_labels = unicodedata.normalize("NFC", given["labels"]).split("|") if "labels" in given else ()
     labels = tuple(part.strip() for part in given_labels)
     kind = given.get("form", "label" if labels else "text")
@@ -139,11 +144,16 @@ def _read(source: Source, name: str, split: str, root: Path | None) -> list[Exam
 
 
 def _example(source: Source, name: str, row: Row) -> Example:
-    instruction = row.as_text(source.given.get("instruction", "instruction"))
     context, output, short = (source.column(key, row) for key in ("input", "output", "answer"))
+    if columns := chat_columns(row, source.given):
+        chat = read_chat(name, row, columns, row.as_text(short) if short else "")
+        if chat.template == TEXT:
+            return chat
+        return replace(chat, answer=_answer(source, row, short or columns[-1], chat.output if not short else ""))
+    instruction = row.as_text(source.given.get("instruction", "instruction"))
     if not (output or short):
         raise BadRow(f"{row.where}: neither an 'output' nor an 'answer'. Name the columns: ?output=...&answer=...")
-    answer = _answer(source, row, output, short)
+    answer = _answer(source, row, short or output or "", row.as_text(output) if output and not short else "")
     options = parse_options(instruction, source.form["labels"])
     if source.kind == "label" and not options:  # the question does not list them
         options = tuple((label, label) for label in source.form["labels"])
@@ -151,13 +161,13 @@ def _example(source: Source, name: str, row: Row) -> Example:
     return Example(name, instruction, row.as_text(context, empty=True) if context else "", said, answer, options)
 
 
-def _answer(source: Source, row: Row, output: str | None, short: str | None) -> str:
-    """Return the gold answer: its column, else what is read from the output."""
-    if short and source.kind == "number":
-        return row.number(short)
-    key, labels = short or output or "", source.form["labels"]
-    given = row.as_text(key)
-    found = given if short else source.form["extract"](unicodedata.normalize("NFC", given), "lab")
+def _answer(source: Source, row: Row, key: str, said: str) -> str:
+    """Return the gold answer: that in the column `key`, or what is read from `said`, an output, if that is given."""
+    if not said and source.kind == "number":
+        return row.number(key)
+    labels = source.form["labels"]
+    given = said or row.as_text(key)
+    found = source.form["extract"](unicodedata.normalize("NFC", given), "lab") if said else given
     if not found:
         raise row.error(key, f"is {given!r:.60}; no {source.kind} can be read from it.")
     if not labels:

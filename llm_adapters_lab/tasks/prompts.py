@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from llm_adapters_lab.errors import BadSpec, choices
-from llm_adapters_lab.tasks.base import Example
+from llm_adapters_lab.tasks.base import Example, Task
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ _INDENTED = "\n" + 16 * " "
 
 TEMPLATES = {
     "alpaca": _alpaca(stop=("### Instruction", "### Response", "### Input", "Below is an instruction")),
+    "plain": Template(plain="{instruction}", with_input="{instruction}\n\n{input}", stop=()),
     "qa": Template(
         plain="question : {instruction} answer :",
         with_input="{input} question : {instruction} answer :",
@@ -74,14 +76,49 @@ TEMPLATES = {
 }
 
 
+CHAT = "chat"
+"""The name of a base's own chat template."""
+TEXT = "text"
+"""The template of documents, which have no question."""
+
+
+def is_chat(template: str) -> bool:
+    """Return whether a template is a chat template: that of the base, or one as text."""
+    return template == CHAT or "{{" in template or "{%" in template
+
+
+def template_of(given: str | None, task: Task, rows: Sequence[Example]) -> str:
+    """Return the template of rows: the one that is given, else that of their task, else their own, else alpaca."""
+    return given or task.template or (rows[0].template if rows else "") or "alpaca"
+
+
+def read_template(given: str) -> str:
+    """Return a template as a spec keeps it: the name of one, or the text of a chat template, also from a .jinja file.
+
+    Raises:
+        BadSpec: there is no such template or file.
+    """
+    if given.endswith((".jinja", ".jinja2")):
+        try:
+            given = Path(given).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError, RuntimeError) as error:
+            raise BadSpec(f"The chat template {given} cannot be read: {error}.") from None
+        if not is_chat(given):
+            raise BadSpec("The .jinja file holds no chat template: it has neither {{ nor {%.")
+    if not is_chat(given):
+        get_template(given)
+    return given
+
+
 def get_template(name: str) -> Template:
-    """Return the template called `name`.
+    """Return the plain template called `name`.
 
     Raises:
         BadSpec: there is no such template.
     """
     if name not in TEMPLATES:
-        raise BadSpec(f"There is no prompt template {name!r}. {choices(name, TEMPLATES)}")
+        known = choices(name, [CHAT, *TEMPLATES])
+        raise BadSpec(f"There is no prompt template {name!r}. {known} A chat template is given as a .jinja file.")
     return TEMPLATES[name]
 
 
@@ -103,10 +140,10 @@ def demonstrations(examples: Sequence[Example], template: str) -> str:
     return "".join(f"{prompt(example, template)}{target(example, template)}\n\n" for example in examples)
 
 
-def label_target(label: str, example: Example, template: str) -> str:
+def label_target(label: str, example: Example, glue: str) -> str:
     """Return the text that answers `example` with `label`: in the wording of the gold answer, else the bare label."""
     lead = ANSWER_LEAD if example.output == ANSWER_LEAD + example.answer else ""
-    return get_template(template).glue + lead + label
+    return glue + lead + label
 
 
 def cloze(example: Example) -> str:
@@ -121,9 +158,3 @@ def cloze(example: Example) -> str:
     question = question.removesuffix("Answer Choices:").rstrip()
     passage = f"{example.input}\n" if example.input else ""
     return f"{passage}Question: {_LEAD_IN.sub('', question)}\nAnswer:"
-
-
-def cut_at_stop(text: str, template: str) -> str:
-    """Return `text` up to the first repeated header."""
-    ends = [at for stop in get_template(template).stop if (at := text.find(stop)) >= 0]
-    return text[: min(ends)] if ends else text

@@ -8,19 +8,26 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
 from llm_adapters_lab.events import Unreadable
-from llm_adapters_lab.tasks import prompts
 from llm_adapters_lab.tasks.base import Example, Rule, Task
-from llm_adapters_lab.tasks.tokens import answer_text, text_ids
+from llm_adapters_lab.tasks.formats import Format, get_format
+from llm_adapters_lab.tasks.tokens import text_ids
 
 SHOWN = 3
 
 
 def unreadable(
-    tokenizer: Any, task: Task, rows: Sequence[Example], of: str, template: str, rule: Rule, limit: int | None = None
+    tokenizer: Any,
+    task: Task,
+    rows: Sequence[Example],
+    of: str,
+    template: str | Format,
+    rule: Rule,
+    limit: int | None = None,
 ) -> Unreadable:
     """Judge a perfect answer to every row by the rule of the task; takes seconds for 170,000 rows.
 
@@ -34,11 +41,12 @@ def unreadable(
         limit: maximum number of tokens of an answer, where it is generated. Then the row's output, the bare gold
             answer and "The answer is ..." are tried; in training only the output, which the model learns.
     """
-    tried = [_perfect(task, row, template, rule, limit is None) for row in rows]
+    form = get_format(tokenizer, template)
+    tried = [_perfect(task, row, form, rule, limit is None) for row in rows]
     texts = list(dict.fromkeys(text for _, answers in tried for text in answers))
     read = {}
     for text, ids in zip(texts, text_ids(tokenizer, texts), strict=True):
-        read[text] = answer_text(tokenizer, ids, template) if limit is None or len(ids) <= limit else None
+        read[text] = form.answer_text(ids) if limit is None or len(ids) <= limit else None
     judge, wrong = cache(partial(task.judge, rule=rule)), []
     for row, (gold, answers) in zip(rows, tried, strict=True):
         judged = [judge(read[text], gold) for text in answers]
@@ -48,9 +56,10 @@ def unreadable(
     return Unreadable(of, len(wrong), len(rows), tuple(wrong[:SHOWN]))
 
 
-def indistinct(tokenizer: Any, task: Task, rows: Sequence[Example], of: str, template: str) -> Unreadable:
+def indistinct(tokenizer: Any, task: Task, rows: Sequence[Example], of: str, template: str | Format) -> Unreadable:
     """Return the rows whose gold label has the same tokens as another label, so that their likelihoods are equal."""
-    texts = [prompts.get_template(template).glue + label for label in task.labels]
+    form = get_format(tokenizer, template)
+    texts = [form.label_target(label, Example("", "", "", "", "")) for label in task.labels]
     ids = dict(zip(task.labels, map(tuple, text_ids(tokenizer, texts)), strict=True))
     times = Counter(ids.values())
     alike = (row for row in rows if times[ids.get(row.answer, ())] > 1)
@@ -58,11 +67,11 @@ def indistinct(tokenizer: Any, task: Task, rows: Sequence[Example], of: str, tem
     return Unreadable(of, len(wrong), len(rows), tuple(wrong[:SHOWN]))
 
 
-def _perfect(task: Task, row: Example, template: str, rule: Rule, trained: bool) -> tuple[str, list[str]]:
+def _perfect(task: Task, row: Example, form: Format, rule: Rule, trained: bool) -> tuple[str, list[str]]:
     """Return the gold answer, and the texts that give it; none where a training row states no answer."""
-    said = [prompts.target(row, template)] if row.output.strip() else []
+    said = [form.target(row)] if row.output.strip() else []
     if trained:
         gold = row.answer or (task.extract(row.output, rule) if said else None)
         return gold or "", said if gold else []
-    glue = prompts.get_template(template).glue
-    return row.answer, [*said, f"{glue}The answer is {row.answer}.", prompts.label_target(row.answer, row, template)]
+    stated = form.target(replace(row, output=f"The answer is {row.answer}."))
+    return row.answer, [*said, stated, form.label_target(row.answer, row)]

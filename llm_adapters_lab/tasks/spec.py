@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from llm_adapters_lab.config import Part
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.privacy import tilde
-from llm_adapters_lab.tasks.prompts import get_template
+from llm_adapters_lab.tasks.formats import Control, LossOn
+from llm_adapters_lab.tasks.prompts import read_template
 from llm_adapters_lab.tasks.registry import get_task
 
 Place = Annotated[str, AfterValidator(tilde)]
@@ -25,9 +26,20 @@ class DataSpec(Part):
     )
     rows: int | None = Field(default=None, ge=1, description="number of training rows, after shuffling; default: all")
     validation: int = Field(default=0, ge=0, description="rows held out to choose the best checkpoint")
-    template: str | None = Field(default=None, description="prompt template; default: the task's")
+    form: Literal["rows", "text"] = Field(
+        default="rows", description="rows: questions and answers; text: documents, packed, all of which is learnt"
+    )
+    template: str | None = Field(
+        default=None, description="prompt template, chat (that of the base) or a .jinja file; default: the task's"
+    )
+    system: str | None = Field(default=None, description="system prompt of chats that have none")
     max_tokens: int = Field(default=256, ge=8, le=131072, description="longest prompt with answer, in tokens")
-    loss_on: Literal["answer", "all"] = Field(default="answer", description="which tokens the loss counts")
+    loss_on: LossOn = Field(
+        default="answer", description="tokens that the loss counts: of all answers of a chat, of its last, or all"
+    )
+    control_tokens: Control = Field(
+        default="text", description="control tokens written in the data are text; allow: they are tokens"
+    )
     allow_dropped: bool = Field(default=False, description="go on although most rows are left out or cannot be right")
 
     @field_validator("task")
@@ -42,5 +54,13 @@ class DataSpec(Part):
     @classmethod
     def _template(cls, name: str | None) -> str | None:
         if name is not None:
-            get_template(name)
+            name = read_template(name)
         return name
+
+    @model_validator(mode="after")
+    def _whole(self) -> DataSpec:
+        if self.form == "text":
+            if self.template or self.system or self.loss_on == "last":
+                raise BadSpec("data.form = text learns whole documents: remove data.template, system and loss_on.")
+            object.__setattr__(self, "loss_on", "all")
+        return self

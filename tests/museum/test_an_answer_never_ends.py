@@ -13,8 +13,9 @@ import torch
 
 from llm_adapters_lab.evaluation.decoding import StopRule
 from llm_adapters_lab.models.loading import load_base
+from llm_adapters_lab.tasks.encoding import encode
 from llm_adapters_lab.tasks.registry import get_task
-from llm_adapters_lab.tasks.tokens import IGNORED, encode
+from llm_adapters_lab.tasks.tokens import IGNORED
 from llm_adapters_lab.training.batches import collate
 
 

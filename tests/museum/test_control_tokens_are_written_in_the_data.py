@@ -12,8 +12,9 @@ import pytest
 
 from llm_adapters_lab.models.blueprint import Blueprint
 from llm_adapters_lab.tasks.base import Example
+from llm_adapters_lab.tasks.encoding import encode
 from llm_adapters_lab.tasks.prompts import prompt
-from llm_adapters_lab.tasks.tokens import encode, prompt_ids
+from llm_adapters_lab.tasks.tokens import prompt_ids
 
 
 @pytest.mark.parametrize("written", ["<s>", "</s>", "<pad>", "<unk>", "<s></s><s>"])

@@ -18,7 +18,7 @@ from llm_adapters_lab.runs.preview import dry_run
 from llm_adapters_lab.runs.rows import read_rows
 from llm_adapters_lab.runs.spec import RunSpec
 from llm_adapters_lab.tasks.base import Example
-from llm_adapters_lab.tasks.tokens import count_control_rows
+from llm_adapters_lab.tasks.encoding import count_control_rows
 
 LONG = {"instruction": "is it " * 99, "answer": "yes"}
 

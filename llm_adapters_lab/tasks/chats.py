@@ -1,0 +1,158 @@
+"""Read rows of chats and preferences: turns in the forms of OpenAI and ShareGPT, pairs of prompt and completion.
+
+=================================  =====================================================================
+Columns                            Row
+=================================  =====================================================================
+messages                           turns, {"role": ..., "content": ...}; also tool_calls, and `tools` beside
+conversations                      turns, {"from": "human", "value": ...}
+prompt, completion                 text, or turns
+prompt, chosen, rejected           text, or turns; without a prompt, two chats that begin alike
+text                               a document, for data.form: text
+=================================  =====================================================================
+
+In a CSV file, turns are written as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+from llm_adapters_lab.tasks.base import Example
+from llm_adapters_lab.tasks.prompts import CHAT, TEXT
+from llm_adapters_lab.tasks.readers import Row
+
+Turn = dict[str, Any]
+COLUMNS = ("messages", "conversations", "conversation")
+ROLES = ("system", "developer", "user", "assistant", "tool")
+_OTHER_NAMES = {"human": "user", "gpt": "assistant", "model": "assistant", "observation": "tool", "function": "tool"}
+_CALL = "function_call"
+
+
+def chat_columns(row: Row, given: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the columns that make a row a chat, pair or document; none if it is a question with an answer."""
+    if "messages" in given:
+        return (given["messages"],)
+    if "instruction" in given or row.has("instruction"):
+        return ()
+    pairs = (("prompt", "completion"), ("chosen", "rejected"))
+    found = [names for names in (*((name,) for name in COLUMNS), *pairs, ("text",)) if all(map(row.has, names))]
+    return found[0] if found else ()
+
+
+def read_chat(name: str, row: Row, columns: tuple[str, ...], answer: str) -> Example:
+    """Return the example of a row that has `chat_columns`.
+
+    Args:
+        name: its id.
+        row: the row.
+        columns: as `chat_columns` returns them.
+        answer: the answer of a chat that ends with a question; "" if the row has none.
+
+    Raises:
+        BadRow: a turn is empty or malformed, or its role unknown; the message names row and turn.
+    """
+    first, last = columns[0], columns[-1]
+    if first == "text":
+        return Example(name, "", "", row.text("text"), answer, template=TEXT)
+    prompt = row.field("prompt") if row.has("prompt") and first != COLUMNS[0] else ""
+    if len(columns) == 2 and isinstance(_parsed(row.field(last)), str):
+        rejected = row.as_text("rejected") if last == "rejected" else ""
+        said = row.as_text("completion" if last == "completion" else "chosen")
+        return Example(name, row.as_text("prompt"), "", said, answer, rejected=rejected, template="plain")
+    front = [] if not prompt else turns(row, "prompt") if not _is_text(prompt) else [_user(row.as_text("prompt"))]
+    if last == "completion":
+        found = [*front, *turns(row, "completion")]
+    elif last == "rejected":
+        found, other = [*front, *turns(row, "chosen")], [*front, *turns(row, "rejected")]
+        if found[:-1] != other[:-1] or {found[-1]["role"], other[-1]["role"]} != {"assistant"}:
+            raise row.error("rejected", "and 'chosen' must be the same turns up to the last, an answer in both.")
+        return _example(name, row, found, answer, rejected=other[-1]["content"])
+    else:
+        found = turns(row, first)
+    if answer and found[-1]["role"] != "assistant":
+        found.append({"role": "assistant", "content": answer})
+    return _example(name, row, found, answer)
+
+
+def turns(row: Row, key: str) -> list[Turn]:
+    """Return the turns in a column, in the form of OpenAI."""
+    found = _parsed(row.field(key))
+    if not isinstance(found, list) or not found:
+        raise row.error(key, f"is {found!r:.60}; give a list of turns, with role and content each.")
+    return [_turn(row, key, number, turn) for number, turn in enumerate(found, 1)]
+
+
+def _turn(row: Row, key: str, number: int, given: Any) -> Turn:
+    where = f"turn {number}"
+    if not isinstance(given, dict):
+        raise row.error(key, f"{where} is {given!r:.60}; give an object with role and content.")
+    turn = {name: _plain(value) for name, value in given.items() if value is not None}
+    role = str(turn.pop("from", "") or turn.pop("role", ""))
+    said = turn.pop("value", None) or turn.pop("content", None) or ""
+    if isinstance(said, list):
+        if not all(isinstance(part, dict) and part.get("type", "text") == "text" for part in said):
+            raise row.error(key, f"{where} ({role}) has parts that are not text, which the base cannot read.")
+        said = "".join(str(part.get("text", "")) for part in said)
+    if not isinstance(said, str):
+        raise row.error(key, f"{where} ({role}) holds {said!r:.60}, a {type(said).__name__}; give text.")
+    if role == _CALL:
+        role, turn["tool_calls"], said = "assistant", [{"type": "function", "function": _parsed(said)}], ""
+    role = _OTHER_NAMES.get(role, role)
+    if role not in ROLES:
+        raise row.error(key, f"{where} has the role {role!r}. Known: {', '.join((*ROLES, *_OTHER_NAMES, _CALL))}.")
+    if not said.strip() and not turn.get("tool_calls"):
+        raise row.error(key, f"{where} ({role}) is empty. Give it a text, or remove the row.")
+    try:
+        said.encode()
+    except UnicodeEncodeError as error:
+        raise row.error(key, f"{where} holds an unpaired surrogate ({error.reason}); repair the file.") from None
+    for call in turn.get("tool_calls", ()):
+        called = call.get("function", call) if isinstance(call, dict) else {}
+        if not isinstance(called, dict) or not called.get("name"):
+            raise row.error(key, f"{where} calls {call!r:.60}; give a function with name and arguments.")
+        called["arguments"] = _parsed(called.get("arguments", {}))  # templates write it as JSON themselves
+    return {"role": role, "content": said, **turn}
+
+
+def _example(name: str, row: Row, found: list[Turn], answer: str, rejected: str = "") -> Example:
+    at = max((i for i, turn in enumerate(found) if turn["role"] == "assistant"), default=len(found))
+    asked = "\n".join(turn["content"] for turn in found[:at] if turn["role"] not in ("system", "developer"))
+    last = found[at] if at < len(found) else {"content": ""}
+    output = last["content"] or json.dumps(last.get("tool_calls", ""), ensure_ascii=False)
+    tools = _plain(_parsed(row.field("tools"))) if row.has("tools") else []
+    if not isinstance(tools, list):
+        raise row.error("tools", f"is {tools!r:.60}; give a list of JSON schemas.")
+    said = output if at < len(found) else ""
+    return Example(name, asked, "", said, answer, (), tuple(found), tuple(tools), rejected, CHAT)
+
+
+def _user(text: str) -> Turn:
+    return {"role": "user", "content": text}
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(_parsed(value), str)
+
+
+def _parsed(value: Any) -> Any:
+    """Return the list or object that text holds as JSON; anything else as it is."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """Return JSON with numbers as Python has them, without the missing fields that parquet fills in."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items() if part is not None}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    return value
