@@ -29,6 +29,7 @@ LossOn = Literal["answer", "last", "all"]
 Control = Literal["text", "allow"]
 Message = Mapping[str, Any]
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_SYSTEM = ("system", "developer")
 _OTHER = "zqxlab"
 """The answer that takes the place of another one."""
 
@@ -172,7 +173,7 @@ class ChatFormat(Format):
         for row in rows:
             turns = self._turns(row)
             head = turns[: _last_answer(turns)]
-            place = 1 if head and head[0]["role"] in ("system", "developer") else 0
+            place = 1 if head and head[0]["role"] in _SYSTEM else 0
             texts.append(self._of_row(row, [*head[:place], *front, *head[place:]], generation=True))
         return list(zip(map(_unmarked, texts), self._encode(texts), strict=True))
 
@@ -212,7 +213,7 @@ class ChatFormat(Format):
         asked = "\n\n".join(filter(None, (row.instruction, row.input)))
         one = ({"role": "user", "content": asked}, {"role": "assistant", "content": row.output})
         turns: list[Message] = list(row.messages or one)
-        if with_system and self.system and turns[0]["role"] not in ("system", "developer"):
+        if with_system and self.system and turns[0]["role"] not in _SYSTEM:
             turns = [{"role": "system", "content": self.system}, *turns]
         return self._marked(turns) if self._written_out(turns) else turns
 
@@ -260,8 +261,8 @@ class ChatFormat(Format):
                     f"{row.id}, turn 1 (assistant): there is no turn before it. Begin with a question."
                 ) from None
             at = next((n for n in range(1, len(turns) + 1) if self._refuses(turns[:n], tools)), len(turns))
-            role, why = turns[at - 1]["role"], " ".join(str(error).split())
-            raise BadRow(f"{row.id}, turn {at} ({role}): the chat template refuses it: {why:.200}") from None
+            why = " ".join(str(error).split())
+            raise self._error(row, turns, at - 1, f"the chat template refuses it: {why:.200}") from None
 
     def _refuses(self, turns: Sequence[Message], tools: Sequence[Any]) -> bool:
         try:
@@ -340,22 +341,28 @@ class ChatFormat(Format):
             if said and said.strip() not in whole:
                 other = [*turns[:i], {**turn, "content": _OTHER}, *turns[i + 1 :]]
                 if _OTHER not in self._of_row(row, other):
-                    raise BadRow(f"{row.id}, turn {i + 1} ({turn['role']}): the chat template drops it.")
+                    raise self._error(row, turns, i, "the chat template drops it.")
             if turn.get("tool_calls"):
                 bare = {**turn, "tool_calls": None, "content": said or _OTHER}
                 without = self._of_row(row, [*turns[:i], bare, *turns[i + 1 :]])
                 if without.replace(_OTHER, "") == whole or not all(
                     str(call.get("function", call).get("name", "")) in whole for call in turn["tool_calls"]
                 ):
-                    raise BadRow(f"{row.id}, turn {i + 1} ({turn['role']}): the chat template ignores its tool calls.")
+                    raise self._error(row, turns, i, "the chat template ignores its tool calls.")
         if row.tools and self._render(turns) == whole:
             raise BadRow(f"{row.id}: the chat template ignores its tools. Remove them, or choose another template.")
 
     def _unmaskable(self, row: Example, turns: Sequence[Message], i: int, why: str) -> BadRow:
-        return BadRow(
-            f"{row.id}, turn {i + 1} ({turns[i]['role']}): {why}. Give data.template a chat template that marks "
-            "answers by {% generation %} and ends them with an end token."
+        advice = (
+            "Give data.template a chat template that marks answers by {% generation %} and writes end tokens."
         )
+        return self._error(row, turns, i, f"{why}. {advice}")
+
+    def _error(self, row: Example, turns: Sequence[Message], i: int, why: str) -> BadRow:
+        """Return an error about a turn, by its number in the row, from 1; one may have been put in front."""
+        given = self.system and (not row.messages or row.messages[0]["role"] not in _SYSTEM)
+        where = f"turn {i + 1 - bool(given)} ({turns[i]['role']})" if i or not given else "the system prompt"
+        return BadRow(f"{row.id}, {where}: {why}")
 
 
 def get_format(
