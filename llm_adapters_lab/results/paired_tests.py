@@ -8,6 +8,7 @@ from typing import Any
 from llm_adapters_lab.evaluation.statistics import bootstrap_difference, mcnemar
 from llm_adapters_lab.results.appearance import looks
 from llm_adapters_lab.runs.record import Run
+from llm_adapters_lab.tasks.prompts import short_name
 
 SETTINGS = {"protocol": "protocol", "shots": "shots", "extraction": "rule", "max_new_tokens": "limit of tokens"}
 """What must be the same in two scores, and its name."""
@@ -73,7 +74,9 @@ def _trained(first: Run, second: Run) -> str:
     """Return in what the trainings of two adapters differ that changes what their losses mean."""
     if first.spec.adapter is None or second.spec.adapter is None:
         return ""
-    fields = [(name, *(getattr(run.spec.data, name) for run in (first, second))) for name in ("loss_on", "template")]
+    names = ("form", "loss_on", "template", "system", "control_tokens")
+    fields = [(name, *(getattr(run.spec.data, name) for run in (first, second))) for name in names]
+    fields = [(name, *(short_name(x) if name == "template" and x else x for x in both)) for name, *both in fields]
     return ", ".join(f"{name} {a} and {b}" for name, a, b in fields if a != b)
 
 

@@ -59,8 +59,9 @@ def _asked(session: RunSession, name: str, form: Format) -> dict[str, Any]:
     plan, first, trained = spec.eval, session.rows.test[name][:1], form
     if spec.adapter and spec.data.form == "rows":
         trained = session.rows.training_format(session.base.tokenizer, spec.data)
-    single = not (first[0].messages and not trained.chat)  # a chat has no prompt in a plain format
-    same = trained.name == form.name or (single and trained.prompts(first)[0][0] == form.prompts(first)[0][0])
+    same = (trained.name, trained.system) == (form.name, form.system)
+    if not (same or (first[0].messages and not trained.chat)):  # a chat has no prompt in a plain format
+        same = trained.prompts(first)[0][0] == form.prompts(first)[0][0]
     packed = session.base.blueprint.quantization(spec.quantization)
     return {
         "decoding": decoding_method(model, plan.protocol),

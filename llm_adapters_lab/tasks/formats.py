@@ -17,7 +17,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from hashlib import sha256
 from typing import Any, Literal
 
 from llm_adapters_lab.errors import BadRow, BadSpec
@@ -153,7 +152,7 @@ class ChatFormat(Format):
             )
         self._given = None if template == "chat" else template
         self.chat = self._given or tokenizer.get_chat_template()
-        self.name = "chat" if self._given in (None, own) else f"chat:{sha256(template.encode()).hexdigest()[:8]}"
+        self.name = prompts.CHAT if self._given in (None, own) else prompts.short_name(template)
 
     @cached_property
     def ends(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -353,9 +352,7 @@ class ChatFormat(Format):
             raise BadRow(f"{row.id}: the chat template ignores its tools. Remove them, or choose another template.")
 
     def _unmaskable(self, row: Example, turns: Sequence[Message], i: int, why: str) -> BadRow:
-        advice = (
-            "Give data.template a chat template that marks answers by {% generation %} and writes end tokens."
-        )
+        advice = "Give data.template a chat template that marks answers by {% generation %} and writes end tokens."
         return self._error(row, turns, i, f"{why}. {advice}")
 
     def _error(self, row: Example, turns: Sequence[Message], i: int, why: str) -> BadRow:

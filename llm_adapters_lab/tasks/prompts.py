@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from llm_adapters_lab.errors import BadSpec, choices
@@ -85,6 +86,12 @@ TEXT = "text"
 def is_chat(template: str) -> bool:
     """Return whether a template is a chat template: that of the base, or one as text."""
     return template == CHAT or "{{" in template or "{%" in template
+
+
+def short_name(template: str) -> str:
+    """Return the name of a template, for one given as text "chat:" and the first digits of its SHA-256."""
+    text = is_chat(template) and template != CHAT
+    return f"{CHAT}:{sha256(template.encode()).hexdigest()[:8]}" if text else template
 
 
 def template_of(given: str | None, task: Task, rows: Sequence[Example]) -> str:
