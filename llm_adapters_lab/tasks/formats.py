@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -27,6 +28,8 @@ from llm_adapters_lab.tasks.tokens import IGNORED, control_tokens, text_ids
 LossOn = Literal["answer", "last", "all"]
 Control = Literal["text", "allow"]
 Message = Mapping[str, Any]
+Span = tuple[int, int, int]
+"""Number of a turn, counted from 0, and where its answer starts and ends, in characters."""
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _SYSTEM = ("system", "developer")
 _OTHER = "zqxlab"
@@ -151,6 +154,7 @@ class ChatFormat(Format):
                 f"chats, or a plain template: {', '.join(prompts.TEMPLATES)}."
             )
         self._given = None if template == "chat" else template
+        self._kept: set[tuple[Any, ...]] = set()  # orders of turns of which the template drops none
         self.chat = self._given or tokenizer.get_chat_template()
         self.name = prompts.CHAT if self._given in (None, own) else prompts.short_name(template)
 
@@ -163,7 +167,7 @@ class ChatFormat(Format):
         except Exception:  # it needs other turns
             return ()
         found = self._control.match(rest.lstrip())
-        return (self.tokenizer.convert_tokens_to_ids(found[0]),) if found else ()
+        return (self._id(found),) if found else ()
 
     def prompts(self, rows: Sequence[Example], shots: Sequence[Example] = ()) -> list[tuple[str, list[int]]]:
         """Return what the model reads before it answers each row; `shots` are earlier turns."""
@@ -179,31 +183,39 @@ class ChatFormat(Format):
     def rows(self, rows: Sequence[Example], loss_on: LossOn = "answer") -> list[Written]:
         """Return rows with their answers and end tokens."""
         found = [self._spans(row, loss_on) for row in rows]
-        cuts = [[whole, *(whole[:at] for span in spans for at in span)] for whole, spans in found]
+        cuts = [[whole, *(whole[:at] for _, *span in spans for at in span)] for whole, spans in found]
         encoded = iter(self._encode([text for parts in cuts for text in parts]))
         written = []
         for row, (whole, spans) in zip(rows, found, strict=True):
             ids = tuple(next(encoded))
             labels = [IGNORED] * len(ids) if loss_on != "all" else [*ids]
-            for _ in spans:
+            for turn, _, _ in spans:
                 first, end = next(encoded), next(encoded)
                 if tuple(first) != ids[: len(first)] or tuple(end) != ids[: len(end)]:
-                    raise BadRow(
-                        f"{row.id}: the tokenizer joins characters of the answer with those before or after it, so "
-                        f"that no token starts or ends where it does: {self.tokenizer.decode(first[-8:])!r}. Remove "
-                        "white space at the start of the answer."
+                    why = (
+                        "the tokenizer joins characters of the answer with those before or after it, so that no token "
+                        f"starts or ends where it does: {self.tokenizer.decode(first[-8:])!r}. Remove white space at "
+                        "the start of the answer."
                     )
+                    raise self._error(row, self._turns(row), turn, why)
                 labels[len(first) : len(end)] = ids[len(first) : len(end)]
             written.append(Written(_unmarked(whole), ids, tuple(labels)))
         return written
 
     def row(self, row: Example, loss_on: LossOn = "answer") -> Written:
-        """Return one row with its turns; a turn ends where the rendering of all turns up to it does."""
+        """Return one row with its turns; a turn ends where the rendering of all turns up to it differs from the whole.
+
+        An answer, which may be rendered otherwise while it is the last, ends with its end token and white space.
+        """
         written, turns = super().row(row, loss_on), self._turns(row)
         whole, bounds = self._of_row(row, turns), [0]
         for count in range(1, len(turns)):
             head = self._of_row(row, turns[:count])
-            bounds.append(len(self._encode([head])[0]) if whole.startswith(head) else bounds[-1])
+            if turns[count - 1]["role"] == "assistant":
+                with suppress(BadRow):  # it cannot be masked
+                    end = self._proven_span(row, turns, count - 1, whole)[2]
+                    head = whole[: len(whole) - len(whole[end:].lstrip())]
+            bounds.append(max(bounds[-1], _common(self._encode([head])[0], written.ids)))
         ends = [*bounds[1:], len(written.ids)]
         return replace(written, turns=tuple(zip((t["role"] for t in turns), bounds, ends, strict=True)))
 
@@ -215,6 +227,10 @@ class ChatFormat(Format):
         if with_system and self.system and turns[0]["role"] not in _SYSTEM:
             turns = [{"role": "system", "content": self.system}, *turns]
         return self._marked(turns) if self._written_out(turns) else turns
+
+    def _tools(self, row: Example) -> list[Any]:
+        tools: list[Any] = list(row.tools)
+        return self._marked(tools) if self._written_out(tools) else tools
 
     def _marked(self, value: Any) -> Any:
         from transformers.utils.chat_template_utils import mark_control_tokens
@@ -251,7 +267,7 @@ class ChatFormat(Format):
         return text
 
     def _of_row(self, row: Example, turns: Sequence[Message], generation: bool = False) -> str:
-        tools = self._marked(list(row.tools)) if self._written_out(row.tools) else row.tools
+        tools = self._tools(row)
         try:
             return self._render(turns, tools, generation)
         except Exception as error:  # templates raise errors of any class
@@ -270,11 +286,13 @@ class ChatFormat(Format):
             return True
         return False
 
-    def _spans(self, row: Example, loss_on: LossOn) -> tuple[str, list[tuple[int, int]]]:
+    def _spans(self, row: Example, loss_on: LossOn) -> tuple[str, list[Span]]:
         """Return a row as text, and where in it each learnt answer starts and ends."""
         turns = self._turns(row)
         whole = self._of_row(row, turns)
         self._require_all(row, turns, whole)
+        if loss_on == "all":
+            return whole, []
         answers = [i for i, turn in enumerate(turns) if turn["role"] == "assistant" and turn.get("weight", 1)]
         if loss_on == "last":
             answers = answers[-1:]
@@ -282,72 +300,86 @@ class ChatFormat(Format):
             return whole, self._marked_spans(row, turns, answers, whole)
         return whole, [self._proven_span(row, turns, i, whole) for i in answers]
 
-    def _marked_spans(
-        self, row: Example, turns: Sequence[Message], answers: Sequence[int], whole: str
-    ) -> list[tuple[int, int]]:
+    def _marked_spans(self, row: Example, turns: Sequence[Message], answers: Sequence[int], whole: str) -> list[Span]:
         """Return the spans that the template marks, each with the end token that follows it."""
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        options: dict[str, Any] = {"tools": list(row.tools) or None, **self.tokenizer.special_tokens_map}
-        options["chat_template"] = self.tokenizer.get_chat_template(self._given, options["tools"])
-        known = [[{k: v for k, v in turn.items() if v is not None} for turn in turns]]
-        rendered: Any = render_jinja_template(known, return_assistant_tokens_mask=True, **options)
-        generated: list[tuple[int, int]] = rendered[1][0]
-        spans = []
+        generated, spans = self._generated(row, turns)[1], list[Span]()
         for i in answers:
+            following = next((j for j in range(i + 1, len(turns)) if turns[j]["role"] == "assistant"), None)
             before = _common(self._of_row(row, turns[:i]) if i else "", whole)
-            after = _common(self._of_row(row, turns[: i + 1]), whole)
+            after = _common(self._of_row(row, turns[:following]), whole) if following else len(whole)
             own = [(start, end) for start, end in generated if before <= start and end <= after]
-            said = str(turns[i].get("content") or "").strip()
-            if not own or not any(said in whole[start:end] for start, end in own):
+            other, covered = self._generated(row, _other(turns, i, bool(turns[i].get("tool_calls"))))
+            at, said = other.find(_OTHER), str(turns[i].get("content") or "")
+            if not own or not any(start <= at < end for start, end in covered):
                 raise self._unmaskable(row, turns, i, "the generation marks of the chat template leave it out")
             start, end = own[-1]
             answer, said = whole[start:end].rstrip(), said.rstrip()
             last = [found for found in self._control.finditer(answer) if found.end() == len(answer)]
-            marked = last and not said.endswith(last[0][0]) and self._ends(last[0][0])
-            own[-1] = start, start + len(answer) if marked else self._after_end(row, turns, i, whole, end)
-            spans += own
+            if last and not said.endswith(last[0][0]) and self._ends(last[0][0]):
+                own[-1] = start, start + len(answer)
+            elif token := self._end(whole[end:], False):
+                own[-1] = start, end + token.end()
+            else:
+                raise self._unmaskable(row, turns, i, f"no end token follows it but {whole[end:][:20]!r}")
+            spans += [(i, *span) for span in own]
         return spans
 
-    def _proven_span(self, row: Example, turns: Sequence[Message], i: int, whole: str) -> tuple[int, int]:
+    def _generated(self, row: Example, turns: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
+        """Return turns as text, and the parts of it between generation marks."""
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        tools = self._tools(row)
+        options = {**self.tokenizer.special_tokens_map, "tools": list(tools) or None}
+        options["chat_template"] = self.tokenizer.get_chat_template(self._given, options["tools"])
+        known = [[{k: v for k, v in turn.items() if v is not None} for turn in turns]]
+        rendered: Any = render_jinja_template(known, return_assistant_tokens_mask=True, **options)
+        return rendered[0][0], rendered[1][0]
+
+    def _tools(self, row: Example) -> Sequence[Any]:
+        """Return the tools of a row, their control tokens marked as text."""
+        return self._marked(list(row.tools)) if self._written_out(row.tools) else row.tools
+
+    def _proven_span(self, row: Example, turns: Sequence[Message], i: int, whole: str) -> Span:
         head = self._of_row(row, turns[:i], generation=True)
         if not whole.startswith(head):
             end = head[_common(head, whole) :]
             why = f"before an answer the template writes {end!r:.60}, which is not in the row"
             raise self._unmaskable(row, turns, i, why)
-        other = {"role": "assistant", "content": _OTHER}
-        _, found, rest = self._of_row(row, [*turns[:i], other, *turns[i + 1 :]]).partition(_OTHER)
+        calls = bool(turns[i].get("tool_calls"))
+        _, found, rest = self._of_row(row, _other(turns, i, calls)).partition(_OTHER)
+        rest = rest.lstrip("\"'") if calls else rest  # quotation marks of the argument
         stop = len(whole) - len(rest)
         if not found or _OTHER in rest or not whole.endswith(rest) or stop < len(head):
             raise self._unmaskable(row, turns, i, "what follows the answer depends on it")
-        return len(head), self._after_end(row, turns, i, whole, stop)
+        last = _other(turns[: i + 1], i, calls)  # an end token is that of the turn, not the header of the next one
+        if not self._end(self._of_row(row, last).partition(_OTHER)[2], calls) or not (token := self._end(rest, calls)):
+            why = f"no end token follows it but {rest[:20]!r}, so that the model would never learn to stop"
+            raise self._unmaskable(row, turns, i, why)
+        if calls and (more := self._control.match(rest, token.end())) and self._id(more) in self.ends:
+            token = more  # the first one closes the call
+        return i, len(head), stop + token.end()
 
-    def _after_end(self, row: Example, turns: Sequence[Message], i: int, whole: str, end: int) -> int:
-        """Return where the end token after an answer ends; white space may precede it."""
-        follows = whole[end:]
-        if found := self._control.match(follows.lstrip()):
-            return len(whole) - len(follows.lstrip()) + found.end()
-        why = f"no end token follows it but {follows[:20]!r}, so that the model would never learn to stop"
-        raise self._unmaskable(row, turns, i, why)
+    def _end(self, rest: str, calls: bool) -> re.Match[str] | None:
+        """Return the control token that ends an answer, after white space or the end of a call."""
+        return self._special.search(rest) if calls else self._control.match(rest, len(rest) - len(rest.lstrip()))
+
+    def _id(self, token: re.Match[str]) -> int:
+        return int(self.tokenizer.convert_tokens_to_ids(token[0]))
 
     def _ends(self, token: str) -> bool:
         return self.tokenizer.convert_tokens_to_ids(token) in self.ends or bool(self._special.fullmatch(token))
 
     def _require_all(self, row: Example, turns: Sequence[Message], whole: str) -> None:
         """Check that no turn, tool call or tool is dropped."""
+        shape = (*((t["role"], bool(t.get("content")), bool(t.get("tool_calls"))) for t in turns), bool(row.tools))
         for i, turn in enumerate(turns):
-            said = turn.get("content")
-            if said and said.strip() not in whole:
-                other = [*turns[:i], {**turn, "content": _OTHER}, *turns[i + 1 :]]
-                if _OTHER not in self._of_row(row, other):
-                    raise self._error(row, turns, i, "the chat template drops it.")
-            if turn.get("tool_calls"):
-                bare = {**turn, "tool_calls": None, "content": said or _OTHER}
-                without = self._of_row(row, [*turns[:i], bare, *turns[i + 1 :]])
-                if without.replace(_OTHER, "") == whole or not all(
-                    str(call.get("function", call).get("name", "")) in whole for call in turn["tool_calls"]
-                ):
-                    raise self._error(row, turns, i, "the chat template ignores its tool calls.")
+            said, calls, checked = turn.get("content"), turn.get("tool_calls"), shape in self._kept
+            if said and not (checked and said.strip() in whole) and _OTHER not in self._of_row(row, _other(turns, i)):
+                raise self._error(row, turns, i, "the chat template drops its text.")
+            if calls and not (checked and len(calls) == 1) and _OTHER not in self._of_row(row, _other(turns, i, True)):
+                but = ", but the first" * (len(calls) > 1)
+                raise self._error(row, turns, i, f"the chat template ignores its tool calls{but}.")
+        self._kept.add(shape)
         if row.tools and self._render(turns) == whole:
             raise BadRow(f"{row.id}: the chat template ignores its tools. Remove them, or choose another template.")
 
@@ -389,8 +421,19 @@ def _last_answer(turns: Sequence[Message]) -> int:
     return max((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), default=len(turns))
 
 
-def _common(first: str, second: str) -> int:
-    """Return the number of characters with which both begin."""
+def _other(turns: Sequence[Message], i: int, calls: bool = False) -> list[Message]:
+    """Return turns of which one has another text, or another argument of its last tool call."""
+    turn = {**turns[i], "content": _OTHER}
+    if calls:
+        *calls_before, last = turns[i]["tool_calls"]
+        asked = {**last.get("function", last), "arguments": {"x": _OTHER}}
+        last = {**last, "function": asked} if "function" in last else asked
+        turn = {**turns[i], "tool_calls": [*calls_before, last]}
+    return [*turns[:i], turn, *turns[i + 1 :]]
+
+
+def _common(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """Return the number of characters or tokens with which both begin."""
     return next(
         (i for i, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]),
         min(map(len, (first, second))),
