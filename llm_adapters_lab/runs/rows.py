@@ -157,6 +157,8 @@ def read_rows(spec: RunSpec) -> Rows:
 def scoring_format(spec: RunSpec, name: str, rows: Sequence[Example], tokenizer: Any) -> Format:
     """Return how the questions of a task are written in a run; `rows` are the questions."""
     template = scoring_template(get_task(name), spec.eval.protocol, spec.eval.template or spec.data.template, rows)
+    if template == TEXT:
+        raise BadSpec(f"{name} holds documents, which ask nothing: they can be learnt, but not scored.")
     system = spec.eval.system if spec.eval.system is not None else spec.data.system
     return get_format(tokenizer, template, system if is_chat(template) or spec.eval.system else None)
 

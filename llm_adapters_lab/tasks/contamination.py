@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from llm_adapters_lab.tasks.base import Example
+from llm_adapters_lab.tasks.prompts import TEXT
 
 N = 8
 SHARE = 0.7
@@ -31,8 +32,9 @@ _WORD = re.compile(r"(?:answer|solution|ending|option)[1-9]:|\([a-e]\)|\b[a-e] \
 
 
 def words(example: Example) -> list[str]:
-    """Return the words by which a row is compared."""
-    asked = _LEAD_IN.sub("", example.instruction.lower())
+    """Return the words by which a row is compared; of a document, all."""
+    said = example.output if example.template == TEXT else example.instruction
+    asked = _LEAD_IN.sub("", said.lower())
     body, is_listed, _ = asked.rpartition("answer format:")
     text = f"{body if is_listed else asked} {example.input.lower()}"
     for head in _HEADS:

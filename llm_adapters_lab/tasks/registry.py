@@ -8,8 +8,11 @@ from functools import cache
 from pathlib import Path
 
 from llm_adapters_lab.errors import BadSpec, choices
-from llm_adapters_lab.tasks import custom
+from llm_adapters_lab.tasks import custom, reasoning_gym
 from llm_adapters_lab.tasks.base import TASKS, Task
+
+DESCRIBED = {custom.PREFIX: custom.task, reasoning_gym.PREFIX: reasoning_gym.task}
+"""Makes the task that a name describes, by the beginning of the name."""
 
 
 @cache
@@ -27,8 +30,9 @@ def get_task(name: str) -> Task:
         BadSpec: there is no such task; the message suggests the closest names.
     """
     known = all_tasks()
-    if name.startswith(custom.PREFIX):
-        return custom.task(name)
+    for prefix, describe in DESCRIBED.items():
+        if name.startswith(prefix):
+            return describe(name)
     if name not in known:
         raise BadSpec(f"There is no task {name!r}. {choices(name, known)}")
     return known[name]
@@ -41,7 +45,7 @@ def split_names(text: str) -> list[str]:
     """
     names: list[str] = []
     for part in text.split(","):
-        starts_name = part.strip() in all_tasks() or part.strip().startswith(custom.PREFIX)
+        starts_name = part.strip() in all_tasks() or part.strip().startswith(tuple(DESCRIBED))
         if names and names[-1].startswith(custom.PREFIX) and not starts_name:
             names[-1] += "," + part.rstrip()
         elif part.strip():

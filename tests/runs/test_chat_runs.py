@@ -126,5 +126,7 @@ def test_documents_are_learnt_whole(tmp_path):
         run(spec(tmp_path, data={"task": f"own:{tmp_path}/text.jsonl"}, eval={}), root=tmp_path / "runs")
     with pytest.raises(BadSpec, match="0 of 4000 rows of mini-addsub are documents"):
         run(spec(tmp_path, data={"task": "mini-addsub", "form": "text"}, eval={}), root=tmp_path / "runs")
+    with pytest.raises(BadSpec, match="holds documents, which ask nothing"):
+        run(spec(tmp_path, data=data, eval={"tasks": [data["task"]]}), root=tmp_path / "runs")
     with pytest.raises(BadSpec, match=r"learns whole documents: remove data\.template"):
         spec(tmp_path, data=data | {"template": "qa"})
