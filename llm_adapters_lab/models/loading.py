@@ -55,8 +55,8 @@ def load_base(
     """Load a model with its tokenizer.
 
     Args:
-        base: `nano`, `nano-moe`, `smollm2-135m`, `tiny:<family>`, a local folder, a GGUF file, or a hub id; or the
-            blueprint of one, whose configuration and tokenizer are then used and not read again.
+        base: a packaged base (`models.spec.PACKAGED`), `tiny:<family>`, a local folder, a GGUF file, or a hub id; or
+            the blueprint of one, whose configuration and tokenizer are then used and not read again.
         dtype: of the weights; "auto" is bf16 on a GPU that has it, else fp32 (a CPU without matrix units trains
             many times slower in bf16).
         quantization: of the projections while they are loaded; "none" leaves them as the files have them.

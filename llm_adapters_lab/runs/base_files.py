@@ -13,6 +13,7 @@ from llm_adapters_lab.core.fingerprint import base_hash
 from llm_adapters_lab.errors import LabError
 from llm_adapters_lab.files import read_json
 from llm_adapters_lab.models.blueprint import Blueprint
+from llm_adapters_lab.models.pypi_bases import PYPI_BASES
 from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.rows import Rows
 
@@ -82,7 +83,7 @@ def changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def outdated(record: Run) -> str:
     """Return a warning if the files of a base have changed since a finished run; else ""."""
     known, spec = record.summary.get("hashes", {}), record.spec
-    if not known.keys() & NAMES.keys() or spec.base == "smollm2-135m":  # its package has one version of it
+    if not known.keys() & NAMES.keys() or spec.base in PYPI_BASES:  # whose file has a known hash
         return ""
     try:
         plan = Blueprint(spec.base, spec.trust_remote_code, spec.anatomy)

