@@ -32,6 +32,7 @@ Span = tuple[int, int, int]
 """Number of a turn, counted from 0, and where its answer starts and ends, in characters."""
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _SYSTEM = ("system", "developer")
+_REASONING = ("reasoning_content", "reasoning", "thinking")
 _OTHER = "zqxlab"
 """The answer that takes the place of another one."""
 
@@ -315,7 +316,7 @@ class ChatFormat(Format):
             start, end = own[-1]
             answer, said = whole[start:end].rstrip(), said.rstrip()
             last = [found for found in self._control.finditer(answer) if found.end() == len(answer)]
-            if last and not said.endswith(last[0][0]) and self._ends(last[0][0]):
+            if last and not (said and answer.endswith(said)) and self._ends(last[0][0]):
                 own[-1] = start, start + len(answer)
             elif token := self._end(whole[end:], False):
                 own[-1] = start, end + token.end()
@@ -329,15 +330,11 @@ class ChatFormat(Format):
         from transformers.utils.chat_template_utils import render_jinja_template
 
         tools = self._tools(row)
-        options = {**self.tokenizer.special_tokens_map, "tools": list(tools) or None}
+        options = {**self.tokenizer.special_tokens_map, "tools": tools or None}
         options["chat_template"] = self.tokenizer.get_chat_template(self._given, options["tools"])
         known = [[{k: v for k, v in turn.items() if v is not None} for turn in turns]]
         rendered: Any = render_jinja_template(known, return_assistant_tokens_mask=True, **options)
         return rendered[0][0], rendered[1][0]
-
-    def _tools(self, row: Example) -> Sequence[Any]:
-        """Return the tools of a row, their control tokens marked as text."""
-        return self._marked(list(row.tools)) if self._written_out(row.tools) else row.tools
 
     def _proven_span(self, row: Example, turns: Sequence[Message], i: int, whole: str) -> Span:
         head = self._of_row(row, turns[:i], generation=True)
@@ -380,6 +377,9 @@ class ChatFormat(Format):
                 but = ", but the first" * (len(calls) > 1)
                 raise self._error(row, turns, i, f"the chat template ignores its tool calls{but}.")
         self._kept.add(shape)
+        thought = str(next((turns[-1][key] for key in _REASONING if turns[-1].get(key)), "")).strip()
+        if thought not in whole:  # that of earlier answers may be dropped, as when the model is asked
+            raise self._error(row, turns, len(turns) - 1, "the chat template drops its reasoning.")
         if row.tools and self._render(turns) == whole:
             raise BadRow(f"{row.id}: the chat template ignores its tools. Remove them, or choose another template.")
 

@@ -358,6 +358,13 @@ def test_thoughts_written_in_the_answer_are_those_of_the_template(name: str) -> 
     assert get_format(tokenizer, "chat").row(example(short)) == written
 
 
+@pytest.mark.parametrize("name", sorted(set(NAMES) - THINKS - {"deepseek_r1_distill"}))
+def test_thoughts_that_the_template_drops_are_refused(name: str) -> None:
+    for loss_on in ("answer", "all"):
+        with pytest.raises(BadRow, match=r"row 7, turn 2 .*drops its reasoning"):
+            get_format(chat.tokenizer(name), "chat").row(example(THOUGHT), loss_on=loss_on)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_end_tokens_are_those_after_a_last_answer(name: str) -> None:
     tokenizer = chat.tokenizer(name)
@@ -589,6 +596,17 @@ def test_control_tokens_that_are_allowed_are_tokens(name: str) -> None:
     first = tokenizer.convert_tokens_to_ids(start)
     assert written.ids.count(first) == rendered(tokenizer, HARMLESS).count(first) + len(HARMLESS)
     assert tuple(form.prompts([example(said)])[0][1]) == rendered(tokenizer, said[:-1], add_generation_prompt=True)
+
+
+@pytest.mark.parametrize("name", ["qwen2_5", "lfm2_5"])
+@pytest.mark.parametrize("control", ["text", "allow"])
+def test_an_answer_may_end_with_the_name_of_the_end_token(name: str, control: Any) -> None:
+    tokenizer = chat.tokenizer(name)
+    messages = turns("user:How does ChatML end?", "assistant:With <|im_end|>")
+    written = get_format(tokenizer, "chat", control_tokens=control).row(example(messages))
+    assert learnt(tokenizer, written) == ["With <|im_end|><|im_end|>"]
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert [label for label in written.labels if label == end] == [end] * (2 if control == "allow" else 1)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_marked"])
