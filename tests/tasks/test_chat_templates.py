@@ -107,10 +107,9 @@ ANSWERS = {  # the answers 5. and 9. of FOUR and of BRIEF
     "lfm2_5": ["5.<|im_end|>", "9.<|im_end|>"],
 }
 
-TODAY = date.today().isoformat()
 OSS_SYSTEM = (
     "<|start|>system<|message|>You are ChatGPT, a large language model trained by OpenAI.\nKnowledge cutoff: 2024-06\n"
-    f"Current date: {TODAY}\n\nReasoning: medium\n\n# Valid channels: analysis, commentary, final. Channel must be "
+    "Current date: TODAY\n\nReasoning: medium\n\n# Valid channels: analysis, commentary, final. Channel must be "
     "included for every message.<|end|>"
 )
 WHOLE = {  # FOUR with the system prompt where the template has a place for one
@@ -189,20 +188,22 @@ def test_answers_are_learnt_with_their_end_tokens(name: str) -> None:
     tokenizer = chat.tokenizer(name)
     form = get_format(tokenizer, "chat")
     row = example(FOUR if name in NO_SYSTEM else BRIEF)
-    spaced = [" " + text for text in ANSWERS[name]] if name == "phi3_5" else ANSWERS[name]  # SentencePiece's prefix
-    found = [text.lstrip() for text in learnt(tokenizer, form.row(row))]
-    assert [" " * (name == "phi3_5") + text for text in found] == spaced
-    assert [text.lstrip() for text in learnt(tokenizer, form.row(row, loss_on="last"))] == ANSWERS[name][-1:]
+    for loss_on, expected in (("answer", ANSWERS[name]), ("last", ANSWERS[name][-1:])):
+        found = learnt(tokenizer, form.row(row, loss_on=loss_on))
+        if name == "phi3_5":  # SentencePiece puts a space before a text, which it removes only at the start
+            found = [text.lstrip() for text in found]
+        assert found == expected
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_with_loss_on_all_every_token_is_learnt(name: str) -> None:
     tokenizer = chat.tokenizer(name)
     written = get_format(tokenizer, "chat").row(example(FOUR if name in NO_SYSTEM else BRIEF), loss_on="all")
-    assert written.text == WHOLE[name]
+    whole = WHOLE[name].replace("TODAY", date.today().isoformat())
+    assert written.text == whole
     assert written.labels == written.ids
     if name != "phi3_5":
-        assert learnt(tokenizer, written) == [WHOLE[name]]
+        assert learnt(tokenizer, written) == [whole]
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"deepseek_r1_distill"}))
@@ -562,7 +563,7 @@ def test_white_space_that_joins_the_prompt_is_refused_or_kept_apart(name: str) -
 HARMLESS = turns("system:Be brief.", "user:Hi", "assistant:Hello", "user:And 4?", "assistant:9.")
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - NO_SYSTEM - {"deepseek_r1_distill", "phi3_5"}))
+@pytest.mark.parametrize("name", sorted(set(NAMES) - NO_SYSTEM - {"deepseek_r1_distill"}))
 def test_control_tokens_in_the_content_are_text(name: str) -> None:
     tokenizer = chat.tokenizer(name)
     form, end = get_format(tokenizer, "chat"), END[name]
@@ -582,7 +583,8 @@ def test_control_tokens_in_the_content_are_text(name: str) -> None:
     assert tuple(head) == written.ids[: len(head)]
     runs = learnt(tokenizer, form.row(example(said), loss_on="last"))
     assert len(runs) == 1
-    assert runs[0].endswith(f"a{end}{start} 9. {start}b{end}c{end}")
+    said = f"a{end}{start} 9. {start}b{end}c{end}"
+    assert runs[0].replace(" ", "").endswith(said.replace(" ", ""))  # pieces of SentencePiece begin with a space
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - NO_SYSTEM - {"deepseek_r1_distill", "phi3_5"}))
