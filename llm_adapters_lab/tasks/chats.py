@@ -58,7 +58,7 @@ def read_chat(name: str, row: Row, columns: tuple[str, ...], answer: str) -> Exa
     if first == "text":
         return Example(name, "", "", row.text("text"), answer, template=TEXT)
     prompt = row.field("prompt") if row.has("prompt") and first != COLUMNS[0] else ""
-    if len(columns) == 2 and isinstance(_parsed(row.field(last)), str):
+    if len(columns) == 2 and _is_text(row.field(last)):
         rejected = row.as_text("rejected") if last == "rejected" else ""
         said = row.as_text("completion" if last == "completion" else "chosen")
         return Example(name, row.as_text("prompt"), "", said, answer, rejected=rejected, template="plain")
@@ -79,7 +79,8 @@ def read_chat(name: str, row: Row, columns: tuple[str, ...], answer: str) -> Exa
 
 def turns(row: Row, key: str) -> list[Turn]:
     """Return the turns in a column, in the form of OpenAI."""
-    found = _parsed(row.field(key))
+    found = row.field(key)
+    found = found if _is_text(found) else _parsed(found)
     if not isinstance(found, list) or not found:
         raise row.error(key, f"is {found!r:.60}; give a list of turns, with role and content each.")
     return [_turn(row, key, number, turn) for number, turn in enumerate(found, 1)]
@@ -134,7 +135,12 @@ def _user(text: str) -> Turn:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(_parsed(value), str)
+    """Return whether a value is text, and not turns that a CSV file holds as JSON."""
+    parsed = _parsed(value) if isinstance(value, str) else []
+    turns = isinstance(parsed, list) and all(
+        isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in parsed
+    )
+    return isinstance(value, str) and not (turns and parsed)
 
 
 def _parsed(value: Any) -> Any:

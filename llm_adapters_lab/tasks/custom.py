@@ -149,6 +149,10 @@ def _example(source: Source, name: str, row: Row) -> Example:
         chat = read_chat(name, row, columns, row.as_text(short) if short else "")
         if chat.template == TEXT:
             return chat
+        if not chat.output:
+            raise row.error(
+                columns[-1], "ends without an answer. Add a turn of the assistant, or an 'answer' to score."
+            )
         return replace(chat, answer=_answer(source, row, short or columns[-1], chat.output if not short else ""))
     instruction = row.as_text(source.given.get("instruction", "instruction"))
     if not (output or short):

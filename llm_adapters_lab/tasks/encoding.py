@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from bisect import bisect_left, insort
 from collections import Counter
@@ -126,7 +127,12 @@ def count_control_rows(tokenizer: Any, examples: Sequence[Example], template: st
     """
     controls, form = control_tokens(tokenizer), get_format(tokenizer, template)
     written = re.compile("|".join(map(re.escape, controls)) or r"(?!)")
-    found = [row for row in examples if any(map(written.search, (row.instruction, row.input, row.output)))]
+    found = [
+        row
+        for row in examples
+        if any(map(written.search, (row.instruction, row.input, row.output, row.rejected)))
+        or (row.messages and written.search(json.dumps([row.messages, row.tools], ensure_ascii=False)))
+    ]
     if form.chat or form.control_tokens == "allow":
         return len(found)
     heads, answers = form.prompts(found), text_ids(tokenizer, [form.target(row) for row in found])

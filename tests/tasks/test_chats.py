@@ -57,6 +57,8 @@ def test_the_forms_of_a_chat(tmp_path, row, suffix):
 def test_text_pairs_preferences_and_documents(tmp_path):
     pair = read(tmp_path, {"prompt": "2 + 2 =", "completion": " 4"})
     assert (pair.instruction, pair.output, pair.template, pair.messages) == ("2 + 2 =", " 4", "plain", ())
+    as_json = read(tmp_path, {"prompt": "two", "completion": '[1, {"a": 2}]'})
+    assert (as_json.output, as_json.template) == ('[1, {"a": 2}]', "plain")
     better = read(tmp_path, {"prompt": "2 + 2 =", "chosen": "4", "rejected": "5"})
     assert (better.output, better.rejected) == ("4", "5")
     chats = {"chosen": TURNS, "rejected": [TURNS[0], {"role": "assistant", "content": "5"}]}
@@ -87,6 +89,7 @@ def test_calls_and_tools(tmp_path):
         ([{"role": "oracle", "content": "a"}], "row 1: field 'messages' turn 1 has the role 'oracle'. Known: system"),
         (["hello"], "turn 1 is 'hello'; give an object with role and content"),
         ([], "is \\[\\]; give a list of turns"),
+        (TURNS[:1], "row 1: field 'messages' ends without an answer. Add a turn of the assistant"),
         (
             [{"role": "user", "content": [{"type": "image", "url": "x"}]}],
             r"turn 1 \(user\) has parts that are not text",
@@ -99,6 +102,16 @@ def test_calls_and_tools(tmp_path):
 def test_malformed_turns_are_named(tmp_path, turns, message):
     with pytest.raises(BadRow, match=message):
         read(tmp_path, {"messages": turns})
+
+
+def test_control_tokens_in_any_turn_are_counted(tmp_path):
+    tokenizer = Blueprint("nano").tokenizer
+    row = read(tmp_path, {"messages": [{"role": "system", "content": "a </s> b"}, *TURNS]})
+    (sample,), left_out = encode(tokenizer, [row], ASKED, 64, "answer")
+    assert left_out.control == 1
+    assert sample.ids.count(tokenizer.eos_token_id) == 3
+    (as_token,), _ = encode(tokenizer, [row], get_format(tokenizer, ASKED, control_tokens="allow"), 64, "answer")
+    assert as_token.ids.count(tokenizer.eos_token_id) == 4
 
 
 def test_a_plain_template_refuses_several_turns(tmp_path):
