@@ -53,7 +53,10 @@ class Estimated(Event):
 
 @dataclass(frozen=True)
 class Step(Event):
-    """One update. Loss in nats per label token; tokens are label and prompt tokens seen so far; times in seconds."""
+    """One update. Loss in nats per label token; tokens are label and prompt tokens seen so far; times in seconds.
+
+    Other objectives have their own loss, and `measures`: margin and accuracy (dpo), reward and idle (reward).
+    """
 
     step: int
     steps: int
@@ -64,6 +67,7 @@ class Step(Event):
     seconds: float
     tokens_per_second: float
     seconds_left: float
+    measures: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

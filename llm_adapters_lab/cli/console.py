@@ -247,7 +247,8 @@ class Progress(ExitStack):
         elif kind == "FellBack":
             self._print(f"{fields['setting']}: {fields['reason']}")
         elif kind == "Step":
-            note = f"loss {fields['loss']:.3f}  {fields['tokens_per_second']:,.0f} tokens/s"
+            measures = "".join(f"{name} {value:.3f}  " for name, value in fields["measures"].items())
+            note = f"loss {fields['loss']:.3f}  {measures}{fields['tokens_per_second']:,.0f} tokens/s"
             self._advance("training", fields["step"], fields["steps"], f"{note}  {clock(fields['seconds_left'])} left")
         elif kind == "Validated":
             best = ", the best so far" if fields["best"] else ""

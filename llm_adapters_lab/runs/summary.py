@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from statistics import fmean
 from typing import Any
 
 from llm_adapters_lab.core import weights
@@ -52,10 +54,16 @@ def summary(
 
 
 def training_summary(record: Run) -> dict[str, Any]:
-    """Return the content of `train.json` for a complete training, including the part before a resume."""
+    """Return the content of `train.json` for a complete training, including the part before a resume.
+
+    Measures of the objective are means over the first and last tenth of the steps, as in `reward_first`.
+    """
     first = last = next(record.events("Step"))
     for event in record.events("Step"):
         last = event
+    measured = [event["measures"] for event in record.events("Step") if event.get("measures")]
+    tenth = math.ceil(len(measured) / 10)
+    ends = {"first": measured[:tenth], "last": measured[-tenth:]}
     known = ("tokens", "seconds", "tokens_per_second")
     return {
         "steps": last["step"],
@@ -63,4 +71,9 @@ def training_summary(record: Run) -> dict[str, Any]:
         "loss_first": first["loss"],
         "loss_last": last["loss"],
         "peak_memory_bytes": peak_memory(),
+        **{
+            f"{name}_{end}": fmean(m[name] for m in some)
+            for name in last.get("measures", ())
+            for end, some in ends.items()
+        },
     }

@@ -35,7 +35,9 @@ _LAUNCHER_VARIABLES = ("LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_CO
 def metrics(event: dict[str, Any]) -> dict[str, float]:
     """Return the metrics of an event by name."""
     if event["event"] == "Step":
-        return {f"train/{key}": event[key] for key in _STEP_METRICS}
+        return {f"train/{key}": event[key] for key in _STEP_METRICS} | {
+            f"train/{key}": value for key, value in event.get("measures", {}).items()
+        }
     if event["event"] == "Validated":
         return {"validation/loss": event["loss"]}
     if event["event"] == "Scored":  # MLflow allows few characters, and custom tasks have paths

@@ -11,6 +11,8 @@ from accelerate import Accelerator
 from llm_adapters_lab.core.injection import Injection
 from llm_adapters_lab.core.saving import save_adapter
 from llm_adapters_lab.core.tensor_files import read_tensors
+from llm_adapters_lab.evaluation.decoding import StopRule
+from llm_adapters_lab.evaluation.scoring import RULES
 from llm_adapters_lab.events import Noticed, Resumed, Step
 from llm_adapters_lab.files import read_json
 from llm_adapters_lab.runs.environment import cpu_contention
@@ -19,10 +21,14 @@ from llm_adapters_lab.runs.recovery.resume import ResumePoint
 from llm_adapters_lab.runs.session import Phase, Position, RunSession
 from llm_adapters_lab.runs.summary import started, training_summary
 from llm_adapters_lab.runs.trackers import Trackers
+from llm_adapters_lab.tasks.registry import get_task
 from llm_adapters_lab.training.batches import step_count
 from llm_adapters_lab.training.checkpoints import Checkpoint
 from llm_adapters_lab.training.device import make_accelerator, place
 from llm_adapters_lab.training.loop import train
+from llm_adapters_lab.training.reward import Answering
+
+ADVICE = "Raise train.answers or train.temperature, or first train on solved questions."
 
 
 def train_or_load(
@@ -79,7 +85,8 @@ def _train(
     if large and not saved and (memory := estimate(spec, learnt, base.blueprint)):
         session.emit(estimated(memory))
     pad_id = base.tokenizer.pad_token_id
-    gradients = session.gradients(base.model, injection, learnt, spec.train, pad_id)
+    extra = {"answering": _answering(session)} if spec.train.objective == "reward" else {}
+    gradients = session.gradients(base.model, injection, learnt, spec.train, pad_id, **extra)
     yield Position(Phase.READY)
     yield Position(Phase.TRAINING, saved.facts["step"] if saved else 0)
     session.checkpointer.check()
@@ -89,4 +96,20 @@ def _train(
         session.emit(event)
         if isinstance(event, Step):
             yield Position(Phase.TRAINING, event.step)
+    if all(event.get("measures", {}).get("idle") == 1 for event in session.record.events("Step")):
+        session.emit(Noticed("The answers to every question had the same reward, so nothing was learnt. " + ADVICE))
     return {"rows": len(learnt), "rows_too_long": left_out.too_long}
+
+
+def _answering(session: RunSession) -> Answering:
+    """Return how training answers questions: as the scoring of its task does, where a right answer is worth 1."""
+    spec, base, task = session.spec, session.base, get_task(session.spec.data.task)
+    form = session.rows.training_format(base.tokenizer, spec.data)
+    rule = spec.eval.extraction or RULES[spec.eval.protocol]
+    gold = {row.id: row.answer for row in session.rows.train}
+
+    def reward(row: str, answer: list[int]) -> float:
+        return float(task.judge(form.answer_text(answer), gold[row], rule)[1])
+
+    limit = spec.eval.max_new_tokens or task.max_new_tokens
+    return Answering(reward, StopRule(base.model, base.tokenizer, form), limit)

@@ -100,22 +100,25 @@ def compatible(one: RunSpec, other: RunSpec) -> bool:
 
 
 def _trains(spec: RunSpec) -> bool:
-    return spec.adapter is not None and not spec.train.compile
+    return spec.adapter is not None and not spec.train.compile and spec.train.objective == "likelihood"
 
 
 def check_compatible(specs: Sequence[RunSpec]) -> None:
     """Check that specs can be done in one study.
 
     Raises:
-        BadSpec: a spec has no adapter, asks for compilation, or differs from the first in a field they must share; or
-            this is one of several processes.
+        BadSpec: a spec has no adapter, another objective than likelihood, asks for compilation, or differs from the
+            first in a field they must share; or this is one of several processes.
     """
     if len(specs) < 2:
         return
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise BadSpec("A study is one process. Start it without a launcher, or run its specs one by one.")
     if not all(map(_trains, specs)):
-        raise BadSpec("A study trains adapters, uncompiled. Use `run` for a spec with adapter: null or train.compile.")
+        raise BadSpec(
+            "A study trains adapters by likelihood, uncompiled. Use `run` for a spec with adapter: null, another "
+            "train.objective, or train.compile."
+        )
     first = shared_fields(specs[0])
     faults = {
         f"{name} = {value!r} here and {other[name]!r} in {spec.id}": None

@@ -52,8 +52,8 @@ def train(
 ) -> Iterator[Event]:
     """Train the injected adapter; the base stays as it is.
 
-    The loss of a step is the mean over the counted labels of the whole batch, however it is split into micro-batches
-    and over processes. With validation rows, the adapter ends in the state of its best validation.
+    The loss of a step is the mean over the counted labels (pairs, answers) of the whole batch, however it is split into
+    micro-batches and over processes. With validation rows, the adapter ends in the state of its best validation.
 
     Args:
         model: the model that `inject` was called on.
@@ -93,6 +93,7 @@ def train(
             set_learning_rate(optimizer, rate := learning_rate(plan, step, steps))
             if rank := accelerator.process_index:  # checkpoints hold the random state of the first process only
                 torch.manual_seed(hash((seed, step, rank)))
+            batch = gradients.objective.draw(accelerator, seed, step, batch)
             if before_step(injection, step, partial(gradients.step, accelerator, prepared, batch)):
                 broadcast_adapter(accelerator, injection)
 
@@ -110,7 +111,7 @@ def train(
             tokens += sum(len(sample.ids) for sample in batch)
             seconds = time.perf_counter() - began
             left = seconds / (step + 1) * (steps - step - 1)
-            yield Step(step + 1, steps, loss, rate, norm, tokens, seconds, tokens / seconds, left)
+            yield Step(step + 1, steps, loss, rate, norm, tokens, seconds, tokens / seconds, left, gradients.measured)
             yield from probed
             last = step + 1 == steps
             if last or (step + 1) % max(1, steps // NORM_POINTS) == 0:

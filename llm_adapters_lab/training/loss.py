@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -63,7 +64,12 @@ class Objective:
         fast_paths: those in use.
         pad_id: token id of padding.
         injection: the adapter that is trained; its modifiers and its penalty have a say in the loss.
+        measures: names of what is measured beside the loss.
+        measured: those values, summed over the `units` of the last pass.
     """
+
+    measures: tuple[str, ...] = ()
+    measured: Sequence[torch.Tensor] = ()
 
     def __init__(
         self, model: nn.Module, fast_paths: FastPaths, pad_id: int = 0, injection: Injection | None = None
@@ -75,36 +81,47 @@ class Objective:
         self._decoder: Any = model.get_submodule(Anatomy.of(model).decoder)
         self._prefetched: dict[tuple[int, ...], Future[Any]] = {}
 
+    def units(self, samples: Sequence[Sample]) -> int:
+        """Return the number of terms that the loss of rows is the sum of, by which a step divides it."""
+        return sum(sample.counted for sample in samples)
+
+    def draw(self, accelerator: Accelerator, seed: int, step: int, samples: list[Sample]) -> list[Sample]:
+        """Return the rows that a step (counted from 0) learns from, given those of its batch."""
+        return samples
+
     def prefetch(self, chunks: Sequence[Sequence[Sample]]) -> None:
         """Lay out the rows of the coming passes in the background and send them to the device."""
         self._prefetched = {tuple(map(id, chunk)): _background().submit(self._layout, chunk) for chunk in chunks}
 
     @contextmanager
     def loss(self, prepared: Any, samples: Sequence[Sample]) -> Iterator[torch.Tensor]:
-        """Yield the summed negative log-likelihood of the counted labels, in nats.
+        """Yield the loss, summed over the `units` of the rows: the negative log-likelihood of the labels, in nats.
 
-        In training, every counted label adds the adapter's penalty and the router loss that a mixture of experts asks
-        for, so that the mean loss has each once.
+        In training, every unit adds the adapter's penalty and the router loss that a mixture of experts asks for, so
+        that the mean loss has each once.
         """
         with ExitStack() as passes:
             training = self.model.training
             routers = passes.enter_context(_router_losses(self.model)) if training else []
-            if self._group and self.model.training:
-                modifier = self._group[0].modifier
-                found = [passes.enter_context(self.predictions(prepared, samples)) for _ in range(modifier.forwards)]
-                loss = type(modifier).loss(self._group, found)
-            elif self.fast_paths == FastPaths():
-                batch, extras = self._take_layout(samples)
-                passes.enter_context(call_inputs(self._decoder, extras))
-                loss = token_loss(prepared, batch)
-            else:
-                loss = passes.enter_context(self.losses(prepared, samples)).sum()
+            loss = self._sum(passes, prepared, samples)
             extra = [torch.stack(routers).mean()] if routers else []
             if training and self.injection and (penalty := self.injection.penalty()) is not None:
                 extra.append(penalty)
             for each in extra:
-                loss = loss + each.to(loss) * sum(sample.counted for sample in samples)
+                loss = loss + each.to(loss) * self.units(samples)
             yield loss
+
+    def _sum(self, passes: ExitStack, prepared: Any, samples: Sequence[Sample]) -> torch.Tensor:
+        """Return the loss without penalties; what it needs until the backward pass stays open in `passes`."""
+        if self._group and self.model.training:
+            modifier = self._group[0].modifier
+            found = [passes.enter_context(self.predictions(prepared, samples)) for _ in range(modifier.forwards)]
+            return type(modifier).loss(self._group, found)
+        if self.fast_paths == FastPaths():
+            batch, extras = self._take_layout(samples)
+            passes.enter_context(call_inputs(self._decoder, extras))
+            return token_loss(prepared, batch)
+        return passes.enter_context(self.losses(prepared, samples)).sum()
 
     @contextmanager
     def losses(self, prepared: Any, samples: Sequence[Sample], copies: int = 1) -> Iterator[torch.Tensor]:

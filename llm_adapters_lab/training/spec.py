@@ -18,6 +18,13 @@ class TrainSpec(Part):
     """How an adapter is trained. A step is one update of its parameters."""
 
     learning_rate: float = Field(default=3e-4, gt=0, le=10, description="peak learning rate")
+    objective: Literal["likelihood", "dpo", "reward"] = Field(
+        default="likelihood",
+        description="likelihood: of the answers; dpo: of chosen over rejected ones; reward: of answers that it draws",
+    )
+    beta: float = Field(default=0.1, gt=0, le=100, description="dpo: weight of the distance from the base")
+    answers: int = Field(default=4, ge=2, le=1024, description="reward: number of answers drawn to every question")
+    temperature: float = Field(default=1.0, gt=0, le=10, description="reward: of the draws")
     batch: int = Field(default=16, ge=1, le=65536, description="sequences per step, over all processes")
     micro_batch: int | None = Field(default=None, ge=1, description="sequences per forward pass; default: no limit")
     micro_tokens: int | None = Field(
@@ -57,4 +64,17 @@ class TrainSpec(Part):
     def _divides(self) -> TrainSpec:
         if self.micro_batch and self.batch % self.micro_batch:
             raise BadSpec(f"batch {self.batch} is not a multiple of micro_batch {self.micro_batch}.")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_objective(self) -> TrainSpec:
+        for name, owner in {"beta": "dpo", "answers": "reward", "temperature": "reward"}.items():
+            value = getattr(self, name)
+            if self.objective != owner and value != type(self).model_fields[name].default:
+                raise BadSpec(
+                    f"train.{name} = {value} is only read by the objective {owner!r}, but train.objective = "
+                    f"{self.objective!r}. Remove it, or set train.objective: {owner}."
+                )
+        if self.compile and self.objective != "likelihood":
+            raise BadSpec(f"train.compile does not work with train.objective = {self.objective!r}. Remove it.")
         return self

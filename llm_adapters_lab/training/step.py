@@ -19,8 +19,10 @@ from llm_adapters_lab.tasks.tokens import Sample
 from llm_adapters_lab.training.batches import micro_batches
 from llm_adapters_lab.training.compilation import CompiledLayers
 from llm_adapters_lab.training.distributed import sharded
+from llm_adapters_lab.training.dpo import PreferenceObjective
 from llm_adapters_lab.training.fast_paths import choose_fast_paths
 from llm_adapters_lab.training.loss import Objective
+from llm_adapters_lab.training.reward import Answering, RewardObjective
 from llm_adapters_lab.training.spec import TrainSpec
 
 
@@ -64,16 +66,32 @@ class GradientComputer:
         injection: what is trained.
         plan: of the training.
         halvings: how many times micro-batches have been halved because memory ran out.
+        measured: what the objective has measured in the last step beside the loss, by name.
         prefetches: whether the rows of the next step are laid out while the device computes, which pays on a GPU only.
     """
 
     def __init__(
-        self, model: nn.Module, injection: Injection, samples: Sequence[Sample], plan: TrainSpec, pad_id: int
+        self,
+        model: nn.Module,
+        injection: Injection,
+        samples: Sequence[Sample],
+        plan: TrainSpec,
+        pad_id: int,
+        answering: Answering | None = None,
     ) -> None:
         """Choose the fast paths for all rows; the model is not yet wrapped for several processes.
 
+        Args:
+            model: that the adapter is in.
+            injection: what is trained.
+            samples: all training rows.
+            plan: of the training.
+            pad_id: token id of padding.
+            answering: for the objective "reward": how questions are answered, and what an answer is worth.
+
         Raises:
-            BadSpec: the plan wants the layers compiled, and there is no compiler.
+            BadSpec: the plan wants the layers compiled, and there is no compiler; or the objective cannot learn from
+                these rows or this model.
             CannotInject: parts of the base are offloaded.
         """
         if any(map(weights.is_offloaded, model.modules())):
@@ -82,9 +100,16 @@ class GradientComputer:
                 "Set device_map to none, or quantise the base."
             )
         self._layers = CompiledLayers(model, injection.anatomy) if plan.compile else nullcontext()
-        fast_paths, self._warnings = choose_fast_paths(model, injection, samples, plan)
-        self.objective, self.plan, self.halvings = Objective(model, fast_paths, pad_id, injection), plan, 0
+        longest = answering.longest(samples) if answering else samples
+        fast_paths, self._warnings = choose_fast_paths(model, injection, longest, plan)
+        parts = (model, fast_paths, pad_id, injection)
+        self.objective, self.plan, self.halvings = Objective(*parts), plan, 0
         self.injection, self.prefetches = injection, weights.device(model).type == "cuda"
+        self.measured: dict[str, float] = {}
+        if plan.objective == "dpo":
+            self.objective = PreferenceObjective(plan, samples, *parts)
+        elif plan.objective == "reward":
+            self.objective, self.prefetches = RewardObjective(plan, samples, answering, *parts), False
 
     def warnings(self) -> list[FellBack]:
         """Return, once, the settings of the plan that have turned out not to hold."""
@@ -127,15 +152,15 @@ class GradientComputer:
             following: the rows of the next step.
 
         Returns:
-            The mean loss per counted label over all processes, in nats.
+            The mean loss per unit of the objective, such as a counted label, over all processes, in nats.
 
         Raises:
             TrainingFailed: a single row needs more memory than there is.
         """
-        counted = max(1, sum(sample.counted for sample in samples))
+        units = max(1, self.objective.units(samples))
         while True:
             try:
-                total = self._accumulate(accelerator, prepared, self._chunks(accelerator, samples), counted)
+                total = self._accumulate(accelerator, prepared, self._chunks(accelerator, samples), units)
                 break
             except torch.OutOfMemoryError as error:
                 if sharded():  # the other processes wait in the middle of a layer
@@ -149,7 +174,9 @@ class GradientComputer:
             self.objective.prefetch(self._chunks(accelerator, following))
         # Only now: a process that runs out of memory starts its share again.
         sum_gradients(accelerator, self.injection.parameters())
-        return float(accelerator.reduce(total, "sum"))
+        loss, *measured = accelerator.reduce(total, "sum").tolist()
+        self.measured = dict(zip(self.objective.measures, measured, strict=True))
+        return float(loss)
 
     def clear(self) -> None:
         """Clear the gradients."""
@@ -158,7 +185,7 @@ class GradientComputer:
 
     @torch.no_grad()
     def validation_loss(self, accelerator: Accelerator, prepared: Any, samples: Sequence[Sample]) -> float:
-        """Return the mean loss per counted label over held-out rows, in nats, without dropout."""
+        """Return the mean loss per unit of the objective over held-out rows, in nats, without dropout."""
         prepared.eval()
         total = torch.zeros((), dtype=torch.float64)
         alone = accelerator.num_processes == 1 or sharded()  # sharded, every process computes everything
@@ -168,7 +195,7 @@ class GradientComputer:
                 total += float(loss)
         prepared.train()
         summed = total if alone else accelerator.reduce(total.to(accelerator.device), "sum")
-        return float(summed) / max(1, sum(sample.counted for sample in samples))
+        return float(summed) / max(1, self.objective.units(samples))
 
     def _chunks(self, accelerator: Accelerator, samples: Sequence[Sample]) -> list[list[Sample]]:
         """Return the micro-batches of this process; sharded processes, which run layers together, need equally many."""
@@ -182,13 +209,13 @@ class GradientComputer:
         return chunks
 
     def _accumulate(
-        self, accelerator: Accelerator, prepared: Any, chunks: Sequence[Sequence[Sample]], counted: int
+        self, accelerator: Accelerator, prepared: Any, chunks: Sequence[Sequence[Sample]], units: int
     ) -> torch.Tensor:
-        total = torch.zeros((), device=accelerator.device)
+        total = torch.zeros(1 + len(self.objective.measures), device=accelerator.device)
         for chunk in chunks:
             with self._layers, self.objective.loss(prepared, chunk) as loss:
-                accelerator.backward(loss / counted)
-                total += loss.detach() / counted
+                accelerator.backward(loss / units)
+                total += torch.stack([loss.detach(), *self.objective.measured]) / units
         return total
 
     def _halve(self, samples: Sequence[Sample], error: Exception) -> None:

@@ -53,7 +53,8 @@ def _progress(last: Mapping[str, Mapping[str, Any]]) -> tuple[float, str]:
         return scoring["done"] / max(1, scoring["total"]), done
     if step:
         left = datetime.timedelta(seconds=round(step["seconds_left"]))
-        speed = f"loss {step['loss']:.3f} · {step['tokens_per_second']:,.0f} tokens/s · {left} left"
+        measures = "".join(f"{name} {value:.3f} · " for name, value in step.get("measures", {}).items())
+        speed = f"loss {step['loss']:.3f} · {measures}{step['tokens_per_second']:,.0f} tokens/s · {left} left"
         return step["step"] / max(1, step["steps"]), f"step {step['step']} of {step['steps']} · {speed}"
     return 0.0, ""
 

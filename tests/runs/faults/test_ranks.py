@@ -46,6 +46,22 @@ def test_two_processes_do_what_one_does(lab: Lab, tmp_path: Path, alone: Run, va
     assert not children[1].said.replace("\n", "").strip() or "training" not in children[1].said
 
 
+def test_two_processes_draw_the_answers_that_one_draws(lab: Lab, tmp_path: Path) -> None:
+    rows = [{"instruction": f"Tom has {i} apples .", "answer": "how"} for i in range(12)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    train = {"objective": "reward", "batch": 4, "max_steps": 3, "learning_rate": 1e-3}
+    own = {"data": {"task": f"own:{file}?template=qa&labels=how|what"}, "train": train, "eval": {"max_new_tokens": 6}}
+    path = spec(tmp_path, **own)
+    folders = [tmp_path / name / RunSpec.load(path).id for name in ("alone", "team")]
+    single = done([lab.nursery.start("run", path, "--root", folders[0].parent)], Run(folders[0]))
+    record = done(team(lab, path, folders[1].parent), Run(folders[1]))
+    found = [[(e["measures"], pytest.approx(e["loss"], abs=1e-5)) for e in r.events("Step")] for r in (single, record)]
+    assert found[0] == found[1] and any(measures["idle"] < 1 for measures, _ in found[0])
+    text = refused(team(lab, path, tmp_path / "sharded", **FSDP), tmp_path / "no")[0]
+    assert "reward" in text and "sharded" in text
+
+
 def test_adapted_experts_that_are_spread_over_processes_do_the_same(lab: Lab, tmp_path: Path) -> None:
     path = spec(
         tmp_path, base="nano-moe", adapter={"type": "lora", "rank": 4, "at": "q,experts"}, **longer(max_steps=3)
