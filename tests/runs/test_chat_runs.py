@@ -130,3 +130,10 @@ def test_documents_are_learnt_whole(tmp_path):
         run(spec(tmp_path, data=data, eval={"tasks": [data["task"]]}), root=tmp_path / "runs")
     with pytest.raises(BadSpec, match=r"learns whole documents: remove data\.template"):
         spec(tmp_path, data=data | {"template": "qa"})
+
+
+def test_preferences_are_not_learnt_as_if_both_answers_were_right(tmp_path):
+    rows = [{"prompt": f"{i} + 1 = ", "chosen": f"{i + 1}", "rejected": f"{i + 2}"} for i in range(9)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(BadSpec, match=r"9 of 9 training rows have a rejected answer.*train\.objective: dpo"):
+        run(spec(tmp_path, data={"task": f"own:{tmp_path}/pairs.jsonl"}, eval={}), root=tmp_path / "runs")
