@@ -63,7 +63,8 @@ def training_summary(record: Run) -> dict[str, Any]:
         last = event
     measured = [event["measures"] for event in record.events("Step") if event.get("measures")]
     tenth = math.ceil(len(measured) / 10)
-    ends = {"first": measured[:tenth], "last": measured[-tenth:]}
+    ends = (("first", measured[:tenth]), ("last", measured[-tenth:]))
+    means = {f"{name}_{end}": fmean(m[name] for m in some) for end, some in ends for name in last.get("measures", ())}
     known = ("tokens", "seconds", "tokens_per_second")
     return {
         "steps": last["step"],
@@ -71,9 +72,5 @@ def training_summary(record: Run) -> dict[str, Any]:
         "loss_first": first["loss"],
         "loss_last": last["loss"],
         "peak_memory_bytes": peak_memory(),
-        **{
-            f"{name}_{end}": fmean(m[name] for m in some)
-            for name in last.get("measures", ())
-            for end, some in ends.items()
-        },
+        **means,
     }

@@ -35,9 +35,8 @@ _LAUNCHER_VARIABLES = ("LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_CO
 def metrics(event: dict[str, Any]) -> dict[str, float]:
     """Return the metrics of an event by name."""
     if event["event"] == "Step":
-        return {f"train/{key}": event[key] for key in _STEP_METRICS} | {
-            f"train/{key}": value for key, value in event.get("measures", {}).items()
-        }
+        found = {key: event[key] for key in _STEP_METRICS} | event.get("measures", {})
+        return {f"train/{key}": value for key, value in found.items()}
     if event["event"] == "Validated":
         return {"validation/loss": event["loss"]}
     if event["event"] == "Scored":  # MLflow allows few characters, and custom tasks have paths

@@ -124,31 +124,21 @@ class RewardObjective(Objective):
             for start in range(0, len(numbers), size):
                 part = numbers[start : start + size]
                 rows, choose = [samples[n // count] for n in part], drawn(uniforms[part], self.plan.temperature)
+                asked, done = [question(row) for row in rows], self.answering.is_complete
                 with call_inputs(self._decoder, collate_extras(rows, weights.device(self.model))):
-                    asked = [question(row) for row in rows]
-                    found += greedy(self.model, asked, self.pad_id, limit, self.answering.is_complete, choose)
+                    found += greedy(self.model, asked, self.pad_id, limit, done, choose)
         finally:
             self.model.train(training)
         said = dict(gather_object(list(zip(numbers, found, strict=True))))
-        rollouts: list[Sample] = [
-            rollout
-            for number, sample in enumerate(samples)
-            for rollout in self._judged(sample, [said[number * count + i] for i in range(count)])
-        ]
-        return rollouts
+        groups = [[said[number * count + i] for i in range(count)] for number in range(len(samples))]
+        return [rollout for pair in zip(samples, groups, strict=True) for rollout in self._judged(*pair)]
 
     def _judged(self, sample: Sample, answers: Sequence[list[int]]) -> list[Rollout]:
         asked, rewards = question(sample), [self.answering.reward(sample.id, answer) for answer in answers]
+        blank = [IGNORED] * len(asked)
         others = [(sum(rewards) - reward) / (len(rewards) - 1) for reward in rewards]
         return [
-            Rollout(
-                id=sample.id,
-                ids=(*asked, *answer),
-                labels=(*[IGNORED] * len(asked), *answer),
-                extras=sample.extras,
-                reward=reward,
-                advantage=reward - baseline,
-            )
+            Rollout(sample.id, (*asked, *answer), (*blank, *answer), sample.extras, (), reward, reward - baseline)
             for answer, reward, baseline in zip(answers, rewards, others, strict=True)
         ]
 

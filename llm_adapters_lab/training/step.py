@@ -81,13 +81,7 @@ class GradientComputer:
     ) -> None:
         """Choose the fast paths for all rows; the model is not yet wrapped for several processes.
 
-        Args:
-            model: that the adapter is in.
-            injection: what is trained.
-            samples: all training rows.
-            plan: of the training.
-            pad_id: token id of padding.
-            answering: for the objective "reward": how questions are answered, and what an answer is worth.
+        The objective "reward" needs `answering`.
 
         Raises:
             BadSpec: the plan wants the layers compiled, and there is no compiler; or the objective cannot learn from
