@@ -340,8 +340,8 @@ class ChatFormat(Format):
         head = self._of_row(row, turns[:i], generation=True)
         if not whole.startswith(head):
             end = head[_common(head, whole) :]
-            why = f"before an answer the template writes {end!r:.60}, which is not in the row. Begin the answer with it, "
-            raise self._error(row, turns, i, f"{why}or give a template that writes no such text.")
+            why = f"before an answer the template writes {end!r:.60}, which is not in the row. Begin the answer with "
+            raise self._error(row, turns, i, f"{why}it, or give a template that writes no such text.")
         calls = bool(turns[i].get("tool_calls"))
         _, found, rest = self._of_row(row, _other(turns, i, calls)).partition(_OTHER)
         rest = rest.lstrip("\"'") if calls else rest  # quotation marks of the argument
