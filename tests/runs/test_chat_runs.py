@@ -135,5 +135,8 @@ def test_documents_are_learnt_whole(tmp_path):
 def test_preferences_are_not_learnt_as_if_both_answers_were_right(tmp_path):
     rows = [{"prompt": f"{i} + 1 = ", "chosen": f"{i + 1}", "rejected": f"{i + 2}"} for i in range(9)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(BadSpec, match=r"9 of 9 training rows have a rejected answer.*train\.objective: dpo"):
+    with pytest.raises(BadSpec, match=r"9 of 9 training rows have a rejected answer\. The objective dpo needs"):
         run(spec(tmp_path, data={"task": f"own:{tmp_path}/pairs.jsonl"}, eval={}), root=tmp_path / "runs")
+    with pytest.raises(BadSpec, match=r"0 of 8 training rows have a rejected answer\. The objective dpo needs"):
+        data = {"task": "mini-addsub", "rows": 8}
+        run(spec(tmp_path, data=data, eval={}, train={"objective": "dpo"}), root=tmp_path / "runs")
