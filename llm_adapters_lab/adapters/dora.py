@@ -39,6 +39,7 @@ class DoRAConfig(LoRAConfig):
 class DoRA(LoRA):
     """Low-rank update of the direction of a projection, with learned magnitudes."""
 
+    embeds = False  # the norms would take all rows of an embedding
     own_per_expert = {"magnitude": "d_out"}
 
     def __init__(self, config: DoRAConfig, site: Site, base: nn.Module) -> None:

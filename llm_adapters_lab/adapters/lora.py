@@ -21,9 +21,9 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from torch import nn
-from torch.nn.functional import dropout, linear
+from torch.nn.functional import dropout
 
-from llm_adapters_lab.adapters.shared.low_rank import MOVED, from_peft, initial_factors, read_peft, to_peft
+from llm_adapters_lab.adapters.shared.low_rank import MOVED, from_peft, initial_factors, product, read_peft, to_peft
 from llm_adapters_lab.core.adapter import Adapter
 from llm_adapters_lab.core.adapter_config import AdapterConfig
 from llm_adapters_lab.core.registry import register_adapter
@@ -49,7 +49,7 @@ class LoRAConfig(AdapterConfig):
 class LoRA(Adapter):
     """Low-rank update of one projection."""
 
-    experts = True
+    embeds = experts = True
     peft_type = "LORA"
     read_peft = staticmethod(read_peft)
     example = {"rank": 4}
@@ -74,11 +74,11 @@ class LoRA(Adapter):
         return config.rank * (site.d_in + site.d_out) + (config.scale == "learned")
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Return y + s B A x, for PiSSA and OLoRA minus s B_0 A_0 x."""
-        if self.dropout and self.training:
+        """Return y + s B A x, for PiSSA and OLoRA minus s B_0 A_0 x; for token ids x, rows of s B A instead."""
+        if self.dropout and self.training and x.is_floating_point():
             x = dropout(x, self.dropout)
-        change = linear(linear(x, self.A), self.B)
-        change = change - linear(linear(x, self.A0), self.B0) if self.moved else change
+        change = product(x, self.A, self.B)
+        change = change - product(x, self.A0, self.B0) if self.moved else change
         return y + change * self.scale
 
     def merged(self, own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -45,11 +45,16 @@ def export(
     loaded, injection, record = _load(source, root, base)
     from llm_adapters_lab.core.peft_format import to_peft
     from llm_adapters_lab.core.saving import save_adapter
+    from llm_adapters_lab.core.vocabulary import new_tokens
     from llm_adapters_lab.results.model_card import card
 
     with writing(out):
-        (to_peft if format == "peft" else save_adapter)(injection, out, loaded.name)
-        text = card(loaded.name, injection.config, format, record, push or out.name, injection.other_base)
+        if format == "peft":
+            to_peft(injection, out, loaded.name, loaded.tokenizer)
+        else:
+            save_adapter(injection, out, loaded.name)
+        place, tokens = push or out.name, new_tokens(injection.model)
+        text = card(loaded.name, injection.config, format, record, place, injection.other_base, tokens)
         (out / "README.md").write_text(text, encoding="utf-8")
         if _take_template(loaded, injection):
             loaded.tokenizer.save_pretrained(out)

@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = attach(
         "merging": "merge",
         "composition": "stack mix merge_mix",
         "saving": "save_adapter load_adapter save_merged",
+        "vocabulary": "add_tokens",
         "peft_format": "to_peft from_peft",
         "call_context": "CallContext context_of",
         "modifiers.base": "Modifier modified",

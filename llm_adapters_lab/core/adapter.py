@@ -39,11 +39,13 @@ class World:
         model: the base.
         anatomy: of the base.
         tokenizer: of the base, or None.
+        tokens: ids of the new tokens, whose rows are trained too.
     """
 
     model: nn.Module
     anatomy: Anatomy
     tokenizer: Any = None
+    tokens: tuple[int, ...] = ()
 
 
 class Adapter(nn.Module):
@@ -57,6 +59,10 @@ class Adapter(nn.Module):
         looks_back: whether a token's output depends on earlier tokens of its row; implies `needs_context`.
         needs_context: whether `forward` reads `context`, which is then set during every call of the decoder.
         sliceable: whether several such adapters can share one forward pass, each applied to its own slice of the rows.
+        embeds: whether it can be put at the token embedding: `forward` then gets token ids (...) for x and zeros for y,
+            and returns the rows of the change of the weight (d_out, d_in) that `merged` makes.
+        for_tokens: whether it trains rows of tokens (`World.tokens`), so that it is put beside other adapters if tokens
+            were added to the base.
         experts: whether it can be put at routed experts, which see only the tokens sent to them.
         own_per_expert: the vectors that each expert keeps for itself if the experts of a layer share an adapter, and
             whether they have as many elements as its "d_in" or "d_out".
@@ -72,6 +78,8 @@ class Adapter(nn.Module):
     looks_back: ClassVar[bool] = False
     needs_context: ClassVar[bool] = False
     sliceable: ClassVar[bool] = True
+    embeds: ClassVar[bool] = False
+    for_tokens: ClassVar[bool] = False
     experts: ClassVar[bool] = False
     own_per_expert: ClassVar[Mapping[str, str]] = {}
     peft_type: ClassVar[str] = ""
@@ -108,8 +116,12 @@ class Adapter(nn.Module):
         """
         adapters: dict[str, Adapter] = {}
         for key, place in places.items():
+            twin = next((adapters[k] for k in adapters if places[k].site.tied), None) if place.site.tied else None
             with torch.device(weights.device(place.host)):
                 adapters[key] = cls(config, place.site, place.host)
+            if twin is not None:  # one change of the weight that both share
+                adapters[key]._parameters.update(twin._parameters)
+                adapters[key]._buffers.update(twin._buffers)
         if config.experts == "shared":
             first: dict[Any, Adapter] = {}
             for key, place in places.items():
@@ -122,6 +134,7 @@ class Adapter(nn.Module):
     @classmethod
     def parameter_count(cls, config: Any, sites: Sequence[Site], world: World) -> int:
         """Return the number of trainable parameters by the method's formula, without building an adapter."""
+        sites = list({site.tied or site.key: site for site in sites}.values())
         if config.experts == "each":
             return sum(cls.per_site(config, site) for site in sites)
         whole = set({_sharing(site): site for site in reversed(sites)}.values())

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from llm_adapters_lab.core import weights
-from llm_adapters_lab.core.sites import ENCODER, ROLES_OF, Site, ranges
+from llm_adapters_lab.core.sites import ENCODER, OUTER, ROLES_OF, Site, ranges
 from llm_adapters_lab.core.sublayers import (
     CHAIN_NAMES,
     EXECUTION,
@@ -48,6 +48,7 @@ class Anatomy:
         entries: the same sublayers as sites at their input, if a single module receives it.
         hidden: width of the residual stream.
         left_out: path and class of what has weights but no role: parts of the layers, and other lists of layers.
+        embeddings: token embedding and output head, "embed" and "head", where they are plain matrices of their own.
     """
 
     decoder: str
@@ -57,6 +58,7 @@ class Anatomy:
     entries: tuple[Site, ...]
     hidden: int
     left_out: tuple[tuple[str, str], ...] = ()
+    embeddings: tuple[Site, ...] = ()
 
     @classmethod
     def of(cls, model: nn.Module) -> Anatomy:
@@ -82,7 +84,8 @@ class Anatomy:
             raise UnknownAnatomy(f"{type(model).__name__} has layers without projections.\n{module_tree(model)}")
         count = len(list(model.get_submodule(path).children()))
         layers = tuple(f"{path}.{i}" for i in range(count))
-        return cls(path.rpartition(".")[0], layers, projections, sublayers, entries, hidden, tuple(left_out))
+        outer = _embeddings(model)
+        return cls(path.rpartition(".")[0], layers, projections, sublayers, entries, hidden, tuple(left_out), outer)
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -212,12 +215,35 @@ def _described(kind: type[Anatomy], model: nn.Module, roles: Mapping[str, str]) 
             ends = ordered[-1].role.rpartition(".")[2] in ("o", "down", "out_proj") and sublayer != "experts"
             _add_sites(found, Sublayer(sublayer, "", ordered, ordered[-1] if ends else None), path, index, "", hidden)
     sites, sublayers, entries = map(tuple, found)
-    return kind(stack.rpartition(".")[0], tuple(paths), sites, sublayers, entries, hidden)
+    return kind(stack.rpartition(".")[0], tuple(paths), sites, sublayers, entries, hidden, (), _embeddings(model))
 
 
 def base_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """Return the parameters of a base by path, without those of its adapters."""
     return [(name, p) for name, p in model.named_parameters() if CHAIN_NAMES.isdisjoint(name.split("."))]
+
+
+def _embeddings(model: Any) -> tuple[Site, ...]:
+    """Return the token embedding and the output head as sites; none if other modules share their weight."""
+    found: dict[str, Any] = {}
+    for role, getter in zip(OUTER, ("get_input_embeddings", "get_output_embeddings"), strict=True):
+        try:
+            host = getattr(model, getter)()
+        except (AttributeError, NotImplementedError):
+            host = None
+        if isinstance(host, nn.Embedding) if role == "embed" else isinstance(host, nn.Linear):
+            found[role] = host
+    paths = {module: path for path, module in base_modules(model)}
+    table = getattr(found.get("embed"), "weight", None)
+    users = {m for m in paths if table is not None and any(p is table for p in m._parameters.values())}
+    if not users <= set(found.values()):
+        return ()
+    tied = "tied" if len(users) > 1 else ""
+    sites = []
+    for role, host in found.items():
+        d_in, d_out = weights.dims(host) or (host.embedding_dim, host.num_embeddings)
+        sites.append(Site(paths[host], role, -1, d_in, d_out, "out", paths[host], tied))
+    return tuple(sites)
 
 
 def _width(model: nn.Module) -> int:

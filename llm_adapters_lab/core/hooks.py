@@ -52,6 +52,7 @@ class AdapterChain(nn.ModuleDict):
         # Of the running calls, by thread.
         self.x: dict[int, torch.Tensor] = {}
         self.finish: dict[int, Any] = {}
+        self.table: tuple[nn.Module, ...] = ()  # the host if it is an embedding; in a tuple it is no second child
         self.own: dict[str, Any] | None = None
         self.thread = 0
         self.handles: list[Any] = []
@@ -87,7 +88,10 @@ class AdapterChain(nn.ModuleDict):
             # Under autocast, a cast here would only be a copy of x that is kept for the backward pass.
             dtype = y.dtype if torch.is_autocast_enabled(y.device.type) else dtype
             before = (y if self.mix else out).to(dtype)
-            after = adapter(before if x is out else x.to(dtype), before)
+            if self.table:
+                after = before + weights.row_scale(self.table[0]) * adapter(x, torch.zeros_like(before))
+            else:
+                after = adapter(before if x is out else x.to(dtype), before)
             out = out.to(dtype) + self.mix[name] * (after - before) if self.mix else after
         return out.to(y.dtype)
 
@@ -203,6 +207,7 @@ def attach(model: nn.Module, host: nn.Module, site: Site | None) -> AdapterChain
         assert isinstance(present, AdapterChain)
         return present
     chain = AdapterChain()
+    chain.table = (host,) if isinstance(host, nn.Embedding) else ()
     setattr(host, attribute, chain)
     before, after = host.register_forward_pre_hook, host.register_forward_hook
     if isinstance(host, MatrixHost):

@@ -6,7 +6,7 @@ The base keeps its classes, its parameter names and, after `eject`, every bit of
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,9 +24,10 @@ from llm_adapters_lab.core.matrix_hosts import find_host
 from llm_adapters_lab.core.modifiers.apply import apply_modifiers
 from llm_adapters_lab.core.modifiers.base import modified
 from llm_adapters_lab.core.quantized import check_gradients
-from llm_adapters_lab.core.registry import Entry, all_adapters, get_adapter
+from llm_adapters_lab.core.registry import Entry, all_adapters, get_adapter, token_trainer
 from llm_adapters_lab.core.rounding import Rounding
-from llm_adapters_lab.core.sites import ENCODER, Site
+from llm_adapters_lab.core.sites import ENCODER, OUTER, Site
+from llm_adapters_lab.core.vocabulary import new_ids
 from llm_adapters_lab.errors import BadSpec, CannotInject, EmptyPlacement, StateMismatch, choices, listed
 
 INJECTIONS = "injections"
@@ -46,6 +47,8 @@ class Injection:
         other_base: how the base differs from the one that it was trained on, if it was loaded all the same; or why that
             is unknown.
         rounding: what rounding took from it when it was merged; None before.
+        prompt: how its training rows were written, {"template": name or chat template, "system": prompt}; empty if that
+            is unknown.
     """
 
     def __init__(self, model: nn.Module, anatomy: Anatomy, config: AdapterConfig, name: str) -> None:
@@ -55,6 +58,7 @@ class Injection:
         self.adapters: dict[str, Adapter] = {}
         self.other_base: list[str] = []
         self.rounding: Rounding | None = None
+        self.prompt: dict[str, str] = {}
         self._hosts: dict[str, nn.Module] = {}
         self._frozen: list[nn.Parameter] = []
 
@@ -172,6 +176,12 @@ class Injection:
         self.sites, self.adapters = {}, {}
         return self.model
 
+    @property
+    def tokens(self) -> list[int]:
+        """The ids of the tokens whose rows it trains."""
+        rows: list[Any] = [adapter for adapter in self.adapters.values() if adapter.for_tokens]
+        return rows[0].ids.tolist() if rows else []
+
     def attach(self) -> None:
         """Attach the adapters to the model and freeze the base.
 
@@ -233,6 +243,24 @@ def _check_experts(entry: Entry, config: AdapterConfig, sites: Iterable[Site]) -
         raise CannotInject(f"experts = 'shared' gives all routed experts one adapter, but this one {why}.")
 
 
+def _check_outer(entry: Entry, config: AdapterConfig, sites: Iterable[Site], tokens: Iterable[int]) -> None:
+    """Check that an adapter can be put at the token embedding or the output head, if it is."""
+    outer = [site for site in sites if site.role in OUTER]
+    able = ", ".join(sorted(name for name, other in all_adapters().items() if other.cls.embeds))
+    if any(site.tied for site in outer) and not (len(outer) == 2 and entry.cls.embeds):
+        raise CannotInject(
+            f"In this base, embed and head share one weight; {config.type!r} at {outer[0].role!r} would part them. "
+            f"Place it at `embed,head`, which trains one change for both, with {able}; or elsewhere."
+        )
+    if any(site.role == "embed" for site in outer) and not entry.cls.embeds:
+        raise CannotInject(f"{config.type!r} cannot be at `embed`, whose input are token ids. There can be: {able}.")
+    if outer and tokens:
+        raise CannotInject(
+            f"{config.type!r} at {outer[0].role!r} and rows of new tokens would change the same weight. Place it "
+            "elsewhere, or train all parameters."
+        )
+
+
 def _check_hosts(kind: str, places: dict[str, Place]) -> None:
     """Check that no module, nor its adapter, would be reached by two paths."""
     found: dict[tuple[nn.Module, str], str] = {}
@@ -255,7 +283,13 @@ def injections(model: nn.Module) -> dict[str, Injection]:
 
 
 def inject(
-    model: nn.Module, config: AdapterConfig, *, at: str | None = None, name: str = "default", tokenizer: Any = None
+    model: nn.Module,
+    config: AdapterConfig,
+    *,
+    at: str | None = None,
+    name: str = "default",
+    tokenizer: Any = None,
+    tokens: Sequence[int] = (),
 ) -> Injection:
     """Freeze a model and put an adapter into it.
 
@@ -265,6 +299,8 @@ def inject(
         at: placement; defaults to `config.at`, then to the usual placement of the adapter.
         name: distinguishes several adapters in one model.
         tokenizer: of the model, for adapters that are initialised from text.
+        tokens: ids whose rows of embedding and head are trained too; by default those of the tokens that were added to
+            the model.
 
     Returns:
         The injection: `parameters` to train, `state_dict` to save, `disabled`, `eject`.
@@ -296,10 +332,12 @@ def inject(
         )
     at = at or config.at or entry.at
     injection = Injection(model, anatomy, config.model_copy(update={"at": at}), name)
+    tokens = tuple(tokens) or new_ids(model)
     injection.sites = {site.key: site for site in entry.cls.sites(anatomy, model, at)}
     if not injection.sites and entry.cls.scope != "model":
         raise EmptyPlacement(f"{type(model).__name__} has nothing that {config.type!r} could change.")
     _check_experts(entry, config, injection.sites.values())
+    _check_outer(entry, config, injection.sites.values(), tokens)
     if reads_call and (far := next((s.path for s in injection.sites.values() if s.sublayer.startswith(ENCODER)), "")):
         raise CannotInject(
             f"{config.type!r} follows the calls of the decoder, and {far} is in the encoder, which runs outside of "
@@ -307,7 +345,8 @@ def inject(
         )
     places = {key: Place(site, find_host(model, site)) for key, site in injection.sites.items()}
     _check_hosts(config.type, places)
-    injection.adapters = entry.cls.build(config, places, World(model, anatomy, tokenizer))
+    world = World(model, anatomy, tokenizer, tokens)
+    injection.adapters = entry.cls.build(config, places, world)
     injection._hosts = {key: place.host for key, place in places.items()}
     if "model" in injection.adapters:
         injection._hosts["model"] = model.get_submodule(anatomy.decoder)
@@ -315,5 +354,12 @@ def inject(
         raise CannotInject(f"{config.type!r} did not build exactly one adapter per site: {', '.join(sorted(missing))}.")
     with torch.device(weights.device(model)):
         apply_modifiers(injection.adapters, config, trains_base=entry.cls.trains_base)
+    table = {site.path for site in anatomy.embeddings if site.role == "embed"}
+    if tokens and table.isdisjoint(site.path for site in injection.sites.values()):  # else it trains their rows itself
+        trainer = token_trainer()
+        rows = {site.key: Place(site, find_host(model, site)) for site in trainer.sites(anatomy, model, "")}
+        injection.adapters |= trainer.build(None, rows, world)
+        injection.sites |= {key: place.site for key, place in rows.items()}
+        injection._hosts |= {key: place.host for key, place in rows.items()}
     injection.attach()
     return injection

@@ -63,14 +63,21 @@ def merged_tensors(injection: Injection, dequantize: bool = False) -> Iterator[t
     _check_alone(injection)
     model = injection.model
     # Hosts that share a parameter also share its trained copy.
-    trained = [injection.host(key) for key, adapter in injection.adapters.items() if adapter.trains_base]
+    tied = {key for key, site in injection.sites.items() if site.tied}
+    trained = [injection.host(key) for key, adapter in injection.adapters.items() if adapter.trains_base or key in tied]
+    done = False
     paths = {key: injection.sites[key].path if key in injection.sites else key for key in injection.adapters}
     # A change of the input multiplies a change of the weight, so it is merged after it.
     order = sorted(paths, key=lambda key: (paths[key], key in injection.sites and injection.sites[key].side == "in"))
     for path, keys in groupby(order, key=lambda key: paths[key]):
         changed: Tensors = {}
         for key in keys:
+            if key in tied and done:
+                continue  # the weight that embedding and head share changes once
             changed |= changed_tensors(injection, key, changed)
+            done |= key in tied
+        if not changed:
+            continue
         host = injection.host(key)
         check_writable(path, host, changed, injection.config.type, dequantize)
         check_unshared(model, path, host, changed, twins=trained)

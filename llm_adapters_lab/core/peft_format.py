@@ -24,9 +24,11 @@ from llm_adapters_lab.core.injection import Injection, inject
 from llm_adapters_lab.core.matrix_hosts import MatrixHost
 from llm_adapters_lab.core.modifiers.base import in_full
 from llm_adapters_lab.core.peft_experts import stack, unstack
-from llm_adapters_lab.core.registry import all_adapters, get_adapter
+from llm_adapters_lab.core.registry import all_adapters, get_adapter, token_trainer
+from llm_adapters_lab.core.sites import OUTER
 from llm_adapters_lab.core.sublayers import base_modules
 from llm_adapters_lab.core.tensor_files import check_alone, check_values, read_tensors, write_tensors
+from llm_adapters_lab.core.vocabulary import extended, new_ids, new_tokens
 from llm_adapters_lab.errors import BadSpec, CannotConvert, EmptyPlacement, StateMismatch, listed
 from llm_adapters_lab.files import read_json, write_json, writing_folder
 from llm_adapters_lab.privacy import pickles
@@ -38,20 +40,24 @@ _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped
 _NEUTRAL = set(
     "peft_type auto_mapping base_model_name_or_path revision inference_mode peft_version target_modules "
     "target_parameters exclude_modules layers_to_transform layers_pattern feedforward_modules megatron_core "
+    "ensure_weight_tying modules_to_tie target_modules_to_tie "
     "runtime_config qalora_group_size num_layers token_dim num_attention_heads".split()
 )
+# LoRA's matrices at an embedding, which peft transposes: there, A (r, V) is B^T and B (d, r) is A^T.
+_AT_EMBEDDING = (("lora_A.weight", "lora_embedding_B"), ("lora_B.weight", "lora_embedding_A"))
 _SIZES = {"num_layers", "token_dim", "num_attention_heads"}
 _USUAL = {"task_type": "CAUSAL_LM", "num_transformer_submodules": 1, "bias": "none"}
 _INSTEAD = "Keep it in the lab's own format: `export --format lab`."
 
 
-def to_peft(injection: Injection, folder: str | Path, base: str = "") -> None:
+def to_peft(injection: Injection, folder: str | Path, base: str = "", tokenizer: Any = None) -> None:
     """Save an adapter as a folder that `peft.PeftModel.from_pretrained` loads.
 
     Args:
         injection: the adapter; it stays in the model.
         folder: created if necessary.
         base: name of the base, saved as base_model_name_or_path.
+        tokenizer: saved too if tokens were added to the base, which `PeftModel` needs resized to their number.
 
     Raises:
         CannotConvert: peft does not have the method, or does not support it at one of the sites.
@@ -68,11 +74,18 @@ def to_peft(injection: Injection, folder: str | Path, base: str = "") -> None:
     by_site: dict[str, dict[str, torch.Tensor]] = {}
     parameters: list[str] = []
     try:
+        rows = token_trainer().export_rows(injection, config)
         for key, adapter in injection.adapters.items():
+            if adapter.for_tokens:
+                continue
             with in_full(adapter):
-                fields, by_site[key] = adapter.to_peft(injection.config)
+                fields, tensors = adapter.to_peft(injection.config)
             config |= fields
+            if key in injection.sites and injection.sites[key].role == "embed":
+                tensors = {new: tensors[old].T for old, new in _AT_EMBEDDING}
+            by_site[key] = tensors
         by_module, parameters = stack(injection, by_site, config)
+        by_module |= rows
     except CannotConvert as error:
         raise CannotConvert(f"{error} {_INSTEAD}") from None
     tensors = {
@@ -80,21 +93,26 @@ def to_peft(injection: Injection, folder: str | Path, base: str = "") -> None:
         for path, own in by_module.items()
         for name, tensor in own.items()
     }
-    if injection.sites:
+    if by_site and injection.sites:
         config |= _targets(injection, at_inputs="feedforward_modules" in config)
     if parameters:
         config["target_parameters"] = parameters
     check_values(tensors, f"The adapter {injection.name!r}")
     check_alone(Path(folder), "adapter.json")
+    if rows and tokenizer is None and new_tokens(injection.model):
+        raise BadSpec("The base has new tokens: pass its tokenizer, to be saved with them.")
     with writing_folder(Path(folder)) as part:
         write_tensors(part / "adapter_model.safetensors", tensors, {"format": "pt"})
         write_json(part / "adapter_config.json", config)
+        if rows and tokenizer is not None:
+            tokenizer.save_pretrained(part)
 
 
 def _targets(injection: Injection, *, at_inputs: bool) -> dict[str, Any]:
     """Return the fields that name the adapted modules; `at_inputs`: peft supports the method at inputs too."""
     model, kind = injection.model, injection.config.type
     sites = [site for key, site in injection.sites.items() if not isinstance(injection.host(key), MatrixHost)]
+    sites = [site for site in sites if site.role != "tokens"]
     paths = [site.path for site in sites]
     inside = [site.path for site in sites if site.side == "in"]
     if inside and not at_inputs:
@@ -102,7 +120,7 @@ def _targets(injection: Injection, *, at_inputs: bool) -> dict[str, Any]:
             f"peft cannot put {kind!r} at an input, but here it is at the input of {inside[0]}. {_INSTEAD}"
         )
     for path in paths:
-        if weights.dims(model.get_submodule(path)) is None:
+        if weights.dims(host := model.get_submodule(path)) is None and not isinstance(host, nn.Embedding):
             raise CannotConvert(f"peft puts {kind!r} at projections only, and {path} is none. {_INSTEAD}")
         if paths.count(path) > 1:
             raise CannotConvert(f"peft cannot put {kind!r} at both input and output of {path}. {_INSTEAD}")
@@ -111,6 +129,7 @@ def _targets(injection: Injection, *, at_inputs: bool) -> dict[str, Any]:
         targets, inner = paths, inside
     transposed = any(weights.is_transposed(model.get_submodule(path)) for path in paths)
     fields = {"target_modules": targets, "fan_in_fan_out": transposed}
+    fields |= {"ensure_weight_tying": True} if any(site.tied for site in sites) else {}
     return fields | {"feedforward_modules": inner} if at_inputs else fields
 
 
@@ -128,7 +147,7 @@ def from_peft(model: nn.Module, folder: str | Path, *, name: str = "default", to
         model: the base that it was trained on; peft saves no fingerprint, so this is not checked.
         folder: written by `PeftModel.save_pretrained`.
         name: as in `inject`.
-        tokenizer: as in `inject`.
+        tokenizer: of the base; tokens that it lacks and the tokenizer in the folder has are added to it and the model.
 
     Raises:
         BadSpec: the folder has no readable adapter.
@@ -150,13 +169,20 @@ def from_peft(model: nn.Module, folder: str | Path, *, name: str = "default", to
     if fields.get("target_parameters"):
         projections = {site.path: site for site in Anatomy.of(model).projections}
         by_module, named = unstack(model, by_module, fields, projections)
-    injection = inject(model, _config(model, fields, by_module, folder, named), name=name, tokenizer=tokenizer)
-    injection.other_base = ["unknown, since folders of peft have no fingerprint of the base"]
-    try:
-        _load(injection, by_module, fields)
-    except BaseException:
-        injection.eject()
-        raise
+    for own in by_module.values():
+        own |= {old: own.pop(new).T for old, new in _AT_EMBEDDING if new in own}
+    rows = token_trainer().read_rows(model, by_module, fields)
+    ids = {number for own in rows.values() for number in own}
+    with extended(model, tokenizer, new_tokens(model) or token_trainer().texts_of(folder, ids, tokenizer)) as larger:
+        config = _config(model, fields, by_module, folder, named)
+        injection = inject(model, config, name=name, tokenizer=larger, tokens=sorted(ids | set(new_ids(model))))
+        injection.other_base = ["unknown, since folders of peft have no fingerprint of the base"]
+        try:
+            _load(injection, by_module, fields)
+            token_trainer().load_rows(injection, rows)
+        except BaseException:
+            injection.eject()
+            raise
     return injection
 
 
@@ -218,6 +244,8 @@ def _placement(
         else:
             inside = [path for path in paths if path.endswith(tuple(feedforward))]
         named = [*_targeted(model, fields), *matrices]
+        if fields.get("ensure_weight_tying"):
+            named += [site.path for site in Anatomy.of(model).embeddings if site.tied and site.path not in named]
     except (TypeError, re.error) as error:
         raise CannotConvert(
             f"{folder}: target_modules = {fields.get('target_modules')!r:.200} and the fields beside it do not say "
@@ -280,7 +308,12 @@ def _named(path: str, names: str | Iterable[str]) -> bool:
 def _load(injection: Injection, by_module: dict[str, dict[str, torch.Tensor]], fields: dict[str, Any]) -> None:
     own = {site.path for site in injection.sites.values()} or {""}
     faults = [f"unexpected {path} {name}" for path in by_module if path not in own for name in by_module[path]]
+    pair = [by_module.get(site.path, {}) for site in injection.sites.values() if site.tied and site.role in OUTER]
+    if any(name not in pair[1] or not tensor.equal(pair[1][name]) for name, tensor in (pair or [{}])[0].items()):
+        raise CannotConvert("Embedding and head share their weight, but are adapted apart. Nothing was loaded.")
     for key, adapter in injection.adapters.items():
+        if adapter.for_tokens:
+            continue
         path = injection.sites[key].path if key in injection.sites else ""
         given = by_module.get(path, {})
         try:

@@ -10,7 +10,8 @@ cross-attention the same as `cross.q` and so on; in state-space, convolution and
 out_proj`; in feed-forward parts `gate up gate_up down`, of shared experts `shared.up` and so on, of routed ones
 `experts.up` and so on; and `router`. Roles of whole sublayers: `attn`, `cross`, `ssm`, `conv`, `mixer` (all of these),
 `shared`, `experts`, and `mlp` (dense, shared and routed feed-forward parts, without the router). In a model with
-encoder and decoder, `encoder.` before a role selects the encoder.
+encoder and decoder, `encoder.` before a role selects the encoder. Outside of the layers are the token embedding `embed`
+and the output head `head`; where they share one weight, both are named: `embed,head`.
 
 Where projections are fused or split, a role selects what holds it: `q`, `k` and `v` select `qkv`, and in latent
 attention `q_a q_b` and `kv_a kv_b`; `gate` and `up` select `gate_up`. A role that is missing in one of the layers asked
@@ -25,7 +26,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from llm_adapters_lab.core.sites import ENCODER, ROLES_OF, Site, ranges
+from llm_adapters_lab.core.sites import ENCODER, OUTER, ROLES_OF, Site, ranges
 from llm_adapters_lab.errors import BadSpec, EmptyPlacement, choices
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ _SUBLAYER = {
     "experts": ("experts",),
 }
 """Roles that mean all projections of a sublayer, or the sublayer itself."""
-ROLES = (*ROLES_OF, *_SUBLAYER)
+ROLES = (*ROLES_OF, *_SUBLAYER, *OUTER)
 """The roles that a placement can name; `encoder.` may stand before each."""
 _FUSED = {
     "q": ("q", "q_a", "q_b", "qkv"),
@@ -78,7 +79,7 @@ def parse(at: str) -> list[Term]:
         for text in reversed(re.split(r",(?![-\d])", group)):
             role, inside, optional, layers = _term(text, at)
             shared = layers or shared
-            members.append((role, inside, optional, shared))
+            members.append((role, inside, optional, None if role in OUTER else shared))
         terms += reversed(members)
     return terms
 
@@ -92,6 +93,8 @@ def _term(term: str, at: str) -> Term:
     _, inside, optional, layers = match.groups()
     if name not in ROLES:
         raise BadSpec(f"The placement {at!r} names {role!r}, which is not a role. {choices(role, ROLES)}")
+    if role in OUTER and (inside or layers):
+        raise BadSpec(f"The placement {at!r} has {term!r}, but {role} is in no layer and has no `.in`. Write {role}.")
     if layers is not None and not all(map(_is_range, layers.split(","))):
         raise BadSpec(f"The placement {at!r} has layers {layers!r}; write them as 0-7 or 0,4,-1.")
     return role, bool(inside), bool(optional), layers
@@ -127,16 +130,18 @@ def sites(anatomy: Anatomy, at: str, level: Level = "projection") -> tuple[Site,
             pool = [s for s in anatomy.projections if s.sublayer in whole]
         else:
             wanted = _alternatives(role)
-            pool = [s for s in anatomy.projections if s.role in wanted]
+            pool = [s for s in (*anatomy.embeddings, *anatomy.projections) if s.role in wanted]
             if inside:
                 pool = [replace(s, d_out=s.d_in, side="in") for s in pool]
-        chosen, present = _layers(layers, anatomy.depth(role), at), {s.layer for s in pool}
+        chosen = {-1} if role in OUTER else _layers(layers, anatomy.depth(role), at)
+        present = {s.layer for s in pool}
         found |= {s.key: s for s in pool if s.layer in chosen}
         gateless = role == "gate" and not present and chosen <= {s.layer for s in anatomy.projections if s.role == "up"}
         if (missing := chosen - present) and not (optional or gateless):
             having = f"only in layers {ranges(present)}" if present else "nowhere"
             term = f"{role}{'.in' * inside}"
-            faults[term] = f"{term} in layers {ranges(missing)}, which it has {having}"
+            where = "" if role in OUTER else f" in layers {ranges(missing)}"
+            faults[term] = f"{term}{where}, which it has {having}"
             partly |= bool(present)
     if faults or not found:
         partly |= bool(found)
@@ -190,13 +195,14 @@ def describe(anatomy: Anatomy, paths: Collection[str], side: str = "out") -> str
     Raises:
         EmptyPlacement: a path is not one of the model's projections.
     """
-    if unknown := set(paths) - {s.path for s in anatomy.projections}:
+    every = (*anatomy.embeddings, *anatomy.projections)
+    if unknown := set(paths) - {s.path for s in every}:
         raise EmptyPlacement(f"No projection of this model's layers: {', '.join(sorted(unknown))}.")
     terms: dict[str, list[str]] = {}
-    for role in dict.fromkeys(s.role for s in anatomy.projections):
-        layers = dict.fromkeys(str(s.layer) for s in anatomy.projections if s.role == role and s.path in paths)
+    for role in dict.fromkeys(s.role for s in every):
+        layers = dict.fromkeys(str(s.layer) for s in every if s.role == role and s.path in paths)
         if layers:
-            everywhere = len(layers) == anatomy.depth(role)
+            everywhere = role in OUTER or len(layers) == anatomy.depth(role)
             terms.setdefault("" if everywhere else "@" + ",".join(layers), []).append(role)
     ending = ".in" if side == "in" else ""
     return "+".join(",".join(role + ending for role in roles) + layers for layers, roles in terms.items())

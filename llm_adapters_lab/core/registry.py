@@ -121,6 +121,11 @@ def get_adapter(name: str) -> Entry:
     return known[name]
 
 
+def token_trainer() -> Any:
+    """Return the adapter class that trains the rows of tokens, beside any other adapter."""
+    return next(entry.cls for entry in all_adapters().values() if entry.cls.for_tokens)
+
+
 @cache
 def _load_entry_points() -> None:
     for point in importlib.metadata.entry_points(group=ADAPTERS):

@@ -1,7 +1,7 @@
 """Save a trained adapter, and load it into the base that it was trained on.
 
 <folder>/adapter.safetensors  the tensors of `Injection.saved_tensors`
-         adapter.json         base, config, and version of the lab
+         adapter.json         base, config, version of the lab, and the tokens that were added to the base
          base.json            fingerprint of the base
 """
 
@@ -24,6 +24,7 @@ from llm_adapters_lab.core.peft_format import from_peft
 from llm_adapters_lab.core.quantized import scheme
 from llm_adapters_lab.core.registry import get_adapter
 from llm_adapters_lab.core.tensor_files import check_alone, check_values, read_tensors, write_tensors
+from llm_adapters_lab.core.vocabulary import extended, new_tokens
 from llm_adapters_lab.errors import BadSpec, CannotMerge, WrongBase
 from llm_adapters_lab.files import check_shard_size, read_json, share, write_json, writing_folder
 
@@ -46,12 +47,15 @@ def save_adapter(
     """
     numbers = {name: tensor for name, tensor in injection.state_dict().items() if tensor.is_floating_point()}
     check_values(numbers, f"The adapter {injection.name!r}")
-    meta = {
+    added = {"tokens": new_tokens(injection.model), "token_ids": injection.tokens}
+    meta: dict[str, Any] = {
         "base": base,
         "quantization": scheme(injection.model),
         "lab": __version__,
         "config": injection.config.model_dump(mode="json"),
-    } | ({"other_base": injection.other_base} if injection.other_base else {})
+    }
+    meta |= {key: value for key in ("other_base", "prompt") if (value := getattr(injection, key))}
+    meta |= {name: value for name, value in added.items() if value}
     check_alone(Path(folder), "adapter_config.json")
     with writing_folder(Path(folder)) as part:
         write_tensors(part / "adapter.safetensors", injection.saved_tensors())
@@ -68,7 +72,7 @@ def load_adapter(
         model: the base that it was trained on.
         folder: written by `save_adapter` or by peft.
         name: as in `inject`.
-        tokenizer: as in `inject`.
+        tokenizer: of the base; it gets the tokens that were added to the base for the adapter, as the model does.
         check_base: False allows any base of the same shape. What differs, and what could not be compared, is kept in
             `Injection.other_base`, and saved.
 
@@ -94,17 +98,23 @@ def load_adapter(
             "such a base, or use check_base=False; an adapter compensates for the quantisation error of its base."
         )
     faults = [str(fault) for fault in meta.get("other_base", [])]
-    if (folder / "base.json").is_file():
-        faults += check_fingerprint(read_json(folder / "base.json"), model, folder, tokenizer, refuse=check_base)
-    else:
-        faults.append("unknown, since the folder has no base.json")
-    injection = inject(model, config, name=name, tokenizer=tokenizer)
-    injection.other_base = faults
-    try:
-        injection.load_saved(state)
-    except BaseException:
-        injection.eject()
-        raise
+    tokens, rows = meta.get("tokens", {}), meta.get("token_ids", [])
+    if not (isinstance(tokens, dict) and all(isinstance(start, str) for start in tokens.values())):
+        raise BadSpec(f"{folder / 'adapter.json'}: tokens is no mapping of texts to start words. Save it again.")
+    if not (isinstance(rows, list) and all(type(row) is int and row >= 0 for row in rows)):
+        raise BadSpec(f"{folder / 'adapter.json'}: token_ids is no list of ids. Save the adapter again.")
+    with extended(model, tokenizer, tokens, again=True) as larger:
+        if (folder / "base.json").is_file():
+            faults += check_fingerprint(read_json(folder / "base.json"), model, folder, larger, refuse=check_base)
+        else:
+            faults.append("unknown, since the folder has no base.json")
+        injection = inject(model, config, name=name, tokenizer=larger, tokens=rows)
+        injection.other_base, injection.prompt = faults, dict(meta.get("prompt", {}))
+        try:
+            injection.load_saved(state)
+        except BaseException:
+            injection.eject()
+            raise
     return injection
 
 
@@ -136,6 +146,8 @@ def save_merged(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadSpec(f"{folder} exists already. Name a new folder.")
     check_shard_size(max_shard_size)
+    if tokenizer is None and (tokens := new_tokens(injection.model)):
+        raise BadSpec(f"The base has new tokens, such as {min(tokens)!r}: pass its tokenizer, to be saved with it.")
     if others := [name for name in injections(injection.model) if name != injection.name]:
         raise CannotMerge(f"The model also carries {', '.join(others)}, which a plain folder cannot hold. Eject first.")
     with writing_folder(folder) as part:
@@ -147,8 +159,9 @@ def save_merged(
             raise CannotMerge(f"The merged model cannot be saved: {' '.join(str(error).split()):.400}") from None
         if tokenizer is not None:
             tokenizer.save_pretrained(part)
-        config = injection.config.model_dump(mode="json")
-        write_json(part / "merge.json", {"lab": __version__, "config": config, "rounding": vars(twin.rounding)})
+        config, found = injection.config.model_dump(mode="json"), {"rounding": vars(twin.rounding)}
+        found |= {"prompt": injection.prompt} if injection.prompt else {}
+        write_json(part / "merge.json", {"lab": __version__, "config": config} | found)
         for file in part.glob("*.safetensors"):
             share(file)
     del model, twin  # the merged weights

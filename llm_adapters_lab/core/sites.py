@@ -11,6 +11,8 @@ ENCODER = "encoder."
 """What the roles of an encoder start with, in a model that also has a decoder."""
 WHOLE = ("attn", "cross", "ssm", "conv", "mlp", "shared")
 """The roles of whole sublayers."""
+OUTER = ("embed", "head")
+"""The roles of what is outside of the layers: the token embedding and the output head, both (vocabulary, width)."""
 
 ROLES_OF = dict.fromkeys(("q", "k", "v", "o", "qkv", "kv", "q_a", "q_b", "kv_a", "kv_b", "attn.gate"), "attn")
 ROLES_OF |= {"in_proj": "ssm", "out_proj": "ssm", **dict.fromkeys(("gate", "up", "gate_up", "down"), "mlp")}
@@ -26,13 +28,14 @@ class Site:
     Attributes:
         path: path of the host, the module at which the adapter sits.
         role: function of the host; "attn", "cross", "ssm", "conv", "mlp" and "shared" are whole sublayers, "module" is
-            any module, the others are projections.
+            any module, "tokens" are single rows of the embedding or the head, the others are projections.
         layer: index of the decoder layer, from 0; -1 if irrelevant.
         d_in: width of the adapter's input x.
         d_out: width of what the adapter changes, y.
         side: what the adapter changes: the output of the host, its input, or its parameters.
         reader: path of the projection whose input is x; equals `path` unless the site is a sublayer.
-        sublayer: role of the sublayer that the host is or belongs to; "" for a module.
+        sublayer: role of the sublayer that the host is or belongs to; "" for a module; "tied" for an embedding and a
+            head that share their weight.
     """
 
     path: str
@@ -47,13 +50,18 @@ class Site:
     @property
     def key(self) -> str:
         """Unique name of the site within a model, used in saved adapters and records."""
-        whole = f":{self.role}" if self.role.removeprefix(ENCODER) in WHOLE else ""
+        whole = f":{self.role}" if self.role.removeprefix(ENCODER) in (*WHOLE, "tokens") else ""
         return self.path + whole + (":in" if self.side == "in" else "")
 
     @property
     def routed(self) -> bool:
         """Whether the host is a projection of a routed expert."""
         return self.sublayer.endswith("experts")
+
+    @property
+    def tied(self) -> bool:
+        """Whether the host is an embedding or a head that shares its weight with the other."""
+        return self.sublayer == "tied"
 
 
 def ranges(layers: Iterable[int]) -> str:

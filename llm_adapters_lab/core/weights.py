@@ -185,6 +185,12 @@ def scales(module: nn.Module) -> torch.Tensor | None:
     return rows if rows is not None else getattr(getattr(module, "state", None), "SCB", None)
 
 
+def row_scale(embedding: nn.Module) -> torch.Tensor | float:
+    """Return the factor by which an embedding multiplies its rows, as in Gemma."""
+    factor = getattr(embedding, "embed_scale", 1.0)
+    return factor.to(embedding.weight.dtype) if isinstance(factor, torch.Tensor) else factor  # type: ignore[arg-type]
+
+
 def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     """Return fp32 copies of a module's own parameters by name, the weight of a projection as (d_out, d_in).
 

@@ -26,6 +26,7 @@ from torch.utils.hooks import RemovableHandle
 
 from llm_adapters_lab.core.anatomy import Anatomy
 from llm_adapters_lab.core.hooks import AdapterChain
+from llm_adapters_lab.core.weights import row_scale
 from llm_adapters_lab.errors import BadSpec, NoView, choices
 from llm_adapters_lab.inspection.interventions import AdapterScale, Edit
 from llm_adapters_lab.inspection.recording import Moment, Recording, Reduce, What
@@ -207,7 +208,8 @@ class Recorder(Mapping[str, Recording]):
             # `lerp` is exact at 0 and at 1.
             out = self._call.edit(out, lambda y, b: b.lerp(y, edit.factor), before.to(out.dtype))
         if "contributions" in self.what:
-            self._keep(key, f"contributions/{name}", (out - before) * chain.mix.get(name, 1.0))
+            scale = row_scale(chain.table[0]) if chain.table else 1.0
+            self._keep(key, f"contributions/{name}", (out - before) * chain.mix.get(name, 1.0) * scale)
         return out
 
     def _attend(self, key: str, module: nn.Module, args: Any, output: Any) -> None:

@@ -47,7 +47,8 @@ def find_sites(model: nn.Module, anatomy: Anatomy, at: str | Sequence[str] | Non
     found: dict[str, Site] = {}
     if at is None:
         own = {key: site for injection in injections(model).values() for key, site in injection.sites.items()}
-        found = {key: site for key, site in own.items() if _sees_rows(site, modules)}
+        tables = {path for path, module in modules.items() if isinstance(module, nn.Embedding)}  # which read no stream
+        found = {key: s for key, s in own.items() if _sees_rows(s, modules) and s.path not in tables}
         if not found:
             raise NoView(f"Say with `at` where to look. {describe_adapters(model)}{_NO_ROWS if own else ''}")
     for term in [at] if isinstance(at, str) else at or ():

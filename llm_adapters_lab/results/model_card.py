@@ -7,7 +7,7 @@ scores are also in its metadata, where the hub reads them.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib import resources
 from typing import Any
@@ -29,7 +29,13 @@ from llm_adapters_lab.tasks.registry import get_task
 
 
 def card(
-    base: str, config: AdapterConfig, format: str, record: Run | None, place: str, other_base: Sequence[str] = ()
+    base: str,
+    config: AdapterConfig,
+    format: str,
+    record: Run | None,
+    place: str,
+    other_base: Sequence[str] = (),
+    tokens: Iterable[str] = (),
 ) -> str:
     """Return the text of README.md in the folder of an exported adapter.
 
@@ -40,6 +46,7 @@ def card(
         record: the run it comes from; None for an adapter folder, whose scores are not known.
         place: name on the hub, or of a folder that stays here.
         other_base: how its base differs from the one that it was trained on; see `Injection.other_base`.
+        tokens: that were added to the base.
     """
     from huggingface_hub import ModelCard
 
@@ -52,6 +59,7 @@ def card(
         on_hub=hub_name(base),
         terms=PYPI_BASES[base].terms if base in PYPI_BASES else "",
         other_base=other_base,
+        tokens=list(tokens),
         config=config,
         format=format,
         place=place,

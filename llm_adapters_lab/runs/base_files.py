@@ -86,7 +86,7 @@ def outdated(record: Run) -> str:
     if not known.keys() & NAMES.keys() or spec.base in PYPI_BASES:  # whose file has a known hash
         return ""
     try:
-        plan = Blueprint(spec.base, spec.trust_remote_code, spec.anatomy)
+        plan = Blueprint(*spec.base_parts)
         now = file_hashes(plan) | weight_hash(plan)
     except (LabError, OSError, ValueError):  # missing or damaged, but the result is still valid
         return ""

@@ -64,7 +64,7 @@ def run(
             return record
         with group.all_or_none():
             check_writable(record.folder)
-            plan = Blueprint(spec.base, spec.trust_remote_code, spec.anatomy)
+            plan = Blueprint(*spec.base_parts)
             rows = preflight(spec, plan)
         group.require_shared_folder(record.folder.parent)
         locked = partial(exclusive, record, stop, lambda text: warn(text, on_event), group)

@@ -98,7 +98,7 @@ def dry_run(spec: RunSpec, root: str | Path = "runs") -> Forecast:
     Raises:
         LabError: the spec, the base's configuration, the placement or the rows are at fault.
     """
-    base = Blueprint(spec.base, spec.trust_remote_code, spec.anatomy)
+    base = Blueprint(*spec.base_parts)
     check_spec(spec, base)
     record, times, amount = Run(Path(root).resolve() / spec.id), alike(spec, root), size_of(spec, base)
     notes: list[str] = []

@@ -43,6 +43,6 @@ def load_base(spec: RunSpec, plan: Blueprint | None = None) -> Base:
         LabError: see `models.load_base`.
         BadSpec: it has no tokenizer.
     """
-    plan = plan or Blueprint(spec.base, spec.trust_remote_code, spec.anatomy)
+    plan = plan or Blueprint(*spec.base_parts)
     plan.usable_tokenizer(trains=False)
     return loading.load_base(plan, spec.dtype, quantization=spec.quantization, device_map=spec.device_map)

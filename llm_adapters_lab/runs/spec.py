@@ -19,7 +19,7 @@ from llm_adapters_lab.core.adapter_config import AdapterConfig
 from llm_adapters_lab.core.registry import get_adapter
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.evaluation.spec import EvalSpec
-from llm_adapters_lab.models.spec import DeviceMap, Dtype, Quantization
+from llm_adapters_lab.models.spec import DeviceMap, Dtype, NewToken, Quantization
 from llm_adapters_lab.runs.presets import expand, read_spec
 from llm_adapters_lab.signatures import checked
 from llm_adapters_lab.tasks.spec import DataSpec, Place
@@ -49,6 +49,9 @@ class RunSpec(Part):
     anatomy: dict[str, str] = Field(
         default_factory=dict, description="module paths by role, {q: '*.attn.query'}, if they cannot be told apart"
     )
+    tokens: tuple[NewToken, ...] = Field(
+        default=(), description="new tokens, each a text or {text, start: words that it starts from}"
+    )
     seed: int = Field(default=0, ge=0, lt=2**31, description="of adapter, row order, dropout and subsets")
 
     @field_validator("adapter", mode="before")
@@ -64,6 +67,25 @@ class RunSpec(Part):
             raise BadSpec(f"adapter.type must be the name of an adapter or preset; given was {shown(value['type'])}.")
         value = expand(value)
         return parse(get_adapter(value["type"]).config, value, "adapter.")
+
+    @field_validator("tokens", mode="before")
+    @classmethod
+    def _tokens(cls, value: Any) -> Any:
+        return [{"text": one} if isinstance(one, str) else one for one in value] if isinstance(value, list) else value
+
+    @field_validator("tokens")
+    @classmethod
+    def _once(cls, tokens: tuple[NewToken, ...]) -> tuple[NewToken, ...]:
+        texts = [token.text for token in tokens]
+        if twice := next((text for text in texts if texts.count(text) > 1), None):
+            raise BadSpec(f"names {twice!r} twice. Name each new token once.")
+        return tokens
+
+    @property
+    def base_parts(self) -> tuple[str, bool, dict[str, str], dict[str, str]]:
+        """What a `Blueprint` of the base is made from, new tokens as start words by text."""
+        tokens = {token.text: token.start for token in self.tokens}
+        return self.base, self.trust_remote_code, self.anatomy, tokens
 
     @model_validator(mode="after")
     def _placed(self) -> RunSpec:
@@ -102,7 +124,7 @@ class RunSpec(Part):
             del fields["train"]
         if self.adapter is None:
             # For a bare base, the seed only chooses the few-shot examples in its prompts.
-            kept = {"base", "eval", "dtype", "quantization", "device_map", "trust_remote_code"}
+            kept = {"base", "eval", "dtype", "quantization", "device_map", "trust_remote_code", "tokens"}
             fields = {key: fields[key] for key in fields if key in kept or (key == "seed" and self.eval.shots)}
             fields |= {key: value for key in ("template", "system") if (value := getattr(self.data, key))}
             # The questions come from there, unless eval.root is given.

@@ -50,7 +50,7 @@ def check_base(job: Job, spec: RunSpec, record: Run) -> None:
         ClusterError: it has not.
     """
     own = json.loads((record.folder / "hashes.json").read_text(encoding="utf-8"))["base"]
-    loaded = [spec.base, spec.dtype, spec.quantization, spec.trust_remote_code]
+    loaded = [*spec.base_parts, spec.dtype, spec.quantization]
     name = hashlib.sha256(json.dumps(loaded).encode()).hexdigest()[:16]
     first = job.folder / name
     with tempfile.NamedTemporaryFile("w", dir=job.folder, encoding="utf-8") as part:

@@ -174,7 +174,7 @@ def _study(
     group: ProcessGroup,
 ) -> None:
     first, rows = todo[0][0], dict[str, Rows]()
-    plan = Blueprint(first.base, first.trust_remote_code, first.anatomy)
+    plan = Blueprint(*first.base_parts)
     for spec, record in todo:
         check_writable(record.folder)
         if (scored := spec.eval.model_dump_json()) not in rows:

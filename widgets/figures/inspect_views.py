@@ -169,8 +169,9 @@ def _contribution(request: Request, kind: str, keys: Sequence[str]) -> go.Figure
     with torch.no_grad(), Recorder(model, terms, ("base", "contributions"), device="cpu") as seen:
         model(input_ids=text.ids[None].to(model.device), use_cache=False)
     shares = []
-    for key in keys:
-        added, base = seen[key].contributions[injection.name][0], seen[key].base[0]
+    for key, term in zip(keys, terms, strict=True):
+        found = seen[key if key in seen else term]
+        added, base = found.contributions[injection.name][0], found.base[0]
         shares.append((added.float().norm(dim=-1) / base.float().norm(dim=-1))[-len(text.ids) :])
     title, unit = f"Contribution of {request.name}: {kind}", "‖c‖ / ‖y‖"
     if len(shares) == 1:

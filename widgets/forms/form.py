@@ -320,9 +320,10 @@ def _yaml(name: str, tip: str) -> Control:
             return text
 
     def encode(value: Any) -> str:
-        plain = list(value) if isinstance(value, tuple | set | frozenset) else value
-        if isinstance(value, BaseModel):
-            plain = value.model_dump(mode="json", exclude_defaults=True)
+        def dumped(part: Any) -> Any:
+            return part.model_dump(mode="json", exclude_defaults=True) if isinstance(part, BaseModel) else part
+
+        plain = [dumped(part) for part in value] if isinstance(value, tuple | set | frozenset) else dumped(value)
         return "" if value is None else yaml.safe_dump(plain, default_flow_style=True).removesuffix("...\n").strip()
 
     box = _text(name, tip)

@@ -146,7 +146,7 @@ class ModelPanel(Panel):
 
     def _blueprint(self) -> Blueprint:
         spec = self.other.value or RunSpec()
-        return blueprint(self.base.value.strip(), spec.trust_remote_code, spec.anatomy)
+        return blueprint(self.base.value.strip(), *spec.base_parts[1:])
 
     def _changed(self, change: Any = None) -> None:
         if self.quiet:

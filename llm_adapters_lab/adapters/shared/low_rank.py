@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.nn.functional import pad
+from torch.nn.functional import embedding, linear, pad
 
 from llm_adapters_lab.core import weights
 from llm_adapters_lab.core.sites import Site
@@ -69,6 +69,11 @@ def initial_factors(
             root = (s[:rank] / factor).sqrt()
             a, b = (root[:, None] * v[:rank]).contiguous(), (u[:, :rank] * root).contiguous()
     return a, b
+
+
+def product(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Return B A x, (..., d_out); for token ids x (...), the rows x of B A, (..., d_in)."""
+    return linear(linear(x, a), b) if x.is_floating_point() else embedding(x, b) @ a
 
 
 class Remembered:

@@ -56,7 +56,7 @@ def require_memory(spec: RunSpec, rows: Rows, base: Blueprint | None = None) -> 
     spread = spec.device_map == "auto"
     if spread and spec.adapter is None:
         return
-    base = base or Blueprint(spec.base, spec.trust_remote_code, spec.anatomy)
+    base = base or Blueprint(*spec.base_parts)
     found, available = size_of(spec, base), memory_of_machine(spread)
     if found.weights < WORTH_IT:
         return

@@ -118,7 +118,7 @@ def estimate(spec: RunSpec, samples: Sequence[Sample], base: Blueprint | None = 
         LabError: base or adapter cannot be built.
     """
     assert spec.adapter is not None
-    plan = base or blueprint(spec.base, spec.trust_remote_code, spec.anatomy)
+    plan = base or blueprint(*spec.base_parts)
     if any(site.routed for site in plan.anatomy.projections):  # which expert has how many tokens is not known
         return None
     device, dtype = "cuda" if torch.cuda.is_available() else "cpu", pick_dtype(spec.dtype)

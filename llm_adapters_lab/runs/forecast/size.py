@@ -78,5 +78,5 @@ def size(
 
 def size_of(spec: RunSpec, base: Blueprint | None = None) -> Size:
     """Return the `size` of a run's model; `base` is the blueprint of the spec's base, if it has been read."""
-    plan = base or blueprint(spec.base, spec.trust_remote_code, spec.anatomy)
+    plan = base or blueprint(*spec.base_parts)
     return size(plan, spec.adapter, spec.dtype, quantization=spec.quantization)
