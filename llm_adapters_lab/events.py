@@ -126,6 +126,7 @@ class LeftOut(Event):
     rows: int
     too_long: int = _counted("longer than data.max_tokens, dropped")
     empty: int = _counted("without an output, dropped")
+    split: int = _counted("longer than data.max_tokens, split")
     held_out: int = _counted("with a validation question, dropped")
     repeated: int = _counted("equal to an earlier row")
     unknown: int = _counted("with characters that the tokenizer does not know")

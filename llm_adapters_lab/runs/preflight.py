@@ -61,6 +61,10 @@ def check_rows(spec: RunSpec, rows: Rows, base: Blueprint) -> None:
     tokenizer, data, rule = base.usable_tokenizer(bool(spec.adapter)), spec.data, spec.eval.extraction
     rule, allow = rule or RULES[spec.eval.protocol], "To run it anyway, set data.allow_dropped: true."
     if spec.adapter:
+        pairs = sum(bool(row.rejected) for row in rows.train)
+        if pairs != (len(rows.train) if spec.train.objective == "dpo" else 0):
+            learn = "The objective dpo needs one in all, others in none."
+            raise BadSpec(f"{pairs} of {len(rows.train)} training rows have a rejected answer. {learn}")
         samples, left_out = rows.samples(tokenizer, data)
         base.check_ids(max(sample.ids) for sample in samples)
         longest, virtual = (
@@ -128,9 +132,10 @@ def template_notes(base: str, form: Format) -> list[str]:
     if not form.chat:
         why = f"{base} has a chat template, but rows are written with the plain prompt {form.name!r}."
         return [f"{why} To use it, set template: chat."] if own else []
-    notes = (
-        [f"Rows are written by the chat template {form.name}, not by that of {base}."] if form.name != "chat" else []
-    )
+    notes = []
+    if form.name != "chat":
+        why = "whose own is another" if own else "which has none of its own"
+        notes = [f"Rows are written by the chat template {form.name} for {base}, {why}."]
     if "strftime_now" in form.chat:
         notes.append("The chat template writes today's date: on another day, prompts differ.")
     begin, adds = form.tokenizer.bos_token, text_ids(form.tokenizer, ["a"], begin=True)[0][0]
@@ -151,7 +156,7 @@ def check_spec(spec: RunSpec, base: Blueprint | None = None) -> None:
         LabError: something is at fault.
     """
     trackers.require(spec.train.trackers)
-    base = base or Blueprint(spec.base, spec.trust_remote_code, spec.anatomy)
+    base = base or Blueprint(*spec.base_parts)
     skeleton = base.skeleton
     if sharded():
         _check_spread(spec.base, base.quantization(spec.quantization))

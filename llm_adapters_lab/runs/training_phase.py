@@ -51,6 +51,9 @@ def train_or_load(
         yield Position(Phase.TRAINED)
         if not session.group.is_main:
             return None
+        if spec.data.form == "rows":
+            form = session.rows.training_format(base.tokenizer, spec.data)
+            injection.prompt = {"template": form.chat or form.name, "system": form.system}
         save_adapter(injection, record.folder / "adapter", spec.base, session.base_print)
         record.write("train.json", trained := training_summary(record) | counts)
         session.checkpointer.close()

@@ -11,7 +11,8 @@ from llm_adapters_lab.evaluation.predictions import answer
 from llm_adapters_lab.runs.execution import run
 from llm_adapters_lab.runs.restoring import restore
 from llm_adapters_lab.runs.spec import RunSpec
-from llm_adapters_lab.tasks.tokens import answer_text, prompt_ids
+from llm_adapters_lab.tasks.formats import get_format
+from llm_adapters_lab.tasks.tokens import prompt_ids
 
 # Methods with few parameters, or with large initial values, need a larger learning rate to learn in a few steps.
 RATES = {"prefix": 0.3, "prompt-tuning": 0.3, "ia3": 0.1, "bitfit": 0.03, "norm-tuning": 0.03, "krona": 0.03}
@@ -38,7 +39,8 @@ def test_it_learns_and_is_restored(kind: str, tmp_path: Path) -> None:
     asked = sorted(record.predictions(), key=lambda row: len(row["prompt"]))
     rows = [prompt_ids(base.tokenizer, row["prompt"]) for row in asked]
     answers = answer(base.model, base.tokenizer.pad_token_id, rows, 4, StopRule(base.model, base.tokenizer, "alpaca"))
-    assert [answer_text(base.tokenizer, tokens, "alpaca") for tokens in answers] == [row["text"] for row in asked]
+    form = get_format(base.tokenizer, "alpaca")
+    assert [form.answer_text(tokens) for tokens in answers] == [row["text"] for row in asked]
     with injection.disabled(), torch.no_grad():
         plain = base.model(torch.tensor([[5, 6, 7]])).logits
     injection.eject()

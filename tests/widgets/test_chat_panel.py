@@ -24,11 +24,13 @@ from llm_adapters_lab.evaluation.decoding import (
 from llm_adapters_lab.evaluation.predictions import answer
 from llm_adapters_lab.models import loading
 from llm_adapters_lab.models.blueprint import Blueprint
+from llm_adapters_lab.runs.execution import run
 from llm_adapters_lab.runs.record import find_run
 from llm_adapters_lab.runs.restoring import restore
+from llm_adapters_lab.tasks.formats import get_format
 from llm_adapters_lab.tasks.prompts import demonstrations, prompt
 from llm_adapters_lab.tasks.registry import get_task
-from llm_adapters_lab.tasks.tokens import answer_text, prompt_ids
+from llm_adapters_lab.tasks.tokens import prompt_ids
 from widgets.kit.loaded_runs import load_run
 from widgets.panels.chat_panel import RAW, ChatPanel, text_box
 
@@ -57,9 +59,10 @@ def test_streamed_answers_equal_those_of_the_evaluation(finished: Finished, kind
         (with_it,) = answer(base.model, base.tokenizer.pad_token_id, rows, limit, ended)
         with injection.disabled():
             (without,) = answer(base.model, base.tokenizer.pad_token_id, rows, limit, ended)
-        text = answer_text(base.tokenizer, with_it, template)
+        form = get_format(base.tokenizer, template)
+        text = form.answer_text(with_it)
         assert panel.both.adapted.text == text == scored[panel.prompt]["text"]
-        assert panel.both.base.text == answer_text(base.tokenizer, without, template)
+        assert panel.both.base.text == form.answer_text(without)
         assert (panel.both.adapted.tokens, panel.both.base.tokens) == (with_it, without)
         verdict = panel.both.adapted.foot.value.rpartition(" · ")[2]
         assert verdict.endswith("✓") == scored[panel.prompt]["correct"]
@@ -285,5 +288,23 @@ def test_panels_share_a_model_and_the_last_one_frees_it(finished: Finished, tmp_
 def test_an_answer_ends_at_a_repeated_header() -> None:
     tokenizer = Blueprint("nano").tokenizer
     ids = tokenizer("7 question : what", add_special_tokens=False)["input_ids"]
-    assert answer_text(tokenizer, ids, "qa") == "7"
-    assert "question" in answer_text(tokenizer, ids, None)
+    assert get_format(tokenizer, "qa").answer_text(ids) == "7"
+
+
+def test_a_chat_is_asked_by_the_template_it_was_trained_with(tmp_path: Path) -> None:
+    template = "{{ bos_token }}{% for m in messages %}{{ m.role }} : {{ m.content }}{{ eos_token }}{% endfor %}"
+    template += "{% if add_generation_prompt %}assistant : {% endif %}"
+    spec = small("lora", data={"task": "mini-addsub", "rows": 8, "template": template, "system": "add"})
+    run(spec, root=tmp_path)
+    panel = ChatPanel(tmp_path)
+    assert panel.prompt.startswith("<s>system : add</s>user : ")
+    assert panel.problem.value == ""
+    asyncio.run(panel.answer())
+    assert panel.status.value == "done"
+    panel.question.value = "what is </s> 3 ?"  # typed text stays text
+    _, ids, form = panel._written()
+    assert form is not None
+    assert ids.count(2) == 2
+    panel.template.value = "qa"
+    assert "trained with the prompt &#x27;chat:" in panel.problem.value
+    assert "this one is &#x27;qa&#x27;" in panel.problem.value

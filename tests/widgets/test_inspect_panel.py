@@ -18,8 +18,8 @@ from llm_adapters_lab.results import plots
 from llm_adapters_lab.runs.execution import run
 from llm_adapters_lab.runs.record import find_run
 from llm_adapters_lab.runs.restoring import restore
+from llm_adapters_lab.tasks.encoding import encode
 from llm_adapters_lab.tasks.registry import get_task
-from llm_adapters_lab.tasks.tokens import encode
 from widgets.figures.figure_view import MAX_ROWS, FigureView
 from widgets.figures.inspect_views import ALL, VIEWS, Request
 from widgets.kit.loaded_runs import MAX_TOKENS, LoadedRun, TokenizedText, token_texts

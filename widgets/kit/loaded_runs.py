@@ -97,18 +97,18 @@ class TokenizedText:
 EMPTY = TokenizedText(torch.zeros(0, dtype=torch.long), [], 0, 0)
 
 
-def tokenize(loaded: LoadedRun, prompt: str, answer: str = "") -> TokenizedText:
+def tokenize(loaded: LoadedRun, prompt: str | Sequence[int], answer: str = "") -> TokenizedText:
     """Tokenise a text.
 
     Args:
         loaded: the model.
-        prompt: the whole text, or what precedes the answer.
+        prompt: the whole text, or what precedes the answer; or its token ids.
         answer: tokenised separately, as in training. If there is one, only its tokens are inspected.
 
     Raises:
         BadSpec: the text has too few or too many tokens.
     """
-    front: list[int] = prompt_ids(loaded.tokenizer, prompt)
+    front = prompt_ids(loaded.tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
     ids = [*front, *(loaded.tokenizer(answer, add_special_tokens=False)["input_ids"] if answer else ())]
     with loaded.lock:
         limit = min(MAX_TOKENS, context_length(loaded.model) or MAX_TOKENS)

@@ -17,14 +17,16 @@ import ipywidgets as W
 
 from llm_adapters_lab.evaluation.decoding import Sampler, StopRule, check_fits, make_sampler, stream
 from llm_adapters_lab.evaluation.scoring import RULES
+from llm_adapters_lab.files import read_json
 from llm_adapters_lab.markup import Html, el
 from llm_adapters_lab.tasks import prompts
 from llm_adapters_lab.tasks.base import Example
+from llm_adapters_lab.tasks.formats import Format, get_format
 from llm_adapters_lab.tasks.registry import get_task
-from llm_adapters_lab.tasks.tokens import answer_text, prompt_ids
+from llm_adapters_lab.tasks.tokens import prompt_ids
 from widgets.kit.elements import Collapsible, button, column, field, row, show_if, text_area
 from widgets.kit.loaded_runs import LoadedRun
-from widgets.kit.panel import error_markup, guarded, note
+from widgets.kit.panel import error_markup, errors_in, guarded, message, note
 from widgets.panels.finished_run import FinishedRunPanel, schedule
 
 RAW = "none (raw text)"
@@ -78,8 +80,8 @@ class AnswerPair:
     async def generate(
         self,
         loaded: LoadedRun,
-        prompt: str,
-        template: str | None,
+        ids: list[int],
+        form: Format | None,
         limit: int,
         new_sampler: Callable[[], Sampler],
         judge: Callable[[str], str],
@@ -90,8 +92,8 @@ class AnswerPair:
 
         Args:
             loaded: the model.
-            prompt: the prompt.
-            template: prompt template, for its stop strings; without one, only the end token and `limit` end an answer.
+            ids: token ids of the prompt.
+            form: how it is written, for what ends an answer; without one, only the end token and `limit` do.
             limit: maximum number of tokens per answer.
             new_sampler: returns the sampler of one answer.
             judge: returns the verdict on a complete answer.
@@ -99,9 +101,8 @@ class AnswerPair:
         Raises:
             BadSpec: the prompt is empty or too long.
         """
-        ids = prompt_ids(loaded.tokenizer, prompt)
         await asyncio.to_thread(_check, loaded, ids, limit)
-        ended = StopRule(loaded.model, loaded.tokenizer, template)
+        ended = StopRule(loaded.model, loaded.tokenizer, form)
         active = [(side, stream(loaded.model, ids, limit, ended, new_sampler())) for side in (self.base, self.adapted)]
         while active:
             for side, tokens in list(active):
@@ -112,12 +113,17 @@ class AnswerPair:
                 side.seconds += time.perf_counter() - began
                 if token is not None:
                     side.tokens.append(token)
-                text = answer_text(loaded.tokenizer, side.tokens, template)
+                text = form.answer_text(side.tokens) if form else _decode(loaded.tokenizer, side.tokens)
                 if token is None:
                     active.remove((side, tokens))
                     side.show(text, judge(text))
                 else:
                     side.show(text.rstrip("\ufffd"), "")  # the bytes of one character may span several tokens
+
+
+def _decode(tokenizer: Any, tokens: list[int]) -> str:
+    text: str = tokenizer.decode(tokens, skip_special_tokens=True)
+    return text
 
 
 def _check(loaded: LoadedRun, ids: list[int], limit: int) -> None:
@@ -152,7 +158,7 @@ class ChatPanel(FinishedRunPanel):
             run_id: any unambiguous prefix of the id of a run; by default, the newest run.
         """
         super().__init__(root, run_id)
-        self._busy, self._shots = False, ""
+        self._busy = False
         self._example: Example | None = None
         self._build()
         for box in (self.question, self.input, self.template):
@@ -164,10 +170,24 @@ class ChatPanel(FinishedRunPanel):
     @property
     def prompt(self) -> str:
         """The prompt as the model gets it."""
+        return self._written()[0]
+
+    def _written(self) -> tuple[str, list[int], Format | None]:
+        """Return the prompt, its token ids, and how it is written."""
+        if not self.run:
+            return "", [], None
+        tokenizer = self.examples.tokenizer
         if self.template.value == RAW:
-            return "\n".join(part for part in (self.question.value, self.input.value) if part)
-        example = Example("", self.question.value, self.input.value, "", "")
-        return self._shots + prompts.prompt(example, self.template.value)
+            text = "\n".join(part for part in (self.question.value, self.input.value) if part)
+            return text, prompt_ids(tokenizer, text), None
+        data = self.run.spec.data
+        system = data.system if prompts.is_chat(self.template.value) else None
+        form = get_format(tokenizer, self.template.value, system)
+        if self._example and self.examples.asked.name == form.name:
+            form = self.examples.asked  # with its system prompt
+        example = self._example or Example("", self.question.value, self.input.value, "", "")
+        ((text, ids),) = form.prompts([example], self.examples.shots() if self.examples.task.value else ())
+        return text, ids, form
 
     def close(self) -> None:
         """Stop generating and release the model."""
@@ -183,11 +203,11 @@ class ChatPanel(FinishedRunPanel):
         self.both.clear()
         try:
             loaded = await self.loaded()
-            template = None if self.template.value == RAW else self.template.value
+            _, ids, form = self._written()
             self.status.value = "generating …"
             make = partial(make_sampler, self.temperature.value, self.seed.value)
             if not self.both.stopped:
-                await self.both.generate(loaded, self.prompt, template, self.limit.value, make, self._verdict)
+                await self.both.generate(loaded, ids, form, self.limit.value, make, self._verdict)
         except Exception as error:
             self.problem.value = error_markup(error)
             self._set_status(False, "")
@@ -208,7 +228,9 @@ class ChatPanel(FinishedRunPanel):
         self.both, self.gold, self.shown = AnswerPair(), W.Label(), W.HTML()
         self.question = text_area("question", 4, placeholder="Type a question, or take an example.")
         self.input = text_area("input of the question", 2)
-        self.template = field(W.Dropdown, "template", "300px", options=[*prompts.TEMPLATES, RAW])
+        self.template = field(
+            W.Dropdown, "template", "300px", options=[*((name, name) for name in prompts.TEMPLATES), (RAW, RAW)]
+        )
         self.limit = field(
             W.BoundedIntText,
             "new tokens",
@@ -246,13 +268,13 @@ class ChatPanel(FinishedRunPanel):
 
     def _take(self) -> None:
         """Take the next example of the task, with template and length as in the evaluation."""
-        self._shots, self._example = "", None
+        self._example = None
         try:
             with self.silently():
                 if self.examples.task.value:
-                    self.template.value = self.examples.template
                     self.limit.value = self.examples.max_new_tokens
-                    self._shots, example = self.examples.demonstrations(), self.examples.take()
+                    self._offer_templates()
+                    example = self.examples.take()
                     self.question.value, self.input.value = example.instruction, example.input
                     self._example = example
         finally:
@@ -268,7 +290,31 @@ class ChatPanel(FinishedRunPanel):
         show_if(self.input.value or (kept and kept.input), self.input)
         self.gold.value = f"gold answer: {self._example.answer}" if self._example else ""
         show_if(self._example, self.gold)
-        self.shown.value = text_box(self.prompt, "lab-box lab-prompt")
+        with errors_in(self.problem):
+            self.problem.value = ""
+            self.shown.value = ""
+            self.shown.value = text_box(self.prompt, "lab-box lab-prompt")
+            self.problem.value = message(self._mismatch())
+
+    def _offer_templates(self) -> None:
+        """Offer the plain templates, the base's own, and that of the run; the latter is selected."""
+        asked, own = self.examples.asked, getattr(self.examples.tokenizer, "chat_template", None)
+        given = asked.chat if asked.chat and asked.name != prompts.CHAT else None
+        names = [*([prompts.CHAT] if own else []), *([given] if given else []), *prompts.TEMPLATES]
+        self.template.options = [(prompts.short_name(name), name) for name in names] + [(RAW, RAW)]
+        self.template.value = given or asked.name
+
+    def _mismatch(self) -> str:
+        """Return in what the prompt differs from those that the adapter was trained on; "" if in nothing."""
+        if not self.run or not self.run.spec.adapter or self.run.spec.data.form == "text":
+            return ""
+        file = self.run.folder / "adapter" / "adapter.json"
+        trained = read_json(file).get("prompt", {}).get("template") if file.is_file() else None
+        asked, own = self.template.value, getattr(self.examples.tokenizer, "chat_template", None)
+        if trained is None or trained in (asked, own if asked == prompts.CHAT else None):
+            return ""
+        names = [prompts.CHAT if name == own else prompts.short_name(name) for name in (trained, asked)]
+        return f"The adapter was trained with the prompt {names[0]!r}; this one is {names[1]!r}."
 
     def _set_status(self, busy: bool, words: str) -> None:
         self._busy = self.generate.disabled = busy

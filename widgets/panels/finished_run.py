@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as W
 
 from llm_adapters_lab.errors import BadSpec, LabError
+from llm_adapters_lab.models.blueprint import blueprint
 from llm_adapters_lab.results.appearance import looks
 from llm_adapters_lab.runs.record import Run, list_runs
-from llm_adapters_lab.runs.rows import Rows, read_rows
+from llm_adapters_lab.runs.rows import Rows, read_rows, scoring_format
 from llm_adapters_lab.runs.spec import RunSpec
-from llm_adapters_lab.tasks import prompts
 from llm_adapters_lab.tasks.base import Example
+from llm_adapters_lab.tasks.formats import Format
 from llm_adapters_lab.tasks.registry import get_task
 from widgets.kit.elements import button, field, row, show_if
 from widgets.kit.loaded_runs import LoadedRun, free_memory, load_run
@@ -49,26 +50,34 @@ class ExamplePicker:
         self.task.value = names[0] if names else None
 
     @property
-    def template(self) -> str:
-        """The prompt template of the selected task in this run."""
-        if self._spec.eval.protocol == "paper":
-            return prompts.ORIGINAL
-        return self._spec.data.template or get_task(self.task.value).template
+    def tokenizer(self) -> Any:
+        """The tokenizer of the base of this run."""
+        return blueprint(*self._spec.base_parts).tokenizer
+
+    @property
+    def asked(self) -> Format:
+        """How the selected task is asked in this run: as it was scored, else as it was trained.
+
+        Raises:
+            LabError: see `take`.
+        """
+        rows, name = self._read(), self.task.value
+        if self._spec.data.form == "text" and name not in rows.test:
+            raise BadSpec(f"{name} holds documents, which ask nothing. Type a text.")
+        return scoring_format(self._spec, name, rows.test.get(name) or rows.train, self.tokenizer)
 
     @property
     def max_new_tokens(self) -> int:
         """The maximum number of tokens of an answer in the evaluation of this run."""
         return self._spec.eval.max_new_tokens or get_task(self.task.value).max_new_tokens
 
-    def demonstrations(self) -> str:
-        """Return the solved examples (shots) that precede every prompt of the task; "" for none.
+    def shots(self) -> Sequence[Example]:
+        """Return the solved examples that precede every prompt of the task.
 
         Raises:
             LabError: see `take`.
         """
-        if not self._spec.eval.shots or not self._spec.eval.tasks:
-            return ""
-        return prompts.demonstrations(self._read().shots.get(self.task.value, ()), self.template)
+        return self._read().shots.get(self.task.value, ()) if self._spec.eval.shots and self._spec.eval.tasks else ()
 
     def take(self) -> Example:
         """Return the next example of the task, starting with the first.

@@ -12,7 +12,6 @@ import ipywidgets as W
 from llm_adapters_lab.inspection.routing import has_experts
 from llm_adapters_lab.markup import el
 from llm_adapters_lab.results.plots.style import place
-from llm_adapters_lab.tasks import prompts
 from widgets.figures.figure_view import FigureView
 from widgets.figures.inspect_views import ALL, VIEWS, Request, View
 from widgets.forms.adapter_info import link
@@ -47,6 +46,7 @@ class InspectPanel(FinishedRunPanel):
         super().__init__(root, run_id)
         self._busy = self._again = False
         self._parts, self._ranged = ("", ""), ("", "")
+        self._front: list[int] = []
         self.shown: list[FigureView] = []
         self._build()
         self.examples.task.observe(self._another, "value")
@@ -81,7 +81,8 @@ class InspectPanel(FinishedRunPanel):
         self._offer_views(loaded)
         text = EMPTY
         if "text" in view.needs:
-            parts = self._parts if self.text.value == "".join(self._parts) else (self.text.value,)
+            own = self._front and self.text.value == "".join(self._parts)  # an edited text has no answer
+            parts = (self._front, self._parts[1]) if own else (self.text.value,)
             text = await asyncio.to_thread(tokenize, loaded, *parts)
         if "range" in view.needs:
             text = self._offer_range(loaded, text)
@@ -153,9 +154,9 @@ class InspectPanel(FinishedRunPanel):
         """Show the next example: a prompt as in the evaluation, with its gold answer."""
         self._parts = ("", "")
         if self.examples.task.value:
-            template, example = self.examples.template, self.examples.take()
-            head = self.examples.demonstrations() + prompts.prompt(example, template)
-            self._parts = (head, prompts.target(example, template))
+            form, example = self.examples.asked, self.examples.take()
+            ((head, self._front),) = form.prompts([example], self.examples.shots())
+            self._parts = (head, form.target(example))
         self.text.value = "".join(self._parts)
 
     def _text_changed(self, change: Any) -> None:
