@@ -120,8 +120,13 @@ def _parse(name: str) -> Source:
     return source
 
 
-def _read(source: Source, name: str, split: str, root: Path | None) -> list[Example]:
-    """Read the rows, in file order; no two may have the same id."""
+def raw_rows(name: str, split: str, root: Path | None) -> dict[str, Row]:
+    """Return the rows of a task as they are in its file, in their order, by the ids of the examples made from them.
+
+    Raises:
+        LabError: the file is missing or malformed, or two rows have the same id.
+    """
+    source = _parse(name)
     if source.is_file:
         place = os.path.expanduser(source.place)
         below = (readers.data_root(root) or Path()) / place
@@ -131,16 +136,19 @@ def _read(source: Source, name: str, split: str, root: Path | None) -> list[Exam
         raise BadSpec(f"{name!r}: {message}")
     else:
         rows = readers.from_hub(source.place, source.given.get("config"), source.given.get(split, split))
-    examples: list[Example] = []
-    seen: dict[str, str] = {}
+    seen: dict[str, Row] = {}
     for index, row in enumerate(rows):
         key = source.column("id", row)
         row_id = f"{source.place}/{split}/{row.as_text(key) if key else index}"
         if row_id in seen:
-            raise BadRow(f"{row.where}: the id {row_id!r} is also the id of {seen[row_id]}. Give every row its own.")
-        seen[row_id] = row.where
-        examples.append(_example(source, row_id, row))
-    return examples
+            where = seen[row_id].where
+            raise BadRow(f"{row.where}: the id {row_id!r} is also the id of {where}. Give every row its own.")
+        seen[row_id] = row
+    return seen
+
+
+def _read(source: Source, name: str, split: str, root: Path | None) -> list[Example]:
+    return [_example(source, row_id, row) for row_id, row in raw_rows(name, split, root).items()]
 
 
 def _example(source: Source, name: str, row: Row) -> Example:
