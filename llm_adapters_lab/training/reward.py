@@ -113,7 +113,7 @@ class RewardObjective(Objective):
         Every process answers its share of the questions, and all of them get all answers.
         """
         count, limit = self.plan.answers, self.answering.limit
-        generator = torch.Generator().manual_seed(hash((seed, step)))
+        generator = torch.Generator().manual_seed((seed << 32) + step)
         uniforms = torch.rand(len(samples) * count, limit, generator=generator, dtype=torch.float64)
         mine = range(accelerator.process_index, len(samples), accelerator.num_processes)
         numbers = [number * count + i for number in mine for i in range(count)]
