@@ -19,6 +19,7 @@ from llm_adapters_lab.core.quantized import scheme
 from llm_adapters_lab.events import FellBack
 from llm_adapters_lab.tasks.tokens import IGNORED, Sample, documents
 from llm_adapters_lab.training.batches import collate, collate_extras
+from llm_adapters_lab.training.distributed import sharded
 from llm_adapters_lab.training.loss import FastPaths, Objective, adds_router_loss, call_inputs
 from llm_adapters_lab.training.packing import packing_obstacle
 from llm_adapters_lab.training.spec import TrainSpec
@@ -28,6 +29,9 @@ TOLERANCE = 1e-3
 ROUNDING = 4.0
 """In lower precision: maximum ratio of a fast path's differences to `rounding_noise` (root mean squares).
 A correct fast path is near 1; one in which rows see each other was at 57 and more."""
+HEAD_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
+"""Logits in fp32 that are there at a time. For a vocabulary of 262,144 that is 64 labels on a CPU, where larger chunks
+were not faster; the value for GPUs is a guess."""
 FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, IndexError)
 """Errors by which a model shows that it cannot run in an unusual way."""
 
@@ -41,6 +45,7 @@ def choose_fast_paths(
     """
     able, reasons = eligible(model, injection, samples, plan)
     held, first = FastPaths(), ""
+    able, size = replace(able, head_chunk=0), able.head_chunk
     for paths in (able, replace(able, share_prefix=False), replace(able, packing=False, share_prefix=False)):
         fault = "" if paths == FastPaths() else _try(model, injection, samples, paths)
         if not fault:
@@ -50,6 +55,10 @@ def choose_fast_paths(
     for name in vars(able):
         if getattr(able, name) and not getattr(held, name):
             reasons[name] = f"{type(model).__name__} computes {first} with it"
+    if held.label_head and size:  # tried in small chunks, as there are few labels
+        if fault := _try(model, injection, samples, replace(held, head_chunk=4)):
+            reasons["head_chunk"] = f"{type(model).__name__} computes {fault} with its head in chunks"
+        held = held if fault else replace(held, head_chunk=size)
     return held, [FellBack(f"train.{name}", f"{reason}; computed without it.") for name, reason in reasons.items()]
 
 
@@ -66,7 +75,19 @@ def eligible(
     elif wanted.share_prefix and (reason := _sharing_obstacle(model, injection, samples)):
         reasons["share_prefix"] = reason
     able = replace(wanted, **dict.fromkeys(reasons, False))
-    return replace(able, share_prefix=able.packing and able.share_prefix), reasons
+    size = _head_chunk(model, samples, plan) if able.label_head else 0
+    if size and sharded():
+        size, reasons["head_chunk"] = 0, "the weights of the output head are spread over the processes"
+    return replace(able, share_prefix=able.packing and able.share_prefix, head_chunk=size), reasons
+
+
+def _head_chunk(model: nn.Module, samples: Sequence[Sample], plan: TrainSpec) -> int:
+    """Return how many labels have their logits at a time; 0 if no micro-batch has more."""
+    answers = plan.answers if plan.objective == "reward" else 1
+    counts = sorted(sample.counted for sample in samples)[-(plan.micro_batch or plan.batch) :]
+    vocabulary = getattr(model.config.get_text_config(), "vocab_size", 1)  # type: ignore[operator, union-attr]
+    size = max(1, HEAD_BYTES["cuda" if weights.device(model).type == "cuda" else "cpu"] // (4 * vocabulary))
+    return size if sum(counts) * answers > size else 0
 
 
 def _packing_obstacle(model: nn.Module, injection: Injection, samples: Sequence[Sample]) -> str:

@@ -22,6 +22,7 @@ from llm_adapters_lab.core.modifiers.base import modified
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.tasks.tokens import IGNORED, Sample, documents
 from llm_adapters_lab.training.batches import collate, collate_extras, send
+from llm_adapters_lab.training.chunked_head import ChunkedHead, head_input
 from llm_adapters_lab.training.packing import Packed, pack, packed_attention
 
 
@@ -33,11 +34,13 @@ class FastPaths:
         label_head: run the output head and the cross-entropy only where a label is counted.
         packing: lay rows end to end, so that no padding is computed.
         share_prefix: compute a common beginning of the rows of a micro-batch once; needs packing.
+        head_chunk: number of labels whose logits are there at a time, see `chunked_head`; 0: all. Needs label_head.
     """
 
     label_head: bool = False
     packing: bool = False
     share_prefix: bool = False
+    head_chunk: int = 0
 
 
 def token_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -124,19 +127,30 @@ class Objective:
         return passes.enter_context(self.losses(prepared, samples)).sum()
 
     @contextmanager
-    def losses(self, prepared: Any, samples: Sequence[Sample], copies: int = 1) -> Iterator[torch.Tensor]:
-        """Yield the loss of every counted label, row by row, (labels,).
+    def losses(
+        self, prepared: Any, samples: Sequence[Sample], copies: int = 1, temperature: float = 1.0
+    ) -> Iterator[torch.Tensor]:
+        """Yield the loss of every counted label at a temperature, row by row, (labels,).
 
         Several `copies` of the rows run in one pass, one after the other, for adapters that act on slices.
         """
-        with self.predictions(prepared, samples, copies) as (logits, labels):
-            yield cross_entropy(logits, labels, reduction="none")
+
+        def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            return cross_entropy(logits if temperature == 1 else logits / temperature, labels, reduction="none")
+
+        size = self.fast_paths.head_chunk
+        head = ChunkedHead(self.model, self._decoder, copies) if size else None
+        with self.predictions(prepared, samples, copies, head) as (logits, labels):
+            yield head.losses(labels, size, loss) if head and len(labels) > size else loss(logits, labels)
 
     @contextmanager
     def predictions(
-        self, prepared: Any, samples: Sequence[Sample], copies: int = 1
+        self, prepared: Any, samples: Sequence[Sample], copies: int = 1, head: ChunkedHead | None = None
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield the logits that predict the counted labels, (labels, vocabulary), and the labels."""
+        """Yield the logits that predict the counted labels, (labels, vocabulary), and the labels.
+
+        If there are more labels than a chunk has, their logits are left to `head`, if given.
+        """
         paths = self.fast_paths
         with ExitStack() as layout:
             if paths.packing:
@@ -151,7 +165,11 @@ class Objective:
                 inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
                 reads, labels = _counted(documents(samples), batch["labels"])
                 layout.enter_context(call_inputs(self._decoder, extras))
-            with _label_head(self.model, reads) if paths.label_head else nullcontext():
+            if head and len(labels) > paths.head_chunk:
+                at_labels = head.left(reads)
+            else:
+                at_labels = head_input(self.model, lambda x: x.flatten(0, 1).index_select(0, reads)[None])
+            with at_labels if paths.label_head else nullcontext():
                 logits = prepared(**inputs, use_cache=False).logits.flatten(0, 1)
             yield (logits if paths.label_head else logits[reads]).float(), labels
 
@@ -239,17 +257,3 @@ def _counted(samples: Sequence[Sample], labels: torch.Tensor) -> tuple[torch.Ten
     ]
     reads = send(torch.tensor(places, dtype=torch.long), labels.device)
     return reads, labels.flatten()[reads + 1]
-
-
-@contextmanager
-def _label_head(model: Any, reads: torch.Tensor) -> Iterator[None]:
-    """Pass only the tokens numbered `reads`, counted over all rows, to the output head of a model."""
-
-    def select(head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (args[0].flatten(0, 1).index_select(0, reads)[None], *args[1:])
-
-    hook = model.get_output_embeddings().register_forward_pre_hook(select)
-    try:
-        yield
-    finally:
-        hook.remove()

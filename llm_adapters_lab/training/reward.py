@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch.nn.functional import cross_entropy
 
 from llm_adapters_lab.core import weights
 from llm_adapters_lab.errors import BadSpec
@@ -143,8 +142,7 @@ class RewardObjective(Objective):
         ]
 
     def _sum(self, passes: ExitStack, prepared: Any, samples: Sequence[Sample]) -> torch.Tensor:
-        logits, labels = passes.enter_context(self.predictions(prepared, samples))
-        each = cross_entropy(logits / self.plan.temperature, labels, reduction="none")
+        each = passes.enter_context(self.losses(prepared, samples, temperature=self.plan.temperature))
         losses = torch.stack([part.sum() for part in torch.split(each, [sample.counted for sample in samples])])
         rollouts = [sample for sample in samples if isinstance(sample, Rollout)]
         rewards, advantages = losses.new_tensor([(row.reward, row.advantage) for row in rollouts]).unbind(1)
