@@ -26,6 +26,8 @@ from widgets.kit.panel import Panel, error_text, message, note
 M = TypeVar("M", bound=BaseModel)
 NAME_WIDTH = "var(--lab-name-width, 150px)"
 """Width of the labels. On a narrow page the stylesheet sets it to 0 and puts the labels above."""
+LONG = ("system",)
+"""Names of the fields whose texts may have several lines."""
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 
@@ -171,8 +173,7 @@ def control(name: str, field: FieldInfo, offers: Sequence[str] = ()) -> Control:
     if numbers and all(kind in (int, float) or _is_literal(kind) for kind in kinds):
         return _number(name, tip, numbers[0], bounds(field.metadata), words, optional)
     if only is str:
-        box, empty = _text(name, tip, offers), None if optional else ""
-        return Control(box, box, lambda text: text.strip() or empty, _shown)
+        return _words(name, tip, offers, optional)
     if only is not None and typing.get_origin(only) in (tuple, list) and typing.get_args(only)[0] is str:
         return _names(name, tip, offers, optional)
     return _yaml(name, tip)
@@ -219,6 +220,26 @@ def _text(name: str, tip: str, offers: Sequence[str] = (), **traits: Any) -> Any
     if offers:
         traits |= {"options": list(offers), "ensure_option": False}
     return labelled(W.Combobox if offers else W.Text, name, tooltip=tip, continuous_update=False, **traits)
+
+
+def _words(name: str, tip: str, offers: Sequence[str], optional: bool) -> Control:
+    """Return a text field. A single line, where a browser drops line breaks, has a stand-in for a longer text."""
+    kept: dict[str, str] = {}
+
+    def encode(value: Any) -> str:
+        kept.clear()
+        text = shown = _shown(value)
+        if "\n" in text:
+            shown = text if name in LONG else f"(text of {len(text.splitlines())} lines)"
+            kept[shown] = text
+        return shown
+
+    if name in LONG:
+        box = labelled(W.Textarea, name, tooltip=tip, continuous_update=False, rows=2)
+    else:
+        box = _text(name, tip, offers)
+    empty = None if optional else ""
+    return Control(box, box, lambda text: kept.get(text, text.strip()) or empty, encode)
 
 
 def _dropdown(name: str, tip: str, values: Sequence[Any], optional: bool) -> Control:
