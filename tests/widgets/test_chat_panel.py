@@ -4,6 +4,7 @@ import asyncio
 import gc
 import shutil
 import weakref
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from llm_adapters_lab.runs.execution import run
 from llm_adapters_lab.runs.record import find_run
 from llm_adapters_lab.runs.restoring import restore
 from llm_adapters_lab.tasks.formats import get_format
-from llm_adapters_lab.tasks.prompts import demonstrations, prompt
+from llm_adapters_lab.tasks.prompts import demonstrations, prompt, short_name
 from llm_adapters_lab.tasks.registry import get_task
 from llm_adapters_lab.tasks.tokens import prompt_ids
 from widgets.kit.loaded_runs import load_run
@@ -306,5 +307,28 @@ def test_a_chat_is_asked_by_the_template_it_was_trained_with(tmp_path: Path) -> 
     assert form is not None
     assert ids.count(2) == 2
     panel.template.value = "qa"
-    assert "trained with the prompt &#x27;chat:" in panel.problem.value
+    assert "was trained and scored with the prompt &#x27;chat:" in panel.problem.value
     assert "this one is &#x27;qa&#x27;" in panel.problem.value
+
+
+def test_a_prompt_other_than_that_of_the_training_or_the_evaluation_is_named(tmp_path: Path) -> None:
+    template = "{% for m in messages %}{{ m.role }} : {{ m.content }}{{ eos_token }}{% endfor %}"
+    template += "{% if add_generation_prompt %}assistant : {% endif %}"
+    data = {"task": "mini-addsub", "rows": 8, "template": template}
+    given = template + "\n"
+    asked = {"tasks": ["mini-addsub"], "rows": 1, "template": given, "system": "be exact"}
+    run(small("lora", data=data, eval=asked), root=tmp_path)
+    panel = ChatPanel(tmp_path)
+    trained, scored = short_name(template), short_name(given)
+    assert [name for name, _ in panel.template.options][:2] == [trained, scored]
+    assert panel.template.value == given
+    words = f"The adapter was trained with the prompt {trained!r}; this one is {scored!r}."
+    assert words in unescape(panel.problem.value)
+    panel.question.value = "what is 3 ?"  # an edited question is asked in the same way
+    assert panel.prompt.startswith("system : be exact</s>user : what is 3 ?")
+    panel.template.value = template
+    words = f"The adapter was scored with the prompt {scored!r}; this one is {trained!r}."
+    assert words in unescape(panel.problem.value)
+    panel.template.value = "qa"
+    words = f"trained with the prompt {trained!r} and scored with the prompt {scored!r}; this one is 'qa'."
+    assert words in unescape(panel.problem.value)

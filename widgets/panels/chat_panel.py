@@ -160,6 +160,7 @@ class ChatPanel(FinishedRunPanel):
         super().__init__(root, run_id)
         self._busy = False
         self._example: Example | None = None
+        self._asked: Format | None = None
         self._build()
         for box in (self.question, self.input, self.template):
             box.observe(self._changed, "value")
@@ -180,11 +181,10 @@ class ChatPanel(FinishedRunPanel):
         if self.template.value == RAW:
             text = "\n".join(part for part in (self.question.value, self.input.value) if part)
             return text, prompt_ids(tokenizer, text), None
-        data = self.run.spec.data
-        system = data.system if prompts.is_chat(self.template.value) else None
+        system = self.run.spec.data.system if prompts.is_chat(self.template.value) else None
         form = get_format(tokenizer, self.template.value, system)
-        if self._example and self.examples.asked.name == form.name:
-            form = self.examples.asked  # with its system prompt
+        if self._asked and self._asked.name == form.name:
+            form = self._asked  # with its system prompt
         example = self._example or Example("", self.question.value, self.input.value, "", "")
         ((text, ids),) = form.prompts([example], self.examples.shots() if self.examples.task.value else ())
         return text, ids, form
@@ -268,7 +268,7 @@ class ChatPanel(FinishedRunPanel):
 
     def _take(self) -> None:
         """Take the next example of the task, with template and length as in the evaluation."""
-        self._example = None
+        self._example = self._asked = None
         try:
             with self.silently():
                 if self.examples.task.value:
@@ -297,24 +297,33 @@ class ChatPanel(FinishedRunPanel):
             self.problem.value = message(self._mismatch())
 
     def _offer_templates(self) -> None:
-        """Offer the plain templates, the base's own, and that of the run; the latter is selected."""
-        asked, own = self.examples.asked, getattr(self.examples.tokenizer, "chat_template", None)
-        given = asked.chat if asked.chat and asked.name != prompts.CHAT else None
-        names = [*([prompts.CHAT] if own else []), *([given] if given else []), *prompts.TEMPLATES]
+        """Offer the plain templates, the base's own, and those of the run; that of its evaluation is selected."""
+        self._asked, own = self.examples.asked, getattr(self.examples.tokenizer, "chat_template", None)
+        names = [prompts.CHAT] * bool(own)
+        trained = self.run.spec.data.template if self.run else None
+        names += [given for given in (trained, self._asked.chat) if given and prompts.is_chat(given) and given != own]
+        names = list(dict.fromkeys([*names, *prompts.TEMPLATES]))
         self.template.options = [(prompts.short_name(name), name) for name in names] + [(RAW, RAW)]
-        self.template.value = given or asked.name
+        chat = self._asked.chat if self._asked.name != prompts.CHAT else ""
+        self.template.value = chat or self._asked.name
 
     def _mismatch(self) -> str:
-        """Return in what the prompt differs from those that the adapter was trained on; "" if in nothing."""
-        if not self.run or not self.run.spec.adapter or self.run.spec.data.form == "text":
+        """Return in what the prompt differs from those of the training and of the evaluation; "" if in nothing."""
+        if not self.run or not self.run.spec.adapter:
             return ""
+        spec, own = self.run.spec, getattr(self.examples.tokenizer, "chat_template", None)
         file = self.run.folder / "adapter" / "adapter.json"
-        trained = read_json(file).get("prompt", {}).get("template") if file.is_file() else None
-        asked, own = self.template.value, getattr(self.examples.tokenizer, "chat_template", None)
-        if trained is None or trained in (asked, own if asked == prompts.CHAT else None):
-            return ""
-        names = [prompts.CHAT if name == own else prompts.short_name(name) for name in (trained, asked)]
-        return f"The adapter was trained with the prompt {names[0]!r}; this one is {names[1]!r}."
+        known = read_json(file).get("prompt", {}) if file.is_file() and spec.data.form != "text" else {}
+        scored = self._asked if spec.eval.tasks else None
+        used = {"trained": known.get("template"), "scored": scored and (scored.chat or scored.name)}
+        this = own if self.template.value == prompts.CHAT else self.template.value
+        others: dict[str, list[str]] = {}
+        for done, template in used.items():
+            if template and template != this:
+                name = prompts.CHAT if template == own else prompts.short_name(template)
+                others.setdefault(name, []).append(done)
+        told = " and ".join(f"{' and '.join(done)} with the prompt {name!r}" for name, done in others.items())
+        return f"The adapter was {told}; this one is {prompts.short_name(self.template.value)!r}." if told else ""
 
     def _set_status(self, busy: bool, words: str) -> None:
         self._busy = self.generate.disabled = busy
