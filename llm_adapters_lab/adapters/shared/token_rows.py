@@ -50,7 +50,13 @@ class TokenRows(Adapter):
 
 
 def token_sites(anatomy: Anatomy) -> tuple[Site, ...]:
-    """Return the sites of token rows: the embedding, and the head."""
+    """Return the sites of token rows: the embedding, and the head.
+
+    Raises:
+        CannotInject: there is no embedding, or modules other than the head share its weight.
+    """
+    if not any(site.role == "embed" for site in anatomy.embeddings):
+        raise CannotInject("The base has no token embedding of its own whose rows could be trained.")
     return tuple(replace(site, role="tokens") for site in anatomy.embeddings)
 
 
@@ -58,7 +64,7 @@ def token_rows(places: Mapping[str, Place], ids: Sequence[int]) -> dict[str, Ada
     """Return the rows of some tokens by site key; hosts that share their weight share the rows.
 
     Raises:
-        CannotInject: there is no embedding of its own, it has fewer rows, or it is packed or offloaded.
+        CannotInject: the embedding has fewer rows, or is packed or offloaded.
     """
     found: dict[str, Any] = {}
     for key, place in places.items():
@@ -75,6 +81,4 @@ def token_rows(places: Mapping[str, Place], ids: Sequence[int]) -> dict[str, Ada
             found[key] = TokenRows(ids, place.site, place.host)
         if place.site.tied:
             found[key].rows = next(iter(found.values())).rows
-    if not any(isinstance(place.host, nn.Embedding) for place in places.values()):
-        raise CannotInject("The base has no token embedding of its own whose rows could be trained.")
     return found
