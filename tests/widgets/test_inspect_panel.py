@@ -22,8 +22,8 @@ from llm_adapters_lab.tasks.encoding import encode
 from llm_adapters_lab.tasks.registry import get_task
 from widgets.figures.figure_view import MAX_ROWS, FigureView
 from widgets.figures.inspect_views import ALL, VIEWS, Request
-from widgets.kit.loaded_runs import MAX_TOKENS, LoadedRun, TokenizedText, token_texts
-from widgets.panels.inspect_panel import InspectPanel
+from widgets.kit.loaded_runs import MAX_TOKENS, LoadedRun, TokenizedText, token_texts, tokenize
+from widgets.panels.inspect_panel import TYPED, InspectPanel
 
 Finished = tuple[Path, dict[str, str]]
 DENSE = [name for name, view in VIEWS.items() if "experts" not in view.needs]
@@ -195,6 +195,25 @@ def test_own_text_is_inspected_and_its_length_checked(finished: Finished) -> Non
     assert panel.shown
     panel.examples.task.value = "mini-bool"
     assert panel.text.value.endswith((" true", " false"))
+
+
+def test_control_tokens_of_a_chat_are_tokens_and_typed_ones_text(tmp_path: Path) -> None:
+    template = "{{ bos_token }}{% for m in messages %}{{ m.role }} : {{ m.content }}{{ eos_token }}{% endfor %}"
+    template += "{% if add_generation_prompt %}assistant : {% endif %}"
+    data = {"task": "mini-addsub", "rows": 8, "template": template}
+    run(small("lora", data=data, eval={"tasks": ["mini-addsub"], "rows": 2}), root=tmp_path)
+    panel = InspectPanel(tmp_path)
+    words = [row["token"] for row in look(panel, "Loss per token")]
+    assert panel.text.value.startswith("<s>user : ")
+    assert panel.problem.value == ""
+    panel.range.value = (1, len(words))
+    prompt = [row["token"] for row in look(panel, "Loss per token")]
+    panel.text.value += " </s>"
+    typed = [row["token"] for row in look(panel, "Loss per token")]
+    assert TYPED in panel.problem.value
+    assert "</s>" in prompt
+    assert "</s>" not in typed
+    assert tokenize(asyncio.run(panel.loaded()), "tom has", " 3 </s>").ids.tolist().count(2) == 0
 
 
 def test_hostile_text_stays_text(finished: Finished) -> None:

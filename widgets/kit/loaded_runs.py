@@ -19,7 +19,7 @@ from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.evaluation.decoding import context_length
 from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.restoring import restore
-from llm_adapters_lab.tasks.tokens import prompt_ids
+from llm_adapters_lab.tasks.tokens import prompt_ids, text_ids
 
 MAX_TOKENS = 512
 """Maximum length of a text. The logit lens keeps the probabilities of the whole vocabulary for each token."""
@@ -109,7 +109,7 @@ def tokenize(loaded: LoadedRun, prompt: str | Sequence[int], answer: str = "") -
         BadSpec: the text has too few or too many tokens.
     """
     front = prompt_ids(loaded.tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
-    ids = [*front, *(loaded.tokenizer(answer, add_special_tokens=False)["input_ids"] if answer else ())]
+    ids = [*front, *text_ids(loaded.tokenizer, [answer])[0]]
     with loaded.lock:
         limit = min(MAX_TOKENS, context_length(loaded.model) or MAX_TOKENS)
     if not 2 <= len(ids) <= limit:

@@ -12,6 +12,7 @@ import ipywidgets as W
 from llm_adapters_lab.inspection.routing import has_experts
 from llm_adapters_lab.markup import el
 from llm_adapters_lab.results.plots.style import place
+from llm_adapters_lab.tasks.tokens import control_tokens
 from widgets.figures.figure_view import FigureView
 from widgets.figures.inspect_views import ALL, VIEWS, Request, View
 from widgets.forms.adapter_info import link
@@ -19,6 +20,8 @@ from widgets.kit.elements import button, column, field, row, show_if, text_area
 from widgets.kit.loaded_runs import EMPTY, LoadedRun, TokenizedText, tokenize
 from widgets.kit.panel import error_markup, guarded, note
 from widgets.panels.finished_run import FinishedRunPanel, schedule
+
+TYPED = "Control tokens in a text that is typed or edited are read as text. Those of an example are tokens."
 
 
 class InspectPanel(FinishedRunPanel):
@@ -84,6 +87,8 @@ class InspectPanel(FinishedRunPanel):
             own = self._front and self.text.value == "".join(self._parts)  # an edited text has no answer
             parts = (self._front, self._parts[1]) if own else (self.text.value,)
             text = await asyncio.to_thread(tokenize, loaded, *parts)
+            if not own and any(name in self.text.value for name in control_tokens(loaded.tokenizer)):
+                self.problem.value = note(TYPED)
         if "range" in view.needs:
             text = self._offer_range(loaded, text)
         figures = await asyncio.to_thread(_draw, view, Request(loaded, text, self.kind.value, self.layer.value))
