@@ -111,7 +111,7 @@ class Preview:
             ids, labels, rejected = counted.ids, counted.labels, documents([counted])[1]
         head = f"{row.id} · {self.view.learnt(ids, labels, counted.counted)}"
         notes = [] if row.output.strip() else [warning("This row has no output. It is dropped.")]
-        if len(written.ids) > self.data.max_tokens:
+        if max(len(part.ids) for part in documents([counted])) > self.data.max_tokens:
             notes.append(warning(f"Longer than data.max_tokens = {self.data.max_tokens:,}. This row is dropped."))
         if how == VIEWS[1]:
             return head, [*notes, self.view.rendered(row, written)]
@@ -171,7 +171,7 @@ def make_preview(spec: RunSpec, rows: Rows, tokenizer: Any) -> Preview:
     Raises:
         BadSpec: the rows cannot be written at all.
     """
-    data, train, faults, lengths = spec.data, rows.train, dict[int, str](), list[int]()
+    data, train, faults = spec.data, rows.train, dict[int, str]()
     if data.form == "text" or any(row.template == TEXT for row in train):
         samples, _ = rows.samples(tokenizer, data)
         whole = encode_text(tokenizer, train, NO_LIMIT, control=data.control_tokens == "allow")[0]
@@ -192,7 +192,7 @@ def make_preview(spec: RunSpec, rows: Rows, tokenizer: Any) -> Preview:
             except BadSpec:  # it has no output
                 continue
     marked = [number for number, row in enumerate(train) if number in faults or view.has_control(row)]
-    lengths = [len(document.ids) for document in documents(samples)]
+    lengths = [max(len(part.ids) for part in documents([sample])) for sample in samples]
     return Preview(data, view, train, (), lengths, faults, marked)
 
 
