@@ -123,7 +123,7 @@ def test_every_field_of_a_sweep_is_refused_by_name(name: str) -> None:
         ({"eval": {"tasks": ["boolk"]}}, "eval.tasks: There is no task 'boolk'. Did you mean 'boolq'"),
         ({"train": {"batch": 4, "micro_batch": 3}}, "train: batch 4 is not a multiple of micro_batch 3."),
         ({"seed": math.nan}, "seed must be a whole number from 0 to 2147483647; given was nan."),
-        ({"train": None}, "train must be a group of keys (learning_rate, batch,"),
+        ({"train": None}, "train must be a group of keys (learning_rate, objective,"),
         ({"dtype": "fp8"}, "dtype must be one of auto, fp32, bf16, fp16; given was 'fp8'."),
         ({"base": ""}, "base must be text that is not empty; given was ''."),
         ({"trian": {}}, "'trian' is not a known key. Did you mean 'train'?"),
