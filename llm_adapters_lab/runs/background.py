@@ -11,7 +11,7 @@ import os
 import platform
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,16 @@ from llm_adapters_lab.errors import BadSpec, LabError
 from llm_adapters_lab.files import write_json
 from llm_adapters_lab.runs.event_log import Cursor, read_new
 from llm_adapters_lab.runs.preflight import check_spec
-from llm_adapters_lab.runs.processes import command, lives, spawn
+from llm_adapters_lab.runs.processes import Who, command, lives, spawn
 from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.recovery.lock import hold, holder
 from llm_adapters_lab.runs.spec import RunSpec
 from llm_adapters_lab.runs.status import State, at_work, beside, log_stat, process_of, state
 
+Begin = Callable[[list[str], Path], Who | None]
 
-def launch(spec: RunSpec, root: str | Path = "runs", fresh: bool = False) -> Run:
+
+def launch(spec: RunSpec, root: str | Path = "runs", fresh: bool = False, begin: Begin | None = None) -> Run:
     """Start a run in a process of its own and return at once; follow it with `follow` and `state`.
 
     A finished run is not repeated, an active one, whoever started it, is not started twice, and an interrupted one is
@@ -37,6 +39,8 @@ def launch(spec: RunSpec, root: str | Path = "runs", fresh: bool = False) -> Run
         spec: of the run.
         root: folder of all runs.
         fresh: start over even if there is a finished record.
+        begin: given the words of the command and the file for its output, executes it in a process that is there
+            already, and returns what identifies it, or None.
 
     Raises:
         LabError: the spec cannot be run; no process is started.
@@ -51,7 +55,7 @@ def launch(spec: RunSpec, root: str | Path = "runs", fresh: bool = False) -> Run
     beside(run, "json").parent.mkdir(parents=True, exist_ok=True)
     with hold(beside(run, "lock")):
         if not state(run).works:
-            _start(run, spec, fresh)
+            _start(run, spec, fresh, begin)
     return run
 
 
@@ -113,7 +117,7 @@ def working(root: str | Path = "runs") -> list[Run]:
     return [run for _, run in sorted(begun, key=lambda pair: -pair[0]) if state(run).works]
 
 
-def _start(run: Run, spec: RunSpec, fresh: bool) -> None:
+def _start(run: Run, spec: RunSpec, fresh: bool, begin: Begin | None) -> None:
     """Start the process; the caller holds the lock."""
     before = process_of(run)
     until = time.monotonic() + 60
@@ -124,5 +128,6 @@ def _start(run: Run, spec: RunSpec, fresh: bool) -> None:
     log, began = log_stat(run), time.time()
     write_json(beside(run, "spec.json"), spec.model_dump(mode="json"))
     words = ["run", str(beside(run, "spec.json")), "--root", str(run.folder.parent), "--json"]
-    process = spawn(*command(*words, *(["--fresh"] if fresh else [])), beside(run, "log"))
+    words += ["--fresh"] if fresh else []
+    process = (begin and begin(words, beside(run, "log"))) or spawn(*command(*words), beside(run, "log"))
     write_json(beside(run, "json"), process | {"stop": False, "log": log, "time": began})

@@ -42,6 +42,11 @@ def spawn(command: list[str], environment: dict[str, str], log: Path) -> Who:
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment, start_new_session=True
         )
+    return adopt(child)
+
+
+def adopt(child: subprocess.Popen[bytes]) -> Who:
+    """Keep a child of this process, so that `lives` and `exit_code` know how it ends, and return what identifies it."""
     process = who(child.pid)
     _children[child.pid, process["begun"]] = child
     return process

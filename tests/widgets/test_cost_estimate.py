@@ -1,9 +1,9 @@
 """Time and memory of a run as the panel shows them: estimated by a real process, or unknown."""
 
 import asyncio
-import os
 from pathlib import Path
 
+import psutil
 import pytest
 from launches import small
 
@@ -11,15 +11,18 @@ from llm_adapters_lab.runs.forecast.duration import alike
 from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.spec import RunSpec
 from widgets.forms.cost_estimate import CostEstimate, fits
+from widgets.kit import warm
 
 
-def children() -> list[int]:
-    return [int(pid) for pid in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()]
+def estimates() -> list[psutil.Process]:
+    return psutil.Process(warm.prepare().pid).children()
 
 
 def estimated(spec: RunSpec, root: Path) -> str:
     costs = CostEstimate(root)
-    asyncio.run(costs.estimate(spec))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTEST_CURRENT_TEST")  # another one would need another process
+        asyncio.run(costs.estimate(spec))
     said: str = costs.widget.value
     return said
 
@@ -61,14 +64,15 @@ def test_memory_is_compared_with_that_of_the_machine(needed: int, available: int
 
 def test_a_change_of_the_spec_ends_the_estimate(tmp_path: Path) -> None:
     async def kernel() -> None:
-        costs, before = CostEstimate(tmp_path, wait=0), children()
+        costs = CostEstimate(tmp_path, wait=0)
         costs.show(small())
-        while children() == before:
+        while not estimates():
             await asyncio.sleep(0.01)
         assert "estimating" in costs.widget.value
         costs.show(None)
         assert costs.widget.value == ""
-        while children() != before:
+        while estimates():
             await asyncio.sleep(0.01)
 
-    asyncio.run(asyncio.wait_for(kernel(), 60))
+    asyncio.run(asyncio.wait_for(kernel(), 180))
+    warm.discard()

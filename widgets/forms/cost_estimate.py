@@ -1,7 +1,7 @@
 """The time and memory that a run will need, estimated while its spec is edited.
 
-The memory is estimated in a separate low-priority process, since a training step on fake tensors takes seconds, draws
-random numbers and would block the kernel. The next change of the spec ends the process.
+The memory is estimated in a separate process of low priority that waits for such orders (`kit.warm`), since a training
+step on fake tensors draws random numbers and would block the kernel. The next change of the spec ends the estimate.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import datetime
 import json
-import os
 import statistics
 import tempfile
 from contextlib import suppress
@@ -22,20 +21,19 @@ from llm_adapters_lab.core.registry import get_adapter
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.markup import el
 from llm_adapters_lab.runs.forecast.duration import alike
-from llm_adapters_lab.runs.processes import command
 from llm_adapters_lab.runs.spec import RunSpec
 from widgets.forms.adapter_info import format_bytes
+from widgets.kit import warm
 from widgets.kit.panel import error_text, message
 
 TIGHT = 0.8
 """Share of the available memory above which it is called tight: libraries and other programs need some, too."""
-NICE = 10
 
 
 class CostEstimate:
     """Two lines about a spec: time and memory."""
 
-    def __init__(self, root: str | Path = "runs", *, wait: float = 1.0) -> None:
+    def __init__(self, root: str | Path = "runs", *, wait: float = 0.3) -> None:
         """Show nothing yet; an estimate starts after `wait` seconds without a change."""
         self.root, self.wait = Path(root).resolve(), wait
         self.widget = W.HTML()
@@ -57,6 +55,7 @@ class CostEstimate:
     async def estimate(self, spec: RunSpec, wait: float = 0) -> None:
         """Estimate and show the cost of a spec, after `wait` seconds."""
         await asyncio.sleep(wait)
+        await asyncio.to_thread(warm.prepare)
         time = _line("Time", await asyncio.to_thread(_time, spec, self.root))
         self.widget.value = time + _line("Memory", "estimating …")
         try:
@@ -113,17 +112,11 @@ def fits(takes: str, needed: int, available: int) -> str:
 
 
 async def _doctor(path: str) -> dict[str, Any]:
-    line, environment = command("doctor", path, "--json")
-    pipe = asyncio.subprocess.PIPE
-    child = await asyncio.create_subprocess_exec(*line, env=environment, stdout=pipe, stderr=pipe)
     try:
-        os.setpriority(os.PRIO_PROCESS, child.pid, NICE)
-        out, err = await child.communicate()
-    finally:
-        if child.returncode is None:
-            child.kill()
-            await child.wait()
-    if child.returncode:
-        raise BadSpec(err.decode(errors="replace").rpartition("error: ")[2].strip())
+        code, out, err = await warm.answer("doctor", path, "--json")
+    except TimeoutError:
+        raise BadSpec(f"The estimate takes longer than {warm.LONGEST:.0f} s.") from None
+    if code:
+        raise BadSpec(err.rpartition("error: ")[2].strip() or f"The estimate was ended: exit code {code}.")
     found: dict[str, Any] = json.loads(out)
     return found

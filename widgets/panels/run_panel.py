@@ -22,14 +22,13 @@ from llm_adapters_lab.results.appearance import colour
 from llm_adapters_lab.results.plots.runs import POINTS, accuracy, running_mean, thinned
 from llm_adapters_lab.results.plots.style import INK, style
 from llm_adapters_lab.runs import background
-from llm_adapters_lab.runs.background import launch
 from llm_adapters_lab.runs.event_log import Cursor, last_lines, read_new
 from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.recovery.failures import resumes_at
 from llm_adapters_lab.runs.spec import RunSpec
 from llm_adapters_lab.runs.status import State, beside, spec_of, state
 from widgets.figures.figure_view import LiveFigure, figure_output
-from widgets.kit import kernel_runs
+from widgets.kit import kernel_runs, warm
 from widgets.kit.elements import Collapsible, button, column, row, show_if, text_area
 from widgets.kit.panel import Panel, guarded, message, note
 from widgets.kit.status import SIGNS, Progress
@@ -156,7 +155,7 @@ class AccuracyView(Panel):
     @guarded
     def _evaluate(self, button: Any) -> None:
         if self._spec is not None:
-            launch(_bare(self._spec), self.root)
+            warm.launch(_bare(self._spec), self.root)
             self.show(self._spec)
 
 
@@ -195,6 +194,7 @@ class RunPanel(Panel):
         """
         super().__init__()
         self.root, self._backend = Path(root).resolve(), background if process else kernel_runs
+        self._launch = warm.launch if process else kernel_runs.launch
         self.run: Run | None = None
         self.state = State("unfinished")
         self._spec: RunSpec | None = None
@@ -319,13 +319,15 @@ class RunPanel(Panel):
     def _start(self, _: Any) -> None:
         if self._spec is None:
             raise BadSpec("There is no spec to run. Choose a base and an adapter first.")
-        self._backend.launch(self._spec, self.root)
+        self._launch(self._spec, self.root)
         self.refresh()
 
     @guarded
     def _stop(self, _: Any) -> None:
         if self.run is not None:
             self._backend.stop(self.run, now=self.state.name == "stopping")
+            if self._task and self._backend is background:
+                warm.prepare()  # for Resume
         self.refresh()
 
     @guarded
