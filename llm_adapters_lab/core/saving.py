@@ -24,8 +24,8 @@ from llm_adapters_lab.core.peft_format import from_peft
 from llm_adapters_lab.core.quantized import scheme
 from llm_adapters_lab.core.registry import get_adapter
 from llm_adapters_lab.core.tensor_files import check_alone, check_values, read_tensors, write_tensors
-from llm_adapters_lab.core.vocabulary import extended, new_tokens
-from llm_adapters_lab.errors import BadSpec, CannotMerge, WrongBase
+from llm_adapters_lab.core.vocabulary import extended, new_ids, new_tokens
+from llm_adapters_lab.errors import BadSpec, CannotMerge, WrongBase, listed
 from llm_adapters_lab.files import check_shard_size, read_json, share, write_json, writing_folder
 
 
@@ -108,6 +108,11 @@ def load_adapter(
             faults += check_fingerprint(read_json(folder / "base.json"), model, folder, larger, refuse=check_base)
         else:
             faults.append("unknown, since the folder has no base.json")
+        if tokens and rows and not {*new_ids(model)} <= {*rows}:
+            raise WrongBase(
+                f"The new tokens have the ids {listed([*map(str, new_ids(model))], gap=', ')} here, but the adapter in "
+                f"{folder} has rows of {listed([*map(str, rows)], gap=', ')}. Pass the tokenizer of the base that it was trained on."
+            )
         injection = inject(model, config, name=name, tokenizer=larger, tokens=rows)
         injection.other_base, injection.prompt = faults, dict(meta.get("prompt", {}))
         try:

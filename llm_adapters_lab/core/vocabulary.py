@@ -92,14 +92,15 @@ def extend_tokenizer(tokenizer: Any, tokens: Mapping[str, str]) -> None:
     if tokenizer is None:
         raise BadSpec(f"The new tokens {_named(tokens)} need the tokenizer of the base. Pass tokenizer=.")
     known = tokenizer.get_vocab()
+    inside = {start: next((text for text in tokens if text in start), None) for start in {*tokens.values()} - {""}}
     for text, start in tokens.items():
         if not text.strip():
             raise BadSpec(f"tokens: {text!r} is blank. Name a text that is to be one token.")
         present = [known[text]] if text in known else tokenizer(text, add_special_tokens=False)["input_ids"]
         if len(present) == 1 and (text in known or present[0] != tokenizer.unk_token_id):
             raise BadSpec(f"tokens: {text!r} is a token of this base already (id {present[0]}). Leave it out.")
-        if inside := next((other for other in tokens if other in start), None):
-            raise BadSpec(f"tokens: {text!r} cannot start from {start!r}, which has the new token {inside!r} in it.")
+        if new := inside.get(start):
+            raise BadSpec(f"tokens: {text!r} cannot start from {start!r}, which has the new token {new!r} in it.")
         if start and not _start_ids(tokenizer, start):
             raise BadSpec(f"tokens: {text!r} starts from {start!r}, in which there is no known token. Use other words.")
     tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in tokens])
@@ -126,6 +127,8 @@ def extend_model(model: Any, tokenizer: Any, tokens: Mapping[str, str]) -> Calla
     hosts = _hosts(model)
     if any(weights.is_offloaded(host) or weights.is_quantized(host) for host in hosts):
         raise BadSpec(f"The embedding of {type(model).__name__} is packed or offloaded, so that it cannot grow.")
+    if len({len(host.weight) for host in hosts}) > 1:
+        raise BadSpec(f"Embedding and output head of {type(model).__name__} have unequal numbers of rows.")
     ids = {text: int(tokenizer.convert_tokens_to_ids(text)) for text in tokens}
     rows, first = len(hosts[0].weight), min(ids.values())
     spare = [number for number in ids.values() if number < rows]  # many bases have rows that no token uses

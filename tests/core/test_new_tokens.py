@@ -238,6 +238,22 @@ def test_after_an_error_the_model_is_as_before(tmp_path: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_rows_are_not_put_under_other_ids(tmp_path: Path) -> None:
+    _, tokenizer, injection = trained("gemma3-120", "lora")
+    save_adapter(injection, tmp_path / "lab")
+    to_peft(injection, tmp_path / "peft", tokenizer=tokenizer)
+    other = words(40)
+    for folder, error, match in (
+        ("lab", WrongBase, "ids 40, 41 here, but the adapter in .* has rows of 120, 121"),
+        ("peft", StateMismatch, r"'<tool>' \(id 120\), '<end>' \(id 121\), but the next free id of the tokenizer is 40"),
+    ):
+        model, _ = plain("gemma3-120")
+        with pytest.raises(error, match=match):
+            load_adapter(model, tmp_path / folder, tokenizer=other, check_base=False)
+        assert len(other) == 40
+        assert not injections(model)
+
+
 def test_what_cannot_be_combined_is_refused_by_name(tmp_path: Path) -> None:
     model, tokenizer = plain("llama-128")
     injection = inject(model, config("trainable-tokens", ids=[]))

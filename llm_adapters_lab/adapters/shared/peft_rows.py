@@ -17,7 +17,7 @@ from llm_adapters_lab.adapters.shared.token_rows import TokenRows
 from llm_adapters_lab.core import weights
 from llm_adapters_lab.core.anatomy import Anatomy
 from llm_adapters_lab.core.injection import Injection
-from llm_adapters_lab.errors import CannotConvert, StateMismatch
+from llm_adapters_lab.errors import CannotConvert, StateMismatch, listed
 from llm_adapters_lab.files import read_json
 
 Tensors = dict[str, torch.Tensor]
@@ -102,14 +102,23 @@ def _changed_rows(model: nn.Module, path: str, table: torch.Tensor, known: set[i
 
 
 def texts_of(folder: Path, ids: set[int], tokenizer: Any) -> dict[str, str]:
-    """Return the texts of those tokens that a tokenizer lacks and the one in a folder has, in order of their ids."""
+    """Return the texts of those tokens that a tokenizer lacks and the one in a folder has, in order of their ids.
+
+    Raises:
+        StateMismatch: they would get other ids.
+    """
     if tokenizer is None or not (folder / "tokenizer.json").is_file():
         return {}
     added: Any = read_json(folder / "tokenizer.json").get("added_tokens") or []
     known = tokenizer.get_vocab()
     texts = {token["id"]: token["content"] for token in added if token["id"] in ids and token["content"] not in known}
-    follow = sorted(texts) == [*range(len(tokenizer), len(tokenizer) + len(texts))]
-    return {texts[number]: "" for number in sorted(texts)} if follow else {}
+    if sorted(texts) != [*range(len(tokenizer), len(tokenizer) + len(texts))]:
+        named = listed([f"{texts[number]!r} (id {number})" for number in sorted(texts)], gap=", ")
+        raise StateMismatch(
+            f"{folder} has rows of {named}, but the next free id of the tokenizer is {len(tokenizer)}. Pass the "
+            "tokenizer that is in the folder, with a base that is resized to it."
+        )
+    return {texts[number]: "" for number in sorted(texts)}
 
 
 @torch.no_grad()
