@@ -109,9 +109,10 @@ def load_adapter(
         else:
             faults.append("unknown, since the folder has no base.json")
         if tokens and rows and not {*new_ids(model)} <= {*rows}:
+            here, there = (listed([*map(str, ids)], gap=", ") for ids in (new_ids(model), rows))
             raise WrongBase(
-                f"The new tokens have the ids {listed([*map(str, new_ids(model))], gap=', ')} here, but the adapter in "
-                f"{folder} has rows of {listed([*map(str, rows)], gap=', ')}. Pass the tokenizer of the base that it was trained on."
+                f"The new tokens have the ids {here} here, but the adapter in {folder} has rows of {there}. Pass the "
+                "tokenizer of the base that it was trained on."
             )
         injection = inject(model, config, name=name, tokenizer=larger, tokens=rows)
         injection.other_base, injection.prompt = faults, dict(meta.get("prompt", {}))

@@ -245,7 +245,7 @@ def test_rows_are_not_put_under_other_ids(tmp_path: Path) -> None:
     other = words(40)
     for folder, error, match in (
         ("lab", WrongBase, "ids 40, 41 here, but the adapter in .* has rows of 120, 121"),
-        ("peft", StateMismatch, r"'<tool>' \(id 120\), '<end>' \(id 121\), but the next free id of the tokenizer is 40"),
+        ("peft", StateMismatch, r"'<tool>' \(id 120\), '<end>' \(id 121\), but the next free id .* is 40"),
     ):
         model, _ = plain("gemma3-120")
         with pytest.raises(error, match=match):
