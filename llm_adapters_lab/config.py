@@ -296,6 +296,20 @@ def read_yaml(text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes text of several lines, such as a chat template, as such."""
+
+
+_Dumper.add_representer(
+    str, lambda to, text: to.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+)
+
+
+def to_yaml(fields: Any) -> str:
+    """Return fields as YAML for people to read, in their order."""
+    return str(yaml.dump(fields, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+
+
 def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested fields as one level of dotted keys, such as "adapter.rank"."""
     result: dict[str, Any] = {}

@@ -125,12 +125,13 @@ class LeftOut(Event):
 
     rows: int
     too_long: int = _counted("longer than data.max_tokens, dropped")
-    empty: int = _counted("without an output, dropped")
+    empty: int = _counted("without an output to learn, dropped")
     split: int = _counted("longer than data.max_tokens, split")
     held_out: int = _counted("with a validation question, dropped")
     repeated: int = _counted("equal to an earlier row")
     unknown: int = _counted("with characters that the tokenizer does not know")
     control: int = _counted("with a control token written out, read as text")
+    allowed: int = _counted("with a control token written out, read as a token")
     scored: int = _counted("with a question of the scored rows")
 
     @property

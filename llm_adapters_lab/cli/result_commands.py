@@ -130,10 +130,10 @@ def show(run: RunName, root: Root = Path("runs")) -> Output:
     spec = record.spec.model_dump(mode="json")
 
     def show() -> None:
-        import yaml
+        from llm_adapters_lab.config import to_yaml
 
         given = record.spec.model_dump(mode="json", exclude_none=True)
-        say(f"# {record.id}\n" + yaml.safe_dump(given, sort_keys=False))
+        say(f"# {record.id}\n" + to_yaml(given))
         show_result(record)
 
     return Output({"id": record.id, "folder": str(record.folder), "spec": spec, "summary": record.summary}, show)
@@ -159,8 +159,8 @@ def compare(
     The tests compare the first run with each other run, item by item.
     """
     from llm_adapters_lab.results import paired_tests, seed_groups
-    from llm_adapters_lab.results.appearance import looks, short_names
-    from llm_adapters_lab.results.comparison import compare, remarks, spec_fields, task_names
+    from llm_adapters_lab.results.appearance import looks, short_names, spec_fields
+    from llm_adapters_lab.results.comparison import compare, remarks, task_names
     from llm_adapters_lab.results.formatting import item_cells
     from llm_adapters_lab.results.published_results import published
 

@@ -16,6 +16,8 @@ from typing import Any
 from llm_adapters_lab.config import flat
 from llm_adapters_lab.core.registry import all_adapters
 from llm_adapters_lab.runs.record import Run
+from llm_adapters_lab.runs.spec import RunSpec
+from llm_adapters_lab.tasks.prompts import short_name
 
 BASE = "#7f868e"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
@@ -44,12 +46,24 @@ def colour(kind: str | None) -> str:
     return (entry.colour or COLOURS[sum(entry.name.encode()) % len(COLOURS)]) if entry else BASE
 
 
+def spec_fields(spec: RunSpec) -> dict[str, Any]:
+    """Return all fields of a spec by dotted key; "adapter.type" is None for a bare base.
+
+    Chat templates and long system prompts have short names.
+    """
+    fields = flat(spec.model_dump(mode="json"))
+    for key in ("data.template", "data.system", "eval.template", "eval.system"):
+        fields[key] = fields.get(key) and short_name(fields[key])
+    # In the place of the adapter's fields, not after all others.
+    return {"adapter.type" if key == "adapter" else key: value for key, value in fields.items()}
+
+
 def looks(runs: Sequence[Run]) -> dict[str, Look]:
     """Return the look of each run by id.
 
     A run is named after its adapter type, or "base"; if that is not unique, with the fields in which it differs.
     """
-    fields = {run.id: flat(run.spec.model_dump(mode="json")) for run in runs}
+    fields = {run.id: spec_fields(run.spec) for run in runs}
     kinds = {name: values.get("adapter.type") for name, values in fields.items()}
     result: dict[str, Look] = {}
     for name, kind in kinds.items():

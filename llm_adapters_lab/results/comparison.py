@@ -6,12 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llm_adapters_lab.config import flat
-from llm_adapters_lab.results.appearance import looks
+from llm_adapters_lab.results.appearance import looks, spec_fields
 from llm_adapters_lab.results.formatting import SHARES
 from llm_adapters_lab.results.published_results import general_remarks
 from llm_adapters_lab.runs.record import Run
-from llm_adapters_lab.runs.spec import RunSpec
 
 SCORE = (
     *("accuracy", "low", "high", "correct", "total", "chance", "majority", "in_format"),
@@ -133,13 +131,6 @@ def compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
             for task, score in scores.items()
         ]
     return rows
-
-
-def spec_fields(spec: RunSpec) -> dict[str, Any]:
-    """Return all fields of a spec by dotted key; "adapter.type" is None for a bare base."""
-    fields = flat(spec.model_dump(mode="json"))
-    # In the place of the adapter's fields, not after all others.
-    return {"adapter.type" if key == "adapter" else key: value for key, value in fields.items()}
 
 
 def differences(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:

@@ -12,8 +12,7 @@ from contextlib import suppress
 from importlib import resources
 from typing import Any
 
-import yaml
-
+from llm_adapters_lab.config import to_yaml
 from llm_adapters_lab.core.adapter_config import AdapterConfig
 from llm_adapters_lab.core.registry import get_adapter
 from llm_adapters_lab.core.sites import describe_counts
@@ -71,7 +70,7 @@ def card(
         rows=rows,
         prompt=_prompt(record) if record else None,
         spec_system=record.spec.data.system if record else None,
-        spec=yaml.safe_dump(spec, sort_keys=False, allow_unicode=True) if spec else "",
+        spec=to_yaml(spec) if spec else "",
         cell=cell,
         percent=percent,
         task_cell=task_cell,

@@ -16,8 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from llm_adapters_lab.config import to_yaml
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.events import row_remarks
 from llm_adapters_lab.files import write_atomically, writing
@@ -120,7 +119,7 @@ def _score(run: Run, task: str) -> dict[str, Any] | None:
 
 
 def _recipe(run: Run) -> str:
-    return yaml.safe_dump(run.spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return to_yaml(run.spec.model_dump(mode="json"))
 
 
 def _lead(runs: Sequence[Run], seen: dict[str, Look], rows: Sequence[dict[str, Any]]) -> str:

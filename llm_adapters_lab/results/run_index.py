@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from llm_adapters_lab.errors import BadSpec, LabError, choices
-from llm_adapters_lab.results.comparison import spec_fields
+from llm_adapters_lab.results.appearance import spec_fields
 from llm_adapters_lab.runs.record import Run, note
 from llm_adapters_lab.runs.recovery.lock import hold
 from llm_adapters_lab.runs.status import SILENT, Name, State, beside, spec_of, state

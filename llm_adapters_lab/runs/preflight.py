@@ -102,7 +102,9 @@ def _check_questions(spec: RunSpec, rows: Rows, base: Blueprint, name: str, form
     tokenizer, task, asked, shots = base.tokenizer, get_task(name), rows.test[name], rows.shots.get(name, ())
     shown, notes = [*shots, *(replace(row, output="") for row in asked)], []
     if written := count_control_rows(tokenizer, shown, form):
-        notes = [f"test/{name}: {written:,} of {len(shown):,} rows have a control token written out, read as text."]
+        read_as = "a token" if form.control_tokens == "allow" else "text"
+        where = f"{written:,} of {len(shown):,} rows have a control token written out"
+        notes = [f"test/{name}: {where}, read as {read_as}."]
     choose = bool(base.context and task.labels) and (spec.eval.likelihood or not limit)
     questions = ask(tokenizer, task, asked, form, shots, limit, choose)
     if max(tokenizer.get_vocab().values(), default=0) >= base.embeddings:

@@ -160,7 +160,8 @@ def scoring_format(spec: RunSpec, name: str, rows: Sequence[Example], tokenizer:
     if template == TEXT:
         raise BadSpec(f"{name} holds documents, which ask nothing: they can be learnt, but not scored.")
     system = spec.eval.system if spec.eval.system is not None else spec.data.system
-    return get_format(tokenizer, template, system if is_chat(template) or spec.eval.system else None)
+    system = system if is_chat(template) or spec.eval.system else None
+    return get_format(tokenizer, template, system, spec.data.control_tokens)
 
 
 def changed_files(spec: RunSpec, known: dict[str, str]) -> str:

@@ -62,11 +62,14 @@ def _asked(session: RunSession, name: str, form: Format) -> dict[str, Any]:
     same = (trained.name, trained.system) == (form.name, form.system)
     if not (same or (first[0].messages and not trained.chat)):  # a chat has no prompt in a plain format
         same = trained.prompts(first)[0][0] == form.prompts(first)[0][0]
+    other = trained.name
+    if other == form.name:
+        other += f" with the system prompt {trained.system!r:.60}" if trained.system else " without a system prompt"
     packed = session.base.blueprint.quantization(spec.quantization)
     return {
         "decoding": decoding_method(model, plan.protocol),
         "template": form.name,
-        "trained_with": None if same else trained.name,
+        "trained_with": None if same else other,
         "dtype": str(model.dtype).removeprefix("torch.") + (f" {packed}" if packed != "none" else ""),
         "batch": plan.batch,
         "max_new_tokens": None if plan.protocol == "options" else plan.max_new_tokens or task.max_new_tokens,

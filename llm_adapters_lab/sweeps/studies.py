@@ -121,7 +121,7 @@ def check_compatible(specs: Sequence[RunSpec]) -> None:
         )
     first = shared_fields(specs[0])
     faults = {
-        f"{name} = {value!r} here and {other[name]!r} in {spec.id}": None
+        f"{name} = {value!r:.60} here and {other[name]!r:.60} in {spec.id}": None
         for spec in specs[1:]
         for name, value in first.items()
         if (other := shared_fields(spec))[name] != value

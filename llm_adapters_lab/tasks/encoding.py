@@ -27,7 +27,7 @@ def encode(
         tokenizer: tokenizer of the base.
         examples: the rows.
         template: prompt template, or the format that it stands for.
-        max_tokens: longer rows are dropped, since truncation would cut the answer; so are rows without an output.
+        max_tokens: longer rows are dropped, since truncation would cut the answer; so are rows with nothing to learn.
         loss_on: count the loss on the answer and the end token, on the last answer of a chat, or on all tokens.
 
     Returns:
@@ -41,22 +41,29 @@ def encode(
     said = [example for example in examples if example.output.strip()]
     count["empty"] = len(examples) - len(said)
     pairs = [example for example in said if example.rejected]
-    second = dict(zip((e.id for e in pairs), form.rows([_rejected(e) for e in pairs], loss_on), strict=True))
-    for example, written in zip(said, form.rows(said, loss_on), strict=True):
+    second = dict(
+        zip((e.id for e in pairs), form.rows([_rejected(e) for e in pairs], loss_on, max_tokens), strict=True)
+    )
+    for example, written in zip(said, form.rows(said, loss_on, max_tokens), strict=True):
         parts = [written, *([second[example.id]] if example.rejected else [])]
         if max(len(part.ids) for part in parts) > max_tokens:
             count["too_long"] += 1
             continue
         ids = tuple(token for part in parts for token in part.ids)
         labels = tuple(label for part in parts for label in part.labels)
+        sample = Sample(example.id, ids, labels, starts=(len(written.ids),) if example.rejected else ())
+        if not sample.counted:
+            count["empty"] += 1
+            continue
         count["unknown"] += tokenizer.unk_token_id in ids[1:]
-        samples.append(Sample(example.id, ids, labels, starts=(len(written.ids),) if example.rejected else ()))
+        samples.append(sample)
     if not samples and count["empty"]:
-        raise BadSpec(f"No training row is left: of {len(examples)}, {count['empty']} have an empty output.")
+        raise BadSpec(f"No training row is left: of {len(examples)}, {count['empty']} have no output to learn.")
     if not samples:
         raise BadSpec(f"All {len(examples)} training rows are longer than data.max_tokens = {max_tokens}. Raise it.")
     kept = {sample.id for sample in samples}
-    count["control"] = count_control_rows(tokenizer, [row for row in examples if row.id in kept], form)
+    read_as = "allowed" if form.control_tokens == "allow" else "control"
+    count[read_as] = count_control_rows(tokenizer, [row for row in examples if row.id in kept], form)
     return samples, LeftOut(len(examples), **count)
 
 
@@ -102,7 +109,9 @@ def encode_text(
     if not samples:
         raise BadSpec(f"No document is left: of {len(examples)}, {count['empty']} are empty.")
     controls = control_tokens(tokenizer)
-    count["control"] = sum(any(token in example.output for token in controls) for example in said)
+    count["allowed" if control else "control"] = sum(
+        any(token in example.output for token in controls) for example in said
+    )
     return samples, LeftOut(len(examples), **count)
 
 

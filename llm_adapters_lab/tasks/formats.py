@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -85,12 +86,14 @@ class Format:
         texts = [front + prompts.prompt(self._plain(row), self.name) for row in rows]
         return list(zip(texts, self._encode(texts, begin=True), strict=True))
 
-    def rows(self, rows: Sequence[Example], loss_on: LossOn = "answer") -> list[Written]:
+    def rows(self, rows: Sequence[Example], loss_on: LossOn = "answer", limit: int = sys.maxsize) -> list[Written]:
         """Return rows with their answers and end tokens.
 
         Args:
             rows: the rows.
             loss_on: learn the answers (in a chat, those of all turns of the assistant), the last answer, or everything.
+            limit: chats of more tokens are not looked into, since the time for that grows with the square of their
+                turns; nothing of them is learnt.
 
         Raises:
             BadRow: a row cannot be written; the message names row and turn.
@@ -181,14 +184,14 @@ class ChatFormat(Format):
             texts.append(self._of_row(row, [*head[:place], *front, *head[place:]], generation=True))
         return list(zip(map(_unmarked, texts), self._encode(texts), strict=True))
 
-    def rows(self, rows: Sequence[Example], loss_on: LossOn = "answer") -> list[Written]:
+    def rows(self, rows: Sequence[Example], loss_on: LossOn = "answer", limit: int = sys.maxsize) -> list[Written]:
         """Return rows with their answers and end tokens."""
-        found = [self._spans(row, loss_on) for row in rows]
-        cuts = [[whole, *(whole[:at] for _, *span in spans for at in span)] for whole, spans in found]
-        encoded = iter(self._encode([text for parts in cuts for text in parts]))
-        written = []
-        for row, (whole, spans) in zip(rows, found, strict=True):
-            ids = tuple(next(encoded))
+        wholes = [self._of_row(row, self._turns(row)) for row in rows]
+        texts = list(zip(rows, wholes, map(tuple, self._encode(wholes)), strict=True))
+        found = [self._spans(row, whole, loss_on) if len(ids) <= limit else [] for row, whole, ids in texts]
+        cuts = [whole[:at] for whole, spans in zip(wholes, found, strict=True) for _, *span in spans for at in span]
+        encoded, written = iter(self._encode(cuts)), []
+        for (row, whole, ids), spans in zip(texts, found, strict=True):
             labels = [IGNORED] * len(ids) if loss_on != "all" else [*ids]
             for turn, _, _ in spans:
                 first, end = next(encoded), next(encoded)
@@ -287,19 +290,18 @@ class ChatFormat(Format):
             return True
         return False
 
-    def _spans(self, row: Example, loss_on: LossOn) -> tuple[str, list[Span]]:
-        """Return a row as text, and where in it each learnt answer starts and ends."""
+    def _spans(self, row: Example, whole: str, loss_on: LossOn) -> list[Span]:
+        """Return where in a row, whose text is `whole`, each learnt answer starts and ends."""
         turns = self._turns(row)
-        whole = self._of_row(row, turns)
         self._require_all(row, turns, whole)
         if loss_on == "all":
-            return whole, []
+            return []
         answers = [i for i, turn in enumerate(turns) if turn["role"] == "assistant" and turn.get("weight", 1)]
         if loss_on == "last":
             answers = answers[-1:]
         if _MARKS.search(self.tokenizer.get_chat_template(self._given, list(row.tools) or None)):
-            return whole, self._marked_spans(row, turns, answers, whole)
-        return whole, [self._proven_span(row, turns, i, whole) for i in answers]
+            return self._marked_spans(row, turns, answers, whole)
+        return [self._proven_span(row, turns, i, whole) for i in answers]
 
     def _marked_spans(self, row: Example, turns: Sequence[Message], answers: Sequence[int], whole: str) -> list[Span]:
         """Return the spans that the template marks, each with the end token that follows it."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from textwrap import shorten
 
 from llm_adapters_lab.errors import BadSpec, choices
 from llm_adapters_lab.tasks.base import Example, Task
@@ -88,10 +89,14 @@ def is_chat(template: str) -> bool:
     return template == CHAT or "{{" in template or "{%" in template
 
 
-def short_name(template: str) -> str:
-    """Return the name of a template, for one given as text "chat:" and the first digits of its SHA-256."""
-    text = is_chat(template) and template != CHAT
-    return f"{CHAT}:{sha256(template.encode()).hexdigest()[:8]}" if text else template
+def short_name(given: str) -> str:
+    """Return the name of a template, for one given as text "chat:" and the first digits of its SHA-256.
+
+    That of a long system prompt are its first words and such digits.
+    """
+    text, digits = is_chat(given) and given != CHAT, sha256(given.encode()).hexdigest()[:8]
+    short = shorten(given, 40, placeholder="…")
+    return f"{CHAT}:{digits}" if text else given if given == short else f"{short} {digits}"
 
 
 def template_of(given: str | None, task: Task, rows: Sequence[Example]) -> str:

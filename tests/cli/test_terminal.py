@@ -24,8 +24,7 @@ from llm_adapters_lab.cli import arguments
 from llm_adapters_lab.cli.app import app
 from llm_adapters_lab.cli.console import as_table
 from llm_adapters_lab.events import Failed
-from llm_adapters_lab.results.appearance import short_names
-from llm_adapters_lab.results.comparison import spec_fields
+from llm_adapters_lab.results.appearance import short_names, spec_fields
 from llm_adapters_lab.runs.spec import RunSpec
 
 KINDS: tuple[dict[str, Any] | None, ...] = (

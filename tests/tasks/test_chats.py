@@ -97,11 +97,85 @@ def test_calls_and_tools(tmp_path):
         ([{"role": "user", "content": 5}], r"turn 1 \(user\) holds 5, a int; give text"),
         ([TURNS[0], {"role": "assistant", "tool_calls": [5]}], "turn 2 calls 5; give a function with name"),
         ([{"role": "user", "content": "\ud800"}], "turn 1 holds an unpaired surrogate"),
+        ([{**TURNS[0], "name": "\ud800"}], "turn 1 holds an unpaired surrogate"),
+        ([{"role": "user", "content": 0}], r"turn 1 \(user\) holds 0, a int; give text"),
+        ([TURNS[0], {**TURNS[1], "weight": "0"}], "turn 2 has the weight '0'; give 1, or 0"),
+        ([TURNS[0], {**TURNS[1], "weight": 0.5}], "turn 2 has the weight 0.5; give 1, or 0"),
+        (
+            [TURNS[0], {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{a"}]}],
+            "calls f with '{a'; give",
+        ),
+        ([TURNS[0], {"role": "assistant", "tool_calls": [{"name": "f", "arguments": 5}]}], "calls f with 5; give"),
     ],
 )
 def test_malformed_turns_are_named(tmp_path, turns, message):
     with pytest.raises(BadRow, match=message):
         read(tmp_path, {"messages": turns})
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"messages": TURNS, "tools": [{"name": "\ud800"}]}, "field 'tools' holds an unpaired surrogate"),
+        ({"prompt": "a", "completion": ""}, "field 'completion' is empty; give text"),
+        ({"prompt": "a", "chosen": "b", "rejected": None}, "field 'rejected' is None"),
+        ({"messages": None}, "field 'messages' is None; give a list of turns"),
+        ({"messages": TURNS, "system": 5}, "field 'system' is 5, a int; give text"),
+    ],
+)
+def test_malformed_columns_are_named(tmp_path, row, message):
+    with pytest.raises(BadRow, match=message):
+        read(tmp_path, row)
+
+
+def test_a_column_with_a_system_prompt_is_its_first_turn(tmp_path):
+    system = {"role": "system", "content": "Be brief."}
+    assert read(tmp_path, {"conversations": SHARE, "system": "Be brief."}).messages == (system, *TURNS)
+    assert read(tmp_path, {"messages": [system, *TURNS], "system": "other"}).messages == (system, *TURNS)
+    assert read(tmp_path, {"messages": TURNS, "system": ""}).messages == tuple(TURNS)
+
+
+def test_a_prompt_that_both_answers_repeat_stands_there_once(tmp_path):
+    other = [TURNS[0], {"role": "assistant", "content": "5"}]
+    for prompt in ("2 + 2 ?", TURNS[:1]):
+        row = read(tmp_path, {"prompt": prompt, "chosen": TURNS, "rejected": other})
+        assert (row.messages, row.rejected) == (tuple(TURNS), "5")
+        assert read(tmp_path, {"prompt": prompt, "completion": TURNS[1:]}).messages == tuple(TURNS)
+
+
+def test_calls_in_the_older_forms_are_read(tmp_path):
+    call = {"name": "add", "arguments": '{"a": 2}'}
+    expected = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
+    for said in ({"content": None}, {"content": "I add."}):
+        turn = read(tmp_path, {"messages": [TURNS[0], {"role": "assistant", **said, "function_call": call}]}).messages[
+            1
+        ]
+        assert turn == {"role": "assistant", "content": said["content"] or "", "tool_calls": [expected]}
+    several = {"from": "function_call", "value": json.dumps([call, call])}
+    assert read(tmp_path, {"conversations": [SHARE[0], several]}).messages[1]["tool_calls"] == [expected, expected]
+
+
+def test_rows_with_nothing_to_learn_are_dropped_and_counted(tmp_path):
+    tokenizer, quiet = Blueprint("nano").tokenizer, {**TURNS[1], "weight": 0}
+    (tmp_path / "one").mkdir()
+    silent = read(tmp_path / "one", {"messages": [TURNS[0], quiet]})
+    rows = [silent, read(tmp_path, {"messages": [TURNS[0], quiet, *TURNS]})]
+    (sample,), left_out = encode(tokenizer, rows, ASKED, 64, "answer")
+    assert (sample.id, left_out.empty) == (rows[1].id, 1)
+    with pytest.raises(BadSpec, match="of 1, 1 have no output to learn"):
+        encode(tokenizer, rows[:1], ASKED, 64, "answer")
+
+
+def test_chats_that_are_too_long_are_dropped_without_a_proof_of_every_turn(tmp_path, monkeypatch):
+    tokenizer = Blueprint("nano").tokenizer
+    (tmp_path / "one").mkdir()
+    rows = [read(tmp_path / "one", {"messages": TURNS * 500}), read(tmp_path, {"messages": TURNS})]
+    form, rendered = get_format(tokenizer, ASKED), []
+    render = form._render
+    monkeypatch.setattr(form, "_render", lambda turns, *args: rendered.append(len(turns)) or render(turns, *args))
+    (sample,), left_out = encode(tokenizer, rows, form, 64, "answer")
+    assert (sample.id, left_out.too_long) == (rows[1].id, 1)
+    assert rendered.count(1000) == 1
 
 
 def test_control_tokens_in_any_turn_are_counted(tmp_path):
@@ -110,8 +184,9 @@ def test_control_tokens_in_any_turn_are_counted(tmp_path):
     (sample,), left_out = encode(tokenizer, [row], ASKED, 64, "answer")
     assert left_out.control == 1
     assert sample.ids.count(tokenizer.eos_token_id) == 3
-    (as_token,), _ = encode(tokenizer, [row], get_format(tokenizer, ASKED, control_tokens="allow"), 64, "answer")
+    (as_token,), told = encode(tokenizer, [row], get_format(tokenizer, ASKED, control_tokens="allow"), 64, "answer")
     assert as_token.ids.count(tokenizer.eos_token_id) == 4
+    assert (told.control, told.allowed, "read as a token" in told.text) == (0, 1, True)
 
 
 def test_a_plain_template_refuses_several_turns(tmp_path):
