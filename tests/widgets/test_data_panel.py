@@ -210,6 +210,13 @@ def test_a_row_that_cannot_be_read_is_shown_as_it_is_in_the_file(said, tmp_path,
     assert "field &#x27;conversations&#x27; turn 2" in panel.warning.value and not panel.plot.outputs
 
 
+def test_a_chat_without_an_answer_is_drawn_with_the_reason(tmp_path, monkeypatch):
+    panel = DataPanel(chat_spec(tmp_path, monkeypatch, [{"messages": [{"role": "user", "content": HOSTILE}]}]))
+    panel.preview.click()
+    ((look, _, said),) = shown_turns(panel.prompts.value)
+    assert look == "lab-user" and HOSTILE in said and "ends without an answer" in text_of(panel.prompts.value)
+
+
 def test_pairs_stand_side_by_side(tmp_path, monkeypatch):
     rows = [{"prompt": "say 5", "chosen": "5", "rejected": "9 9"}] * 3
     panel = DataPanel(chat_spec(tmp_path, monkeypatch, rows, template=None))

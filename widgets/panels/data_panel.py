@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ class Preview:
         row, fault = self.rows[number], self.faults.get(number, "")
         if how == VIEWS[2]:
             warned = [warning(fault)] if fault else []
-            return row.where if isinstance(row, Row) else row.id, [*warned, _raw(row, self.data)]
+            return row.where if isinstance(row, Row) else row.id, [*warned, self._raw(row)]
         if isinstance(row, Row):
             return row.where, unwritten(_turns_in_file(row, fault), fault)
         assert self.view is not None
@@ -129,11 +130,22 @@ class Preview:
         head = f"{room} · {self.view.learnt(sample.ids, sample.labels, sample.counted)}"
         if how == VIEWS[2]:
             row = next(row for row in self.rows if isinstance(row, Example) and row.id == sample.id)
-            return f"its first document is of {sample.id}", [_raw(row, self.data)]
+            return f"its first document is of {sample.id}", [self._raw(row)]
         if how == VIEWS[1]:
             texts = (self.view.form.tokenizer.decode(part.ids) for part in documents([sample]))
             return head, [el("pre", visible(text), class_="lab-rendered") for text in texts]
         return head, self.view.documents(sample)
+
+    @cached_property
+    def _in_file(self) -> Mapping[str, Row]:
+        """The rows of a custom task as they are in its file, by id."""
+        return raw_rows(self.data.task, "train", _folder(self.data)) if self.data.task.startswith(PREFIX) else {}
+
+    def _raw(self, row: Example | Row) -> Html:
+        """Return the fields of a row as JSON: those in the file of a custom task, else those that its task reads."""
+        found = row if isinstance(row, Row) else self._in_file.get(row.id)
+        content: Any = found.content if found else {k: v for k, v in asdict(row).items() if v}
+        return el("pre", visible(json.dumps(content, indent=2, ensure_ascii=False, default=str)), class_="lab-rendered")
 
 
 def _folder(data: DataSpec) -> Path | None:
@@ -147,7 +159,7 @@ def _turn(role: str, *said: str) -> dict[str, str]:
 def _turns_in_file(row: Row, fault: str) -> list[Any]:
     """Return the turns of a row that cannot be read, in the column that the message names."""
     content = row.content if isinstance(row.content, dict) else {}
-    named = re.search(r"field '([^']*)' turn \d+", fault)
+    named = re.search(r"field '([^']*)' (?:turn \d+|ends)", fault)
     found = content.get(named[1]) if named else None
     if isinstance(found, str):
         try:
@@ -155,14 +167,6 @@ def _turns_in_file(row: Row, fault: str) -> list[Any]:
         except ValueError:
             found = None
     return found if isinstance(found, list) else [{"role": key, "content": value} for key, value in content.items()]
-
-
-def _raw(row: Example | Row, data: DataSpec) -> Html:
-    """Return the fields of a row as JSON: those in the file of a custom task, else those that its task reads."""
-    content: Any = row.content if isinstance(row, Row) else {k: v for k, v in asdict(row).items() if v}
-    if isinstance(row, Example) and data.task.startswith(PREFIX):
-        content = raw_rows(data.task, "train", _folder(data))[row.id].content
-    return el("pre", visible(json.dumps(content, indent=2, ensure_ascii=False, default=str)), class_="lab-rendered")
 
 
 def make_preview(spec: RunSpec, rows: Rows, tokenizer: Any) -> Preview:
@@ -181,16 +185,17 @@ def make_preview(spec: RunSpec, rows: Rows, tokenizer: Any) -> Preview:
     form = rows.training_format(tokenizer, data)
     view = RowView(form, data.loss_on)
     try:
-        samples, _ = encode(tokenizer, train, form, NO_LIMIT, data.loss_on)
-    except BadRow:
+        samples = list(rows.samples(tokenizer, data)[0])  # kept there, for `check_rows`
+    except LabError:
         samples = []
-        for number, row in enumerate(train):
-            try:
-                samples += encode(tokenizer, [row], form, NO_LIMIT, data.loss_on)[0]
-            except BadRow as error:
-                faults[number] = str(error)
-            except BadSpec:  # it has no output
-                continue
+    kept = {sample.id for sample in samples}
+    for number, example in enumerate(train):
+        try:
+            samples += [] if example.id in kept else encode(tokenizer, [example], form, NO_LIMIT, data.loss_on)[0]
+        except BadRow as error:
+            faults[number] = str(error)
+        except BadSpec:  # it has no output
+            continue
     marked = [number for number, row in enumerate(train) if number in faults or view.has_control(row)]
     lengths = [max(len(part.ids) for part in documents([sample])) for sample in samples]
     return Preview(data, view, train, (), lengths, faults, marked)
