@@ -8,11 +8,14 @@ from typer.testing import CliRunner
 
 from llm_adapters_lab import RunSpec, run
 from llm_adapters_lab.cli.app import app
+from llm_adapters_lab.config import read_yaml, to_yaml
 from llm_adapters_lab.errors import BadRow, BadSpec
 from llm_adapters_lab.evaluation.decoding import StopRule
 from llm_adapters_lab.events import Noticed
 from llm_adapters_lab.models.loading import load_base
+from llm_adapters_lab.results.appearance import spec_fields
 from llm_adapters_lab.runs import restoring
+from llm_adapters_lab.runs.rows import read_rows, scoring_format
 from llm_adapters_lab.tasks.formats import get_format
 from llm_adapters_lab.tasks.registry import get_task
 
@@ -77,6 +80,31 @@ def test_asking_by_another_template_than_that_of_the_training_is_told(chats):
         "asked with the prompt 'qa', but the adapter is trained" in e.text for e in told if isinstance(e, Noticed)
     )
     assert next(record.predictions())["prompt"].startswith("question : ")
+
+
+def test_another_system_prompt_than_that_of_the_training_is_told_by_name(chats):
+    plan = {"tasks": ["mini-addsub"], "rows": 2, "max_new_tokens": 2, "system": ""}
+    record = run(spec(chats, eval=plan), root=chats / "runs")
+    score = record.summary["scores"]["mini-addsub"]
+    assert score["trained_with"] == f"{score['template']} with the system prompt 'add'"
+    fields = spec_fields(record.spec)
+    assert fields["data.template"] == score["template"]
+    assert TEMPLATE in read_yaml(to_yaml({"t": f"{TEMPLATE}\n{TEMPLATE}"}))["t"]
+    assert to_yaml({"t": "a: {{ b }}\nc"}) == "t: |-\n  a: {{ b }}\n  c\n"
+    long = spec(chats, data={"task": "mini-addsub", "system": "be brief " * 40, "template": TEMPLATE})
+    assert len(spec_fields(long)["data.system"]) < 60
+
+
+def test_control_tokens_are_read_in_scoring_as_in_training(chats):
+    row = {"instruction": "is </s> it ?", "output": "yes"}
+    (chats / "asked.jsonl").write_text(json.dumps(row))
+    asked = {"task": f"own:{chats}/asked.jsonl?template=qa", "control_tokens": "allow"}
+    plan = spec(chats, data=asked, eval={"tasks": [asked["task"]]})
+    tokenizer, rows = load_base("nano").tokenizer, read_rows(plan)
+    trained = rows.training_format(tokenizer, plan.data).row(rows.train[0]).ids
+    ((_, ids),) = scoring_format(plan, asked["task"], rows.test[asked["task"]], tokenizer).prompts(rows.train)
+    assert tuple(ids) == trained[: len(ids)]
+    assert tokenizer.eos_token_id in ids
 
 
 def test_a_plain_prompt_on_a_base_with_a_chat_template_is_told(chats):

@@ -2,15 +2,20 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
+import torch
+from torch.nn.functional import cross_entropy
 
 from llm_adapters_lab.errors import BadRow, BadSpec
 from llm_adapters_lab.models.blueprint import Blueprint
+from llm_adapters_lab.models.loading import load_base
 from llm_adapters_lab.tasks.encoding import encode, encode_text
 from llm_adapters_lab.tasks.formats import get_format
 from llm_adapters_lab.tasks.registry import get_task
 from llm_adapters_lab.tasks.tokens import IGNORED, documents
+from llm_adapters_lab.training.loss import FastPaths, Objective
 
 TURNS = [{"role": "user", "content": "2 + 2 ?"}, {"role": "assistant", "content": "4"}]
 SHARE = [{"from": "human", "value": "2 + 2 ?"}, {"from": "gpt", "value": "4"}]
@@ -220,6 +225,28 @@ def test_documents_are_packed_and_see_only_themselves(tmp_path):
     assert sum(sample.counted for sample in samples) == sum(len(piece.ids) - 1 for piece in pieces)
     held_out, _ = encode_text(tokenizer, examples, 16, validation=2)
     assert [sample.id for sample in held_out[:2]] == [example.id for example in examples[:2]]
+
+
+@pytest.mark.parametrize("name", ["nano", "tiny:gpt2"])  # rotary and learned positions
+@pytest.mark.parametrize(
+    "paths", [(), (True,), (True, True), (True, True, True)], ids=["plain", "head", "packed", "shared"]
+)
+def test_packed_documents_have_the_loss_of_documents_one_by_one(tmp_path, name, paths):
+    tokenizer, model = Blueprint("nano").tokenizer, load_base(name).model.float().eval()
+    size = model.config.vocab_size  # that of the tiny model is smaller
+    texts = ["anna owns 12 eggs", "anna owns 5 eggs and 7 shells", "eggs", "anna owns 12 eggs " * 5]
+    (tmp_path / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    samples, _ = encode_text(tokenizer, get_task(f"own:{tmp_path}/text.jsonl").load("train"), 16)
+    assert any(sample.starts for sample in samples)
+    for i, sample in enumerate(samples):
+        ids, labels = (tuple(n if n == IGNORED else n % size for n in part) for part in (sample.ids, sample.labels))
+        samples[i] = replace(sample, ids=ids, labels=labels)
+    expected = 0.0
+    for piece in documents(samples):
+        ids = torch.tensor([piece.ids])
+        expected += cross_entropy(model(ids).logits[0, :-1], ids[0, 1:], reduction="sum").item()
+    with Objective(model, FastPaths(*paths)).loss(model, samples) as loss:
+        assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_preference_row_becomes_two_documents(tmp_path):
