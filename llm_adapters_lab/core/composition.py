@@ -106,10 +106,13 @@ def _mixed_tensors(
     model: nn.Module, shares: Mapping[str, float]
 ) -> Iterator[tuple[nn.Module, dict[str, torch.Tensor]]]:
     changes: dict[str, list[tuple[Injection, str]]] = {}
+    tied: list[nn.Module] = []
     for name in shares:
         injection = injections(model)[name]
         for key, site in injection.sites.items():
-            changes.setdefault(site.path, []).append((injection, key))
+            tied += [injection.host(key)] * site.tied
+            if not site.tied or isinstance(injection.host(key), nn.Embedding):  # the shared weight changes once
+                changes.setdefault(site.path, []).append((injection, key))
     for path, parts in changes.items():
         # A change of the input and one of the output would multiply.
         if len({injection.sites[key].side for injection, key in parts}) > 1:
@@ -122,7 +125,7 @@ def _mixed_tensors(
                 total[name] += shares[injection.name] * (value - own[name])
         changed = {name: value for name, value in total.items() if not torch.equal(value, own[name])}
         check_writable(path, host, changed, " and ".join(shares))
-        check_unshared(model, path, host, changed)
+        check_unshared(model, path, host, changed, twins=tied)
         yield host, changed
 
 

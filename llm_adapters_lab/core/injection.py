@@ -353,7 +353,7 @@ def inject(
     if missing := injection._hosts.keys() ^ injection.adapters.keys():
         raise CannotInject(f"{config.type!r} did not build exactly one adapter per site: {', '.join(sorted(missing))}.")
     with torch.device(weights.device(model)):
-        apply_modifiers(injection.adapters, config, trains_base=entry.cls.trains_base)
+        apply_modifiers(injection.adapters, config, trains_base=entry.cls.trains_base or entry.cls.for_tokens)
     table = {site.path for site in anatomy.embeddings if site.role == "embed"}
     if tokens and table.isdisjoint(site.path for site in injection.sites.values()):  # else it trains their rows itself
         trainer = token_trainer()

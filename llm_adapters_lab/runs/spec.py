@@ -104,6 +104,7 @@ class RunSpec(Part):
         parts = self.adapter.split.parts if self.adapter.split else 1
         faults = {
             f"adapter.split.parts = {parts}, which compares two passes over the labels": parts > 1,
+            "data.form = text, which has no answers": self.data.form == "text",
             "data.loss_on = all, as only answers are compared": self.data.loss_on == "all",
             f"data.validation = {validation}, which compares losses": objective == "reward" and validation,
         }

@@ -24,7 +24,7 @@ class TrainSpec(Part):
     )
     beta: float = Field(default=0.1, gt=0, le=100, description="dpo: weight of the distance from the base")
     answers: int = Field(default=4, ge=2, le=1024, description="reward: number of answers drawn to every question")
-    temperature: float = Field(default=1.0, gt=0, le=10, description="reward: of the draws")
+    temperature: float = Field(default=1.0, ge=0.001, le=10, description="reward: of the draws")
     batch: int = Field(default=16, ge=1, le=65536, description="sequences per step, over all processes")
     micro_batch: int | None = Field(default=None, ge=1, description="sequences per forward pass; default: no limit")
     micro_tokens: int | None = Field(

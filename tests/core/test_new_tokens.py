@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from llm_adapters_lab.core import vocabulary
+from llm_adapters_lab.core.composition import merge_mix, mix
 from llm_adapters_lab.core.injection import inject, injections
 from llm_adapters_lab.core.merging import temporarily_merged
 from llm_adapters_lab.core.peft_format import from_peft, to_peft
@@ -236,6 +237,28 @@ def test_after_an_error_the_model_is_as_before(tmp_path: Path) -> None:
         assert not torch.equal(model.lm_head.weight, before["lm_head.weight"])
         raise KeyError
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@BASES
+def test_rows_are_mixed_and_merged_with_other_adapters(kind: str) -> None:
+    model, tokenizer, _ = trained(kind, "lora")
+    shake(inject(model, config("lora", rank=2), name="other"))
+    mix(model, {"default": 0.7, "other": 0.3})
+    wanted = logits(model, asked(tokenizer))
+    merge_mix(model)
+    assert close(logits(model, asked(tokenizer)), wanted)
+
+
+@pytest.mark.parametrize("modifier", ["sparse", "quantize"])
+def test_rows_are_not_masked_or_packed(modifier: str) -> None:
+    fields = {modifier: {"score": "random"} if modifier == "sparse" else {}}
+    model, tokenizer = plain("llama-128")
+    with pytest.raises(CannotInject, match="'trainable-tokens' trains the base's own parameters"):
+        inject(model, config("trainable-tokens", **fields))
+    add_tokens(model, tokenizer, TOKENS)
+    wanted = logits(model, asked(tokenizer))
+    inject(model, config("lora", **fields))
+    assert torch.equal(logits(model, asked(tokenizer)), wanted)
 
 
 def test_rows_are_not_put_under_other_ids(tmp_path: Path) -> None:

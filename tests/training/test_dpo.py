@@ -185,6 +185,7 @@ def test_rows_that_are_no_pairs_are_named():
         ({"train": {"objective": "dpo", "answers": 8}}, "train.answers = 8 is only read by the objective 'reward'"),
         ({"train": {"objective": "dpo", "compile": True}}, "train.compile does not work with train.objective = 'dpo'"),
         ({"train": {"objective": "dpo"}, "data": {"loss_on": "all"}}, "data.loss_on = all"),
+        ({"train": {"objective": "dpo"}, "data": {"form": "text"}}, "data.form = text, which has no answers"),
         ({"train": {"objective": "dpo"}, "adapter": {"type": "lora", "split": {"parts": 3}}}, "split.parts = 3"),
         ({"train": {"objective": "reward"}, "data": {"validation": 9}}, "data.validation = 9"),
         ({"train": {"objective": "reward", "answers": 1}}, "train.answers"),

@@ -73,8 +73,9 @@ def token_rows(places: Mapping[str, Place], ids: Sequence[int]) -> dict[str, Ada
                 f"{key}: its rows are packed or offloaded, and cannot be trained. Load the base as it is."
             )
         if not 0 <= min(ids) <= max(ids) < place.site.d_out:
+            wrong = min(ids) if min(ids) < 0 else max(ids)
             raise CannotInject(
-                f"{place.site.path} has {place.site.d_out} rows, and token {max(ids)} is to be trained. Add the tokens "
+                f"{place.site.path} has {place.site.d_out} rows, and token {wrong} is to be trained. Add the tokens "
                 "to the base first: `tokens:` in a spec, `add_tokens`, or transformers' resize_token_embeddings."
             )
         with torch.device(weights.device(place.host)):
