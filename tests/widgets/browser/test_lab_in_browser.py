@@ -155,6 +155,8 @@ def test_hostile_text_executes_nothing(notebook):
     notebook.button("Preview rows").click()
     expect(plot(notebook, "Length of the rows")).to_be_visible()
     notebook.shoot("data")
+    notebook.button("raw row").click()
+    expect(notebook.page.locator(".lab .lab-rendered").first).to_contain_text("<img")
     notebook.button("Start").first.click()
     notebook.says("finished", seconds=120)
     expect(plot(notebook, "Accuracy on each dataset")).to_be_visible()
