@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config
 
 from llm_adapters_lab.adapters.lora import LoRAConfig
 from llm_adapters_lab.core.injection import inject
+from llm_adapters_lab.models import random_models
 from llm_adapters_lab.models.blueprint import Blueprint
 from llm_adapters_lab.runs.forecast.memory import Peak, estimate
 from llm_adapters_lab.runs.spec import RunSpec
@@ -37,10 +38,10 @@ def check(model: Any, injection: Any, paths: FastPaths = HEAD, count: int = 6) -
     assert torch.allclose(others, slopes, atol=1e-5)
 
 
-# Soft-capped, scaled twice, multiplied by a parameter, tied, with a bias, a mixture.
-@pytest.mark.parametrize("family", ["gemma2", "granite", "cohere", "gpt2", "phi", "bloom", "mixtral", "mamba"])
+# Dense ones (soft-capped, scaled, tied, with a bias, ...), a mixture, a state-space model and a hybrid.
+@pytest.mark.parametrize("family", [*random_models.TINY, "mixtral", "mamba", "bamba"])
 def test_chunks_are_exact_whatever_follows_the_head(family: str) -> None:
-    at = "in_proj" if family == "mamba" else "q,v"
+    at = {"mixtral": "attn", "mamba": "in_proj", "bamba": "mlp"}.get(family, "attn+mlp")
     check(*adapted(family, at=at, rank=4))
 
 
