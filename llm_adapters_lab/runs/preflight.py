@@ -65,6 +65,8 @@ def check_rows(spec: RunSpec, rows: Rows, base: Blueprint) -> None:
         if pairs != (len(rows.train) if spec.train.objective == "dpo" else 0):
             learn = "The objective dpo needs one in all, others in none."
             raise BadSpec(f"{pairs} of {len(rows.train)} training rows have a rejected answer. {learn}")
+        if equal := sum(row.rejected == row.output for row in rows.train if row.rejected):
+            rows.notes.append(f"In {equal:,} of {pairs:,} pairs, both answers are equal; nothing is learnt from them.")
         samples, left_out = rows.samples(tokenizer, data)
         base.check_ids(max(sample.ids) for sample in samples)
         longest, virtual = (

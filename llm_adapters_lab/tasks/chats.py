@@ -7,6 +7,7 @@ messages                           turns, {"role": ..., "content": ...}; also to
 conversations                      turns, {"from": "human", "value": ...}
 prompt, completion                 text, or turns
 prompt, chosen, rejected           text, or turns; without a prompt, two chats that begin alike
+instruction, chosen, rejected      text, also with `input`
 text                               a document, for data.form: text
 =================================  =====================================================================
 
@@ -115,6 +116,8 @@ def _turn(row: Row, key: str, number: int, given: Any) -> Turn:
         raise row.error(key, f"{where} has the role {role!r}. Known: {', '.join((*ROLES, *_OTHER_NAMES, _CALL))}.")
     if not said.strip() and not turn.get("tool_calls"):
         raise row.error(key, f"{where} ({role}) is empty. Give it a text, or remove the row.")
+    if "train" in turn:  # axolotl's name of the weight
+        turn["weight"] = turn.pop("train")
     if turn.get("weight", 1) not in (0, 1):
         raise row.error(key, f"{where} has the weight {turn['weight']!r:.60}; give 1, or 0 for an answer not to learn.")
     for call in turn.get("tool_calls", ()):

@@ -163,6 +163,8 @@ def _example(source: Source, name: str, row: Row) -> Example:
             )
         return replace(chat, answer=_answer(source, row, short or columns[-1], chat.output if not short else ""))
     instruction = row.as_text(source.given.get("instruction", "instruction"))
+    pair = row.has("chosen") and row.has("rejected") and not output
+    output, rejected = ("chosen", row.as_text("rejected")) if pair else (output, "")
     if not (output or short):
         raise BadRow(f"{row.where}: neither an 'output' nor an 'answer'. Name the columns: ?output=...&answer=...")
     answer = _answer(source, row, short or output or "", row.as_text(output) if output and not short else "")
@@ -170,7 +172,8 @@ def _example(source: Source, name: str, row: Row) -> Example:
     if source.kind == "label" and not options:  # the question does not list them
         options = tuple((label, label) for label in source.form["labels"])
     said = row.as_text(output) if output else answer
-    return Example(name, instruction, row.as_text(context, empty=True) if context else "", said, answer, options)
+    given = row.as_text(context, empty=True) if context else ""
+    return Example(name, instruction, given, said, answer, options, rejected=rejected)
 
 
 def _answer(source: Source, row: Row, key: str, said: str) -> str:

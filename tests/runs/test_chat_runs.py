@@ -168,3 +168,8 @@ def test_preferences_are_not_learnt_as_if_both_answers_were_right(tmp_path):
     with pytest.raises(BadSpec, match=r"0 of 8 training rows have a rejected answer\. The objective dpo needs"):
         data = {"task": "mini-addsub", "rows": 8}
         run(spec(tmp_path, data=data, eval={}, train={"objective": "dpo"}), root=tmp_path / "runs")
+    rows[0]["rejected"] = rows[0]["chosen"]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pairs, plan, told = {"task": f"own:{tmp_path}/pairs.jsonl"}, {"objective": "dpo", "max_steps": 1, "batch": 2}, []
+    run(spec(tmp_path, data=pairs, eval={}, train=plan), root=tmp_path / "runs", on_event=told.append)
+    assert any("In 1 of 9 pairs, both answers are equal" in str(event) for event in told)

@@ -66,6 +66,10 @@ def test_text_pairs_preferences_and_documents(tmp_path):
     assert (as_json.output, as_json.template) == ('[1, {"a": 2}]', "plain")
     better = read(tmp_path, {"prompt": "2 + 2 =", "chosen": "4", "rejected": "5"})
     assert (better.output, better.rejected) == ("4", "5")
+    asked = read(tmp_path, {"instruction": "Add.", "input": "2, 2", "chosen": "4", "rejected": "5"})
+    assert (asked.instruction, asked.input, asked.output, asked.rejected) == ("Add.", "2, 2", "4", "5")
+    unlearnt = read(tmp_path, {"messages": [TURNS[0], {**TURNS[1], "train": False}]})
+    assert unlearnt.messages[1]["weight"] == 0
     chats = {"chosen": TURNS, "rejected": [TURNS[0], {"role": "assistant", "content": "5"}]}
     assert (read(tmp_path, chats).output, read(tmp_path, chats).rejected) == ("4", "5")
     with pytest.raises(BadRow, match="row 1: field 'rejected' and 'chosen' must be the same turns"):
