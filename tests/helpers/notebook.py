@@ -37,8 +37,9 @@ FAINT = """() => {
     const own = parse(getComputedStyle(e).backgroundColor);
     return own[3] === 1 || !e.parentElement ? own.slice(0, 3) : over(own, behind(e.parentElement));
   };
-  const said = e => e.matches('input, textarea, select') ? e.value || e.placeholder
-    : [...e.childNodes].filter(n => n.nodeType === 3).map(n => n.data).join('').trim();
+  const text = e => e.matches('input, textarea, select') ? e.value || e.placeholder
+    : [...e.childNodes].filter(n => n.nodeType === 3).map(n => n.data).join('');
+  const said = e => (text(e) || '').replaceAll('\\u200b', '').trim();  // ipywidgets' empty text, of no width
   const found = new Set();
   for (const e of document.querySelectorAll('.lab *')) {
     if (!said(e) || e.matches('style') || e.closest(':disabled, .barlayer')) continue;  // letters on coloured bars
