@@ -176,6 +176,8 @@ def _fast_paths(spec: RunSpec, rows: Sequence[Sample], base: Blueprint) -> tuple
         injection.eject()
     found = []
     for name, on in vars(taken).items():
+        if name == "head_chunk" and not on:  # no logits are that large
+            continue
         why = reasons.get(name, "exact up to rounding" if on else "as the spec says, or because packing is off")
         found.append(Choice(f"train.{name}", "on" if on else "off", why))
     return tuple(found)

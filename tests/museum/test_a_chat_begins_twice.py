@@ -8,7 +8,7 @@ Here: a chat begins as its template says, once, in training as in scoring; if th
 Verdict: refused → right
 """
 
-import chat
+import chat_templates as chat
 
 from llm_adapters_lab.runs.preflight import template_notes
 from llm_adapters_lab.tasks.base import Example

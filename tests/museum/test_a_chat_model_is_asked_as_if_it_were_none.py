@@ -8,7 +8,7 @@ Here: `template: chat` uses it, in training and scoring; a run that writes rows 
 Verdict: silent → told
 """
 
-import chat
+import chat_templates as chat
 
 from llm_adapters_lab.runs.preflight import template_notes
 from llm_adapters_lab.tasks.base import Example

@@ -10,7 +10,7 @@ Verdict: refused → refused
 
 from typing import Any
 
-import chat
+import chat_templates as chat
 import pytest
 
 from llm_adapters_lab.errors import BadRow

@@ -10,7 +10,7 @@ Verdict: refused → right
 
 from collections.abc import Sequence
 
-import chat
+import chat_templates as chat
 import pytest
 
 from llm_adapters_lab.tasks.base import Example

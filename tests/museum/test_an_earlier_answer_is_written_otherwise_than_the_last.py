@@ -8,7 +8,7 @@ Here: the start of an answer must be a prefix of the row, and its end is where a
 Verdict: refused → right
 """
 
-import chat
+import chat_templates as chat
 
 from llm_adapters_lab.tasks.base import Example
 from llm_adapters_lab.tasks.formats import get_format

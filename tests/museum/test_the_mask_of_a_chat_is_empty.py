@@ -8,7 +8,7 @@ Here: where a template marks no answers, they are found by proof on the row; mar
 Verdict: refused → right
 """
 
-import chat
+import chat_templates as chat
 import pytest
 
 from llm_adapters_lab.errors import BadRow

@@ -6,7 +6,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import chat
+import chat_templates as chat
 import pytest
 
 from llm_adapters_lab.errors import BadRow, BadSpec

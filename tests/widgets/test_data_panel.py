@@ -6,7 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
-import chat
+import chat_templates as chat
 import pytest
 
 from llm_adapters_lab.errors import ModelUnavailable
