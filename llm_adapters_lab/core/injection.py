@@ -299,8 +299,7 @@ def inject(
         at: placement; defaults to `config.at`, then to the usual placement of the adapter.
         name: distinguishes several adapters in one model.
         tokenizer: of the model, for adapters that are initialised from text.
-        tokens: ids whose rows of embedding and head are trained too; by default those of the tokens that were added to
-            the model.
+        tokens: ids whose rows of embedding and head are trained too; default: those of the tokens added to the model.
 
     Returns:
         The injection: `parameters` to train, `state_dict` to save, `disabled`, `eject`.

@@ -33,7 +33,7 @@ PLAIN = (DynamicLayer, DynamicSlidingWindowLayer)
 Sampler = Callable[[torch.Tensor], int]
 """Chooses a token from logits (vocabulary,)."""
 Choice = Callable[[torch.Tensor, Sequence[int], int], torch.Tensor]
-"""Chooses tokens (rows,) from logits (rows, vocabulary), the numbers of the rows, and that of the token from 0."""
+"""Takes logits (rows, vocabulary), the row numbers and the index of the token, from 0; returns token ids (rows,)."""
 
 
 @dataclass

@@ -137,8 +137,8 @@ def evaluate(
         task: has template, extraction and comparison.
         examples: rows of its test split.
         protocol: lab, paper or options; see the table above.
-        template: a name, a chat template or a format; default: that of the task; the protocol paper has its own.
-        system: system prompt, where the template is that of a chat.
+        template: a name, a chat template or a format; default: the task's. The protocol paper has its own.
+        system: system prompt; needs a chat template.
         batch: number of prompts at a time.
         max_new_tokens: default: that of the task.
         rule: extraction; default: that of the protocol.

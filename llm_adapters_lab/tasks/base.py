@@ -70,7 +70,7 @@ class Task:
         labels: the answers a choice task allows; empty for numbers and free text.
         max_new_tokens: generation limit in tokens.
         answers: the possible answers in words, for listings.
-        template: a prompt template of `llm_adapters_lab.tasks.prompts`; empty: that of the rows.
+        template: a prompt template of `llm_adapters_lab.tasks.prompts`; empty: each row says which.
         splits: the splits the task has.
         source: origin and licence of the rows.
         same_originally: what `same` is under the rule "original", where that differs.

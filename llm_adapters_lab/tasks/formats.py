@@ -1,7 +1,7 @@
 """How rows are written for a model: what it reads, and which tokens it learns.
 
-A plain format fills a template of `prompts` with a question. A chat format writes turns by a chat template: that of the
-base, or one that a spec gives. Its token ids are those of `apply_chat_template` of transformers, except that control
+A plain format fills a template of `prompts` with a question. A chat format writes turns by a chat template: the base's
+own, or one that a spec gives. Its token ids are those of `apply_chat_template` of transformers, except that control
 tokens written in the data stay text.
 
 Which tokens of a turn are the answer is what the template itself marks by ``{% generation %}``, else it is proven on
@@ -131,10 +131,12 @@ class Format:
         return text_ids(self.tokenizer, texts, begin=begin, control=self.control_tokens == "allow")
 
     def _plain(self, row: Example) -> Example:
-        if len(row.messages) > 2 or row.tools:
+        roles = [str(turn["role"]) for turn in row.messages]
+        if roles not in ([], ["user", "assistant"]) or row.tools:
+            turns = f"{len(roles)} turns ({', '.join(roles[:6])})"
             raise BadRow(
-                f"{row.id} has {len(row.messages)} turns{' and tools' * bool(row.tools)}, but {self.name!r} asks one "
-                "question. Set the template to chat."
+                f"{row.id} has {turns}{' and tools' * bool(row.tools)}, but {self.name!r} asks one question. Set the "
+                "template to chat."
             )
         return row
 
@@ -350,7 +352,7 @@ class ChatFormat(Format):
         stop = len(whole) - len(rest)
         if not found or _OTHER in rest or not whole.endswith(rest) or stop < len(head):
             raise self._unmaskable(row, turns, i, "what follows the answer depends on it")
-        last = _other(turns[: i + 1], i, calls)  # an end token is that of the turn, not the header of the next one
+        last = _other(turns[: i + 1], i, calls)  # without later turns, whose header is a control token too
         if not self._end(self._of_row(row, last).partition(_OTHER)[2], calls) or not (token := self._end(rest, calls)):
             why = f"no end token follows it but {rest[:20]!r}, so that the model would never learn to stop"
             raise self._unmaskable(row, turns, i, why)
@@ -443,6 +445,7 @@ def _common(first: Sequence[Any], second: Sequence[Any]) -> int:
 
 
 def _unmarked(text: str) -> str:
+    """Return a text without the characters by which transformers marks control tokens that are to stay text."""
     return text.replace("\U000f0000", "").replace("\U000f0001", "")
 
 

@@ -85,7 +85,7 @@ TEXT = "text"
 
 
 def is_chat(template: str) -> bool:
-    """Return whether a template is a chat template: that of the base, or one as text."""
+    """Return whether a template is a chat template: the base's own, or one given as text."""
     return template == CHAT or "{{" in template or "{%" in template
 
 

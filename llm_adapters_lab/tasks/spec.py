@@ -30,7 +30,7 @@ class DataSpec(Part):
         default="rows", description="rows: questions and answers; text: documents, packed, all of which is learnt"
     )
     template: str | None = Field(
-        default=None, description="prompt template, chat (that of the base) or a .jinja file; default: the task's"
+        default=None, description="prompt template, chat (the base's own) or a .jinja file; default: the task's"
     )
     system: str | None = Field(default=None, description="system prompt of chats that have none")
     max_tokens: int = Field(default=256, ge=8, le=131072, description="longest prompt with answer, in tokens")

@@ -203,8 +203,12 @@ def test_a_plain_template_refuses_several_turns(tmp_path):
     (tmp_path / "one").mkdir()
     one, many = read(tmp_path / "one", {"messages": TURNS}), read(tmp_path, {"messages": [*TURNS, *TURNS]})
     assert get_format(tokenizer, "qa").row(one).text == "question : 2 + 2 ? answer : 4"
-    with pytest.raises(BadRow, match="has 4 turns, but 'qa' asks one question. Set the template to chat"):
+    with pytest.raises(BadRow, match=r"has 4 turns \(user, assistant, user, assistant\), but 'qa' asks one question"):
         get_format(tokenizer, "qa").row(many)
+    (tmp_path / "two").mkdir()
+    ruled = read(tmp_path / "two", {"messages": [{"role": "system", "content": "rule"}, TURNS[1]]})
+    with pytest.raises(BadRow, match=r"has 2 turns \(system, assistant\), but 'qa' asks one question"):
+        get_format(tokenizer, "qa").row(ruled)
 
 
 def test_a_base_without_a_chat_template_says_what_to_do():

@@ -53,8 +53,7 @@ def export_rows(injection: Injection, config: dict[str, Any]) -> dict[str, Tenso
 def read_rows(model: nn.Module, by_module: dict[str, Tensors], fields: dict[str, Any]) -> dict[str, dict[int, Any]]:
     """Take the rows of tokens out of the tensors and the config of a folder, and return them by path, then by id.
 
-    A whole embedding, which peft adds where it has grown, must be that of the base but for a few rows, which are taken
-    for trained ones.
+    peft saves a resized embedding whole. It must equal the base's in all rows but a few, which count as trained.
 
     Raises:
         CannotConvert: rows are of another module, or a whole embedding is another one.
