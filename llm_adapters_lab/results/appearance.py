@@ -21,6 +21,10 @@ from llm_adapters_lab.tasks.prompts import short_name
 
 BASE = "#7f868e"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+SEVERAL = ("#2f7fc1", "#D55E00", "#009E73", "#CC79A7", "#b58900", "#7a6fd0", "#4aa3df", "#a05a2c", "#5b8c3a", "#c2477f")
+"""Colours of runs that differ in more than their adapter type; all read on light and dark pages."""
+SCALE = ("#7b6bd6", "#3f88c5", "#1f9e89", "#6aa84f", "#c79a00", "#d9702b")
+"""From the lowest to the highest value of a field, in runs that differ only in that."""
 MOST = 3
 """Maximum number of differing fields in a name."""
 
@@ -75,6 +79,32 @@ def looks(runs: Sequence[Run]) -> dict[str, Look]:
         turn = sum(look.colour == colour(kind) for look in result.values())
         result[name] = Look(title, colour(kind), turn)
     return result
+
+
+def colours(fields: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return the colour of each run in a figure or table of several, by what they differ in.
+
+    Runs that differ only in the seed share a colour. If all others differ in their adapter type, it is that of the
+    type; if they differ in a single number, one of a scale from the lowest value to the highest; else one of a list.
+
+    Args:
+        fields: of the specs by dotted key, by run id; empty for a spec that cannot be read.
+    """
+    keys = dict.fromkeys(key for given in fields.values() for key in given if key not in ("state", "seed"))
+    apart = [key for key in keys if len({repr(given.get(key)) for given in fields.values() if given}) > 1]
+    groups = {run: tuple(repr(given.get(key)) for key in apart) for run, given in fields.items()}
+    order = {group: number for number, group in enumerate(dict.fromkeys(groups.values()))}
+    kinds = {groups[run]: given.get("adapter.type") for run, given in fields.items()}
+    if len(set(kinds.values())) == len(order):
+        return {run: colour(kinds[group]) for run, group in groups.items()}
+    values = {groups[run]: given.get(apart[0]) for run, given in fields.items() if given}
+    if len(apart) == 1 and all(type(value) in (int, float) for value in values.values()):
+        ranked = sorted(set(values.values()))
+        step = (len(SCALE) - 1) / max(1, len(ranked) - 1)
+        return {run: SCALE[round(ranked.index(values[group]) * step)] for run, group in groups.items() if fields[run]}
+    return {
+        run: BASE if kinds[group] is None else SEVERAL[order[group] % len(SEVERAL)] for run, group in groups.items()
+    }
 
 
 def short_names(fields: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

@@ -10,10 +10,22 @@ import anywidget
 import ipywidgets as W
 import traitlets
 
+from llm_adapters_lab.markup import el
+
 
 def static(name: str) -> str:
     """Return the text of a file in the folder `static`: the stylesheet, or the front-end module of a widget."""
     return (Path(__file__).parents[1] / "static" / name).read_text(encoding="utf-8")
+
+
+def styles() -> str:
+    """Return all stylesheets: `lab.css`, and those of single places and views."""
+    folder = Path(__file__).parents[1] / "static"
+    return "\n".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.css"), key=_rank))
+
+
+def _rank(path: Path) -> tuple[bool, str]:
+    return path.name != "lab.css", path.name
 
 
 def button(
@@ -51,6 +63,19 @@ def column(*children: Any, css: str = "") -> Any:
     """Return widgets below each other, as wide as the page; `css` is a class of the stylesheet."""
     made = W.VBox(children, layout=W.Layout(width="auto"))
     return made.add_class(css) if css else made
+
+
+def card(title: str, *children: Any, css: str = "") -> Any:
+    """Return widgets in a frame with a title above; `css` is a further class of the stylesheet."""
+    head = W.HTML(el("div", title, class_="lab-card-title")) if title else None
+    made = W.VBox([*([head] if head else []), *children], layout=W.Layout(width="auto", min_width="0"))
+    made.add_class("lab-card")
+    return made.add_class(css) if css else made
+
+
+def segments(options: Any, tooltip: str, **traits: Any) -> Any:
+    """Return a choice of one of a few options as buttons in a row."""
+    return W.ToggleButtons(options=options, tooltip=tooltip, **traits).add_class("lab-segments")
 
 
 def show_if(shown: object, *widgets: Any) -> None:

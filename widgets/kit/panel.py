@@ -13,16 +13,16 @@ import ipywidgets as W
 
 from llm_adapters_lab.errors import LabError
 from llm_adapters_lab.markup import Html, el
-from widgets.kit.elements import AccessibleNames, static
+from widgets.kit.elements import AccessibleNames, styles
 
 P = ParamSpec("P")
 T = TypeVar("T", bound="Panel")
 
 
 def page(*children: Any) -> Any:
-    """Return widgets below each other, with the stylesheet and names for screen readers."""
+    """Return widgets below each other, with the stylesheets and names for screen readers."""
     hidden = W.Layout(display="none")
-    style = W.HTML(el("style", Html(static("lab.css"))), layout=hidden)
+    style = W.HTML(el("style", Html(styles())), layout=hidden)
     return W.VBox([style, AccessibleNames(layout=hidden), *children]).add_class("lab")
 
 
