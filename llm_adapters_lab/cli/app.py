@@ -17,7 +17,14 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from llm_adapters_lab.cli import export_commands, reference_commands, result_commands, run_commands, sweep_commands
+from llm_adapters_lab.cli import (
+    export_commands,
+    mark_command,
+    reference_commands,
+    result_commands,
+    run_commands,
+    sweep_commands,
+)
 from llm_adapters_lab.cli.arguments import join_words
 from llm_adapters_lab.cli.console import inert
 from llm_adapters_lab.errors import LabError, shortened
@@ -30,6 +37,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "show": result_commands.show,
     "compare": result_commands.compare,
     "report": result_commands.report,
+    "mark": mark_command.mark,
     "rescore": result_commands.rescore,
     "rerun": run_commands.rerun,
     "export": export_commands.export,

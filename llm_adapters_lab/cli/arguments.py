@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SPEC_FILES = (".yaml", ".yml", ".json")
 RUN_HELP = "Id of a run or any unambiguous prefix of it, a run folder, a spec file or the name of a preset."
-RESULTS = ("accuracy", "trainable", "begun", "state", "id")
+RESULTS = ("accuracy", "trainable", "begun", "state", "id", "star", "tag", "baseline")
 """What runs can be sorted and filtered by besides the fields of their specs."""
 SPEC_HELP = "Spec file (YAML or JSON), or the name of a preset; see `presets`."
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, get_args
 
 from llm_adapters_lab.errors import BadSpec, LabError, choices
 from llm_adapters_lab.results.appearance import spec_fields
+from llm_adapters_lab.runs.marks import Marks, marks
 from llm_adapters_lab.runs.record import Run, note
 from llm_adapters_lab.runs.recovery.lock import hold
 from llm_adapters_lab.runs.status import SILENT, Name, State, beside, spec_of, state
@@ -39,6 +40,7 @@ class Entry:
         trainable: number of trained parameters; None until it is finished.
         scores: accuracy, 0..1, by task.
         note: what a person has written about it.
+        marks: star, tags and baseline.
         fault: why it cannot be read; "" if it can.
     """
 
@@ -49,6 +51,7 @@ class Entry:
     trainable: int | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
+    marks: Marks = Marks()
     fault: str = ""
 
     @property
@@ -70,6 +73,7 @@ class Entry:
     def values(self) -> dict[str, Any]:
         """Everything that can be filtered and sorted by: the fields, and what the run came to."""
         known = {"id": self.id, "begun": self.begun, "trainable": self.trainable, "accuracy": self.accuracy}
+        known |= {"star": self.marks.star, "tag": self.marks.tags, "baseline": self.marks.baseline}
         return {**self.fields, **{key: value for key, value in known.items() if value is not None}}
 
 
@@ -103,8 +107,8 @@ def matching(rows: Sequence[Entry], text: str) -> list[Entry]:
 
     Args:
         rows: to choose from.
-        text: terms separated by blanks, or by commas where a field follows: words, found in id, state, note and the
-            values of the spec, and ``field=value`` with any of = != < <= > >=. The last part of a field's name is
+        text: terms separated by blanks, or by commas where a field follows: words, found in id, state, note, tags and
+            the values of the spec, and ``field=value`` with any of = != < <= > >=. The last part of a field's name is
             enough if it is unambiguous. Case does not matter. Quotes keep blanks together.
 
     Raises:
@@ -225,7 +229,7 @@ def entry(run: Run) -> Entry:
     try:
         places = (run.folder / "spec.json", beside(run, "spec.json"), run.folder)
         known["begun"] = next((path.stat().st_mtime for path in places if path.exists()), 0.0)
-        known["note"] = note(run)
+        known["note"], known["marks"] = note(run), marks(run)
         known["state"] = found = state(run)
         spec = run.spec if (run.folder / "spec.json").exists() else spec_of(run.id, run.folder.parent)
         known["fields"] = {**spec_fields(spec), "state": found.name}
@@ -261,7 +265,7 @@ def _holds(value: Any, operator: str, wanted: str) -> bool:
 
 def _text(row: Entry) -> str:
     fault = ["unreadable", row.fault] if row.fault else []
-    return "\n".join([row.id, row.note, *fault, *map(words, row.fields.values())]).casefold()
+    return "\n".join([row.id, row.note, *row.marks.tags, *fault, *map(words, row.fields.values())]).casefold()
 
 
 def _rank(value: str) -> tuple[int, float, str]:

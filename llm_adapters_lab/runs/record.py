@@ -10,6 +10,7 @@
             predictions.jsonl   every scored answer
             summary.json        the result; its presence means that the run is complete
             note.txt            a note written by a person; kept when the run is repeated
+            marks.json          star, tags and baseline, see `marks`; kept as well
             lock                identifies the process that works on it
 
 A process may die at any moment. Whole files are written to a temporary file, flushed and renamed; files that grow line
