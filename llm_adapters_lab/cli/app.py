@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 from llm_adapters_lab.cli import (
     export_commands,
-    mark_command,
+    queue_commands,
     reference_commands,
     result_commands,
     run_commands,
@@ -33,11 +33,11 @@ from llm_adapters_lab.privacy import without_home
 COMMANDS: dict[str, Callable[..., None]] = {
     "run": run_commands.run,
     "sweep": sweep_commands.sweep,
+    "queue": queue_commands.queue,
     "list": result_commands.list_runs,
     "show": result_commands.show,
     "compare": result_commands.compare,
     "report": result_commands.report,
-    "mark": mark_command.mark,
     "rescore": result_commands.rescore,
     "rerun": run_commands.rerun,
     "export": export_commands.export,

@@ -9,8 +9,10 @@ import runpy
 import signal
 import sys
 import threading
+import traceback
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from llm_adapters_lab.cli.arguments import load_spec
 from llm_adapters_lab.errors import LabError
@@ -22,11 +24,7 @@ IDLE, NICE = 600, 10
 
 def main() -> None:
     """Become the process of the first run that is ordered; other commands are executed by forked copies."""
-    loader = threading.Thread(target=_load)
-    loader.start()
-    loader.join()
-    gc.collect()
-    gc.freeze()  # a copy that looked through all objects would copy their memory
+    load()
     os.write(1, b"ready")
     copy = 0
     signal.alarm(IDLE)
@@ -42,6 +40,44 @@ def main() -> None:
         if "folder" in order and not copy:
             _answer(order["words"], order["folder"])
     os._exit(0)
+
+
+def load() -> bool:
+    """Load what runs need, unless this process has; return whether runs can be executed in forked copies of it."""
+    if "llm_adapters_lab.runs.execution" not in sys.modules:
+        loader = threading.Thread(target=_load)
+        loader.start()
+        loader.join()
+        gc.collect()
+        gc.freeze()  # a copy that looked through all objects would copy their memory
+    import torch
+
+    return sys.platform == "linux" and not torch.cuda.device_count()
+
+
+def fork(words: list[str], log: Path) -> dict[str, Any]:
+    """Execute a command in a copy of this process that outlives it, and return what identifies the copy."""
+    from llm_adapters_lab.runs.processes import who
+
+    log.write_bytes(b"")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if pid := os.fork():
+        return who(pid)
+    code = 1
+    try:
+        os.setsid()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        _execute(words, str(log), str(log))
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0
+    except BaseException:
+        traceback.print_exc()
+    finally:  # what the original has begun must not be ended here
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _load() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from llm_adapters_lab.core.registry import get_adapter
 from llm_adapters_lab.errors import BadSpec, LabError
 from llm_adapters_lab.files import write_json
+from llm_adapters_lab.runs import queue
 from llm_adapters_lab.runs.event_log import Cursor, read_new
 from llm_adapters_lab.runs.preflight import check_spec
 from llm_adapters_lab.runs.processes import Who, command, lives, spawn
@@ -29,11 +30,13 @@ from llm_adapters_lab.runs.status import State, at_work, beside, log_stat, proce
 Begin = Callable[[list[str], Path], Who | None]
 
 
-def launch(spec: RunSpec, root: str | Path = "runs", fresh: bool = False, begin: Begin | None = None) -> Run:
+def launch(
+    spec: RunSpec, root: str | Path = "runs", fresh: bool = False, begin: Begin | None = None, check: bool = True
+) -> Run:
     """Start a run in a process of its own and return at once; follow it with `follow` and `state`.
 
     A finished run is not repeated, an active one, whoever started it, is not started twice, and an interrupted one is
-    resumed, as with `run`.
+    resumed, as with `run`. One that waits in the queue leaves it.
 
     Args:
         spec: of the run.
@@ -41,6 +44,7 @@ def launch(spec: RunSpec, root: str | Path = "runs", fresh: bool = False, begin:
         fresh: start over even if there is a finished record.
         begin: given the words of the command and the file for its output, executes it in a process that is there
             already, and returns what identifies it, or None.
+        check: whether to check the spec here as well as in the process of the run.
 
     Raises:
         LabError: the spec cannot be run; no process is started.
@@ -51,7 +55,8 @@ def launch(spec: RunSpec, root: str | Path = "runs", fresh: bool = False, begin:
     if spec.adapter and get_adapter(spec.adapter.type).cls.__module__ == "__main__":
         here = f"{spec.adapter.type} is defined in this notebook or script, where another process cannot find it."
         raise BadSpec(f"{here} Call run(spec) here, or put it in a package with an entry point.")
-    check_spec(spec)
+    if check:
+        check_spec(spec)
     beside(run, "json").parent.mkdir(parents=True, exist_ok=True)
     with hold(beside(run, "lock")):
         if not state(run).works:
@@ -63,13 +68,16 @@ def stop(run: Run, now: bool = False) -> State:
     """Ask the process of a run to stop after the current step.
 
     Args:
-        run: if it is not active, nothing happens.
+        run: one in the queue is removed from it; if it is not active, nothing happens.
         now: do not wait for the end of the step.
 
     Raises:
         LabError: the process is on another host, or was not started by `launch`.
     """
     found, process = state(run), process_of(run)
+    if found.name == "queued":
+        queue.remove(run)
+        return state(run)
     if not found.works:
         return found
     if (process is None or not at_work(run, process)) and (other := holder(run.lock)):
@@ -131,3 +139,4 @@ def _start(run: Run, spec: RunSpec, fresh: bool, begin: Begin | None) -> None:
     words += ["--fresh"] if fresh else []
     process = (begin and begin(words, beside(run, "log"))) or spawn(*command(*words), beside(run, "log"))
     write_json(beside(run, "json"), process | {"stop": False, "log": log, "time": began})
+    queue.forget(run)

@@ -5,6 +5,7 @@ The files about a process that `background.launch` has started lie next to the r
 <root>/.processes/<id>.json         pid, host and start time of the process; whether it was asked to stop
                   <id>.spec.json    the spec it runs
                   <id>.log          its output
+                  <id>.queued       its place in the queue, while it waits there; see `queue`
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from llm_adapters_lab.runs.record import Run, find_run
 from llm_adapters_lab.runs.recovery.lock import holder
 from llm_adapters_lab.runs.spec import RunSpec
 
-Name = Literal["finished", "running", "stopping", "stopped", "failed", "dead", "unfinished"]
+Name = Literal["finished", "running", "stopping", "stopped", "failed", "dead", "unfinished", "queued"]
 SILENT = 600.0
 """Seconds without an event after which a process on another host is considered dead."""
 _ENDS: dict[str, Name] = {"Finished": "finished", "Stopped": "stopped", "Failed": "failed"}
@@ -32,7 +33,7 @@ class State(NamedTuple):
 
     Attributes:
         name: "running" or "stopping" while its process is active; "dead" if the process vanished without an event;
-            "unfinished" if no process of it is known.
+            "unfinished" if no process of it is known; "queued" while it waits to be started, see `queue`.
         reason: the error, or an explanation; not escaped.
     """
 
@@ -51,6 +52,8 @@ def state(run: Run) -> State:
     works = process is not None and at_work(run, process)  # asked before the log is read, which is complete then
     if not works and holder(run.lock):
         return State("running")  # started at the command line or in a notebook cell
+    if not works and os.path.exists(beside(run, "queued")) and not run.done:
+        return State("queued", "It starts when the runs before it have ended.")
     last = last_event(run.log) or {}
     end = _ENDS.get(last.get("event", ""))
     if process is None:
@@ -81,7 +84,7 @@ def spec_of(name: str, root: str | Path = "runs") -> RunSpec:
 
 
 def beside(run: Run, kind: str) -> Path:
-    """Return the path of a file about a run's process; `kind` is "json", "spec.json" or "log"."""
+    """Return the path of a file about a run's process; `kind` is "json", "spec.json", "log" or "queued"."""
     return run.folder.parent / ".processes" / f"{run.id}.{kind}"
 
 

@@ -24,6 +24,7 @@ SIGNS = {
     "failed": "✗",
     "dead": "✗",
     "unfinished": "○",
+    "queued": "◌",
 }
 _COLOURS = {"finished": "success", "failed": "danger", "dead": "danger"}
 _MAX_OTHERS = 3

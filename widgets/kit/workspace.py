@@ -21,7 +21,7 @@ from llm_adapters_lab.runs.spec import RunSpec
 
 Stamp = tuple[Any, ...]
 _FILES = ("spec.json", "events.jsonl", "summary.json", "note.txt", "marks.json")
-_PROCESS = ("json", "spec.json")
+_PROCESS = ("json", "spec.json", "queued")
 
 
 class Observable:

@@ -22,6 +22,7 @@ from llm_adapters_lab.runs.record import Run
 if TYPE_CHECKING:
     from llm_adapters_lab.training.distributed import ProcessGroup
 
+_held: set[int] = set()
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
@@ -48,12 +49,23 @@ def hold(lock: Path, seconds: float = 60.0, waiting: Callable[[str], None] | Non
         if waiting:
             waiting(held)
         time.sleep(0.02)
+    _held.add(handle)
     try:
         yield
     finally:
+        _held.discard(handle)
         with contextlib.suppress(OSError):  # a failed disk has been reported already
             lock.unlink()
         os.close(handle)
+
+
+def _let_go() -> None:
+    """Close the locks of the parent in a forked process, which would hold them longer than the parent lives."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def holder(lock: Path) -> Who | None:
