@@ -162,7 +162,7 @@ class Unreadable(Event):
     @property
     def text(self) -> str:
         """A sentence with the count and examples."""
-        share = f"{self.count:,} of {self.total:,} rows ({self.count / self.total:.0%})"
+        share = f"{self.count:,} of {self.total:,} rows ({100 * self.count / self.total:.0f} %)"
         return f"{self.of}: a perfect answer is judged wrong in {share}, such as {'; '.join(self.examples)}."
 
 

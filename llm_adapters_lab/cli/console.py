@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llm_adapters_lab.events import LeftOut
-from llm_adapters_lab.results.formatting import clock, size
+from llm_adapters_lab.results.formatting import clock, percent, size
 from llm_adapters_lab.results.formatting import texts as columns
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ class Progress(ExitStack):
         self.events += kind != "Noticed"
         if kind == "Started":
             share = fields["trainable_parameters"] / max(1, fields["base_parameters"])
-            trains = f"{fields['trainable_parameters']:,} trainable parameters ({share:.2%} of the base)"
+            trains = f"{fields['trainable_parameters']:,} trainable parameters ({percent(share, 2)} of the base)"
             self._print(f"{fields['id']} on {fields['device']}: {trains}")
         elif kind == "Resumed":
             where = f"training after step {fields['step']}" if fields["stage"] == "training" else "scoring"

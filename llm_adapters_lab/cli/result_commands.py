@@ -255,7 +255,7 @@ def _pair(row: Row, names: Mapping[str, str]) -> Row:
         "other run": names[row["second"]],
         "task": row["task"],
         "difference": f"{100 * row['difference']:+.1f}" if row["items"] else None,
-        "95% interval": f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}" if row["items"] else None,
+        "95 % interval": f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}" if row["items"] else None,
         "p": f"{row['p']:.2g}" if row["items"] else None,
         "verdict": {row["first"]: "worse", row["second"]: "better", "not distinguishable": UNDECIDED}.get(
             verdict, verdict

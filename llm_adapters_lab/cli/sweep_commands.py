@@ -192,7 +192,7 @@ def _show_end(ended: Sequence[SweepRun], report: Path | None) -> None:
             {
                 "run": group.name,
                 "mean accuracy": percent(group.mean),
-                "95% interval": interval(group.low, group.high),
+                "95 % interval": interval(group.low, group.high),
                 "range of seeds": interval(min(group.means), max(group.means)),
                 "seeds": ", ".join(map(str, group.seeds)),
             }

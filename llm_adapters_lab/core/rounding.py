@@ -52,9 +52,10 @@ class Rounding:
     def __str__(self) -> str:
         """Return a sentence."""
         logits = "" if self.logits is None else f" The logits of a probe move by at most {self.logits:.2g}."
+        worst = f"{self.worst}: {100 * self.worst_kept:.1f} %"
         return (
-            f"{self.kept:.1%} of the adapter's ΔW survives rounding to the dtype of the base (least, {self.worst}: "
-            f"{self.worst_kept:.1%}).{logits}"
+            f"{100 * self.kept:.1f} % of the adapter's ΔW survives rounding to the dtype of the base (least, "
+            f"{worst}).{logits}"
         )
 
 
@@ -84,8 +85,8 @@ def measure(
     found = Rounding(_kept(*totals.tolist()), worst, shares[worst])
     if found.kept < KEPT and not round:
         raise CannotMerge(
-            f"Only {str(found).partition(' (')[0]}: {worst} keeps {shares[worst]:.1%}. Do not merge, load the base in "
-            f"fp32, or accept the loss: merge(round=True), --round."
+            f"Only {str(found).partition(' (')[0]}: {worst} keeps {100 * shares[worst]:.1f} %. Do not merge, load the "
+            f"base in fp32, or accept the loss: merge(round=True), --round."
         )
     return found
 

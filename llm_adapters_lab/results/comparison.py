@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llm_adapters_lab.results.appearance import looks, spec_fields
-from llm_adapters_lab.results.formatting import SHARES
+from llm_adapters_lab.results.formatting import SHARES, percent
 from llm_adapters_lab.results.published_results import general_remarks
 from llm_adapters_lab.runs.record import Run
 
@@ -67,18 +67,18 @@ def notes(score: Mapping[str, Any], leaking: float | None) -> list[str]:
         leaking: what `leak` returns for the task.
     """
     shares = {name: score.get(name.replace(" ", "_")) for name in SHARES if name not in ("chance", "majority")}
-    words = [f"{share:.0%} {name}" for name, share in shares.items() if share is not None]
+    words = [f"{percent(share, 0)} {name}" for name, share in shares.items() if share is not None]
     words += [f"{score['too_long']} too long, not asked"] if score.get("too_long") else []
     shots = f", {score['shots']} shots" if score.get("shots") else ""
     words += [f"protocol {score['protocol']}{shots}"] if score.get("protocol") else []
     words += [f"prompt {score['template']}, {score['dtype']}, batch {score['batch']}"] if score.get("template") else []
-    return words + ([f"{leaking:.0%} of the rows seen in training"] if leaking else [])
+    return words + ([f"{percent(leaking, 0)} of the rows seen in training"] if leaking else [])
 
 
 def remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what a reader of `compare`'s rows has to know: leaked test rows, and answers that cannot be read."""
     found = [
-        f"{row['task']}, {row['name']}: {row['leak']:.0%} of the test rows are in the training data."
+        f"{row['task']}, {row['name']}: {percent(row['leak'], 0)} of the test rows are in the training data."
         for row in rows
         if row.get("leak")
     ]

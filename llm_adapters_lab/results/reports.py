@@ -131,9 +131,9 @@ def _lead(runs: Sequence[Run], seen: dict[str, Look], rows: Sequence[dict[str, A
     best = max(means, key=means.__getitem__)
     where = f"on {tasks[0]}" if len(tasks) == 1 else f"on average over {len(tasks)} datasets"
     size, share = next((row["trainable_parameters"], row["share_of_base"]) for row in rows if row["run"] == best)
-    words = f"Best {where}: {seen[best].name}, {means[best]:.1%} correct"
-    words += f" with {size:,} trained parameters, {share:.2%} of the base" if size else ""
-    bare = [f"{means[run.id]:.1%}" for run in runs if run.id in means and run.id != best and run.spec.adapter is None]
+    words = f"Best {where}: {seen[best].name}, {percent(means[best])} correct"
+    words += f" with {size:,} trained parameters, {percent(share, 2)} of the base" if size else ""
+    bare = [percent(means[run.id]) for run in runs if run.id in means and run.id != best and run.spec.adapter is None]
     return words + (f". The base alone reaches {' and '.join(bare)}." if bare else ".")
 
 

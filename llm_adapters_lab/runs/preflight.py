@@ -78,7 +78,7 @@ def check_rows(spec: RunSpec, rows: Rows, base: Blueprint) -> None:
             room = f"{spec.base} takes {base.context - virtual}{besides}: set data.max_tokens to at most that."
             raise BadSpec(f"The longest training row has {longest} tokens, but {room}")
         if 10 * (len(samples) - left_out.unknown) < left_out.rows and not data.allow_dropped:
-            raise BadSpec(f"Under 10% of the training rows are usable. {left_out.text} {allow}")
+            raise BadSpec(f"Under 10 % of the training rows are usable. {left_out.text} {allow}")
         if data.form == "rows":
             form = rows.training_format(tokenizer, data)
             rows.notes += template_notes(spec.base, form)
@@ -127,7 +127,7 @@ def _check_questions(spec: RunSpec, rows: Rows, base: Blueprint, name: str, form
         advice = (
             "Lower eval.max_new_tokens or eval.shots, or use another base; to run it anyway, set data.allow_dropped."
         )
-        raise BadSpec(f"Under 10% of the rows can be answered. {' '.join(notes)} {advice}")
+        raise BadSpec(f"Under 10 % of the rows can be answered. {' '.join(notes)} {advice}")
 
 
 def template_notes(base: str, form: Format) -> list[str]:

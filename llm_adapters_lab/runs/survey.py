@@ -92,7 +92,9 @@ def summary(found: Sequence[Surveyed]) -> str:
     """Return how many families can be built, and how many of these are adapted."""
     built = [one for one in found if one.built]
     count = sum(one.adapted for one in built)
-    return f"{count} of {len(built)} families are adapted ({count / max(1, len(built)):.1%}); {len(found)} in all."
+    return (
+        f"{count} of {len(built)} families are adapted ({100 * count / max(1, len(built)):.1f} %); {len(found)} in all."
+    )
 
 
 def _survey(family: str, config: AdapterConfig) -> Surveyed:

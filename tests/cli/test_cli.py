@@ -128,7 +128,7 @@ def test_run_show_list_and_compare(spec, tmp_path):
     assert "There are no runs" in lab("list", *root).stdout
     first = lab("run", spec, *root)
     assert first.exit_code == 0
-    for text in ("trainable parameters", "training 2/2  loss", "scoring mini-bool 8/8", "95% interval", "run: "):
+    for text in ("trainable parameters", "training 2/2  loss", "scoring mini-bool 8/8", "95 % interval", "run: "):
         assert text in first.stdout
     again = lab("run", spec, *root)
     assert "is finished already" in again.stdout

@@ -137,7 +137,7 @@ def test_a_comparison_fits(root: Path, columns: int) -> None:
     text = "\n".join(lines := on_a_terminal(columns, "compare", *ids, "--root", root))
     assert max(map(len, lines)) <= columns
     assert all(name in text for name in ids)
-    for words in ("53.1 to 88.8%", "full-fine", *(("15 of 20", "distinguishable") if columns >= 80 else ())):
+    for words in ("53.1 to 88.8 %", "full-fine", *(("15 of 20", "distinguishable") if columns >= 80 else ())):
         assert words in text
     # One line for each run and task, in spite of a long placement.
     table = text[text.index("task ") :].partition("\n\n")[0].splitlines()
@@ -175,7 +175,7 @@ def test_a_comparison_is_filtered_sorted_and_cut(root: Path) -> None:
 def test_a_pipe_keeps_everything(root: Path) -> None:
     text = lab("list", "--root", root).stdout
     assert "Not shown" not in text
-    assert "mini-addsub 50.0%, mini-bool 75.0%, mini-mult 35.0%" in text
+    assert "mini-addsub 50.0 %, mini-bool 75.0 %, mini-mult 35.0 %" in text
     assert len(text.splitlines()) == 10
 
 
@@ -223,7 +223,7 @@ def test_a_list_is_sorted_filtered_and_cut(root: Path) -> None:
     text = lab("list", "--root", root, "--sort", "accuracy", "--limit", "2").stdout
     assert text.splitlines()[-1] == "2 of 8 runs."
     assert "unfinished" not in text
-    shares = re.findall(r" ([\d.]+)% +finished ", lab("list", "--root", root, "--sort", "accuracy").stdout)
+    shares = re.findall(r" ([\d.]+) % +finished ", lab("list", "--root", root, "--sort", "accuracy").stdout)
     assert len(shares) == 7 and shares == sorted(shares)
     assert "learning rate" in lab("list", "--root", root, "--sort", "learning_rate").stdout
     nothing = lab("list", "--root", root, "--filter", "rank>100")

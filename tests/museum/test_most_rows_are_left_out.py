@@ -27,7 +27,7 @@ def test_most_rows_are_left_out(tmp_path: Path) -> None:
         return RunSpec.parse({"adapter": {"type": "lora", "rank": 2}, "data": data, "train": {"max_steps": 1}})
 
     long = ["a " * 99] * 19
-    with pytest.raises(BadSpec, match="Under 10% of the training rows are usable.*19 longer than data.max_tokens"):
+    with pytest.raises(BadSpec, match="Under 10 % of the training rows are usable.*19 longer than data.max_tokens"):
         run(spec(["is it ?", *long]), root=tmp_path / "runs")
     with pytest.raises(BadSpec, match="10 with characters that the tokenizer does not know"):
         run(spec(["\u4f60\u597d"] * 10), root=tmp_path / "runs")

@@ -33,7 +33,7 @@ def test_scored_rows_are_never_asked(tmp_path: Path) -> None:
         (spec(known, tasks=["mini-bool"], max_new_tokens=1000, rows=4), "4 of 4 rows exceed"),
         (spec(strange), "4 of 4 rows have characters that the tokenizer does not know"),
     ):
-        with pytest.raises(BadSpec, match=f"Under 10% of the rows can be answered.*{words}"):
+        with pytest.raises(BadSpec, match=f"Under 10 % of the rows can be answered.*{words}"):
             run(bad, root=tmp_path / "runs")
     done = run(spec([*known, *long, *strange]), root=tmp_path / "runs")
     assert len(row_remarks(done.summary)) == len(list(done.events("Noticed"))) == 2

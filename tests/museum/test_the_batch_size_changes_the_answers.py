@@ -25,4 +25,4 @@ def test_answers_in_fp32_do_not_depend_on_the_batch() -> None:
     assert len(set(found[0].values())) > 1
     score = {"accuracy": 0.5, "template": "qa", "dtype": "bfloat16", "batch": 32, "by_limit": 0.25}
     cells = score_cells(score)
-    assert (cells["prompt"], cells["dtype"], cells["batch"], cells["by limit"]) == ("qa", "bfloat16", 32, "25.0%")
+    assert (cells["prompt"], cells["dtype"], cells["batch"], cells["by limit"]) == ("qa", "bfloat16", 32, "25.0 %")

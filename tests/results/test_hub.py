@@ -115,10 +115,10 @@ def test_the_card_of_a_run_says_all_of_it(finished: tuple[Path, dict[str, str]],
     rows = {row["task"]: row for row in (dict(zip(lines[0], line, strict=True)) for line in lines[2:])}
     for task, score in run.summary["scores"].items():
         row = rows[task]
-        assert row["accuracy"] == f"{100 * score['accuracy']:.1f}%"
-        assert row["95% interval"] == f"{100 * score['low']:.1f} to {100 * score['high']:.1f}%"
-        assert row["chance"] == ("–" if score["chance"] is None else f"{100 * score['chance']:.1f}%")
-        assert row["majority"] == f"{100 * score['majority']:.1f}%"
+        assert row["accuracy"] == f"{100 * score['accuracy']:.1f} %"
+        assert row["95 % interval"] == f"{100 * score['low']:.1f} to {100 * score['high']:.1f} %"
+        assert row["chance"] == ("–" if score["chance"] is None else f"{100 * score['chance']:.1f} %")
+        assert row["majority"] == f"{100 * score['majority']:.1f} %"
         assert (row["correct"], row["protocol"]) == (f"{score['correct']} of 4", "lab")
     # The hub reads the scores from the head.
     assert model["name"] == "out"
@@ -130,7 +130,7 @@ def test_the_card_of_a_run_says_all_of_it(finished: tuple[Path, dict[str, str]],
     assert (first.dataset_type, first.dataset_split) == ("mini-addsub", "test")
     assert f"run {run.id}" in text and "- base: nano, a teaching model" in text and "seed 0" in text
     assert "float32 on" in text and "null" not in text and "Wilson" in text
-    assert "No task has 1% or more of its test rows in the training data." in text
+    assert "No task has 1 % or more of its test rows in the training data." in text
     # The spec in it is the spec.
     assert RunSpec.parse(yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])).id == run.id
     # And what it says of loading works.
@@ -166,8 +166,8 @@ def test_a_leak_is_a_warning_on_the_card(tmp_path: Path) -> None:
         "summary.json", summary | {"leaks": {"mini-addsub": found, "mini-bool": {**found, "exact": 0, "ngram": 0}}}
     )
     text = card("nano", LoRAConfig(at="q,v"), "lab", run, "out")
-    assert r"| mini-addsub\! | 50.0%" in text and "| mini-bool | 15.0%" in text
-    assert r"**mini-addsub\!: 35% of the test rows are in the training data.**" in text
+    assert r"| mini-addsub\! | 50.0 %" in text and "| mini-bool | 15.0 %" in text
+    assert r"**mini-addsub\!: 35 % of the test rows are in the training data.**" in text
     run.write("summary.json", summary)
     assert "was not checked" in card("nano", LoRAConfig(at="q,v"), "lab", run, "out")
 

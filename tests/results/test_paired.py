@@ -123,10 +123,10 @@ def test_a_leak_is_marked_from_one_in_a_hundred(tmp_path: Path) -> None:
     assert row["leak"] == 0.9
     assert accuracy(run).layout.xaxis.ticktext[0] == "mini-bool *"
     page = report([run], tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "90% of the rows seen in training" in page
+    assert "90 % of the rows seen in training" in page
     text = CliRunner().invoke(app, ["compare", str(run.folder)]).stdout
     assert "mini-bool!" in text
-    assert "90% of the test rows are in the training data" in text
+    assert "90 % of the test rows are in the training data" in text
     below = made(tmp_path, LORA, [True] * 5, seed=1, leaks={"mini-bool": {"exact": 1, "total": 200}})
     assert compare([below])[0]["leak"] is None
     assert accuracy(below).layout.xaxis.ticktext[0] == "mini-bool"

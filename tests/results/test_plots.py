@@ -83,7 +83,7 @@ def test_smoothing_keeps_straight_lines_and_both_ends():
 def test_the_heat_map_shows_the_last_norms_by_layer_and_site(three: list[Run]):
     (cells,) = norm_heatmap(three[1]).data
     assert list(cells.x) == ["0", "1"]
-    assert set(cells.y) == {"self_attn.q_proj", "self_attn.v_proj"}
+    assert set(cells.y) == {"q", "v"}
     assert [list(row) for row in cells.z] == [[0.5, 1.5], [0.5, 1.5]]
     assert (cells.zmin, cells.zmax) == (0, 1.5)
 
@@ -92,7 +92,7 @@ def test_the_heat_map_shows_the_last_norms_by_layer_and_site(three: list[Run]):
     ("norms", "x", "y"),
     [
         ({"model/layer0": 1.0, "model/layer1": 2.0}, ["0", "1"], ["whole layer"]),
-        ({"model.layers.10.mlp.down_proj:mlp": 1.0}, ["10"], ["mlp.down_proj:mlp"]),
+        ({"model.layers.10.mlp.down_proj:mlp": 1.0}, ["10"], ["mlp"]),
         ({"transformer.h.2.attn.c_attn": 1.0, "model": 0.0}, ["2", "all"], ["model", "attn.c_attn"]),
         ({"model.layers.0.q": 0.0}, ["0"], ["q"]),
     ],

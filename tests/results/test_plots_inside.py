@@ -36,7 +36,7 @@ def test_the_table_of_a_figure_names_axes_and_values(tmp_path):
     rows = plots.data(plots.loss_curve(*runs))
     assert {"name": "lora", "update step": 6, "loss (nats per label token)": pytest.approx(2 / 2.718281828)} in rows
     rows = plots.data(plots.norm_heatmap(runs[1]))
-    assert {"layer": "1", "site": "self_attn.v_proj", "norm": 1.5} in rows
+    assert {"layer": "1", "site": "v", "norm": 1.5} in rows
     assert json.loads(json.dumps(rows)) == rows
 
 

@@ -73,10 +73,10 @@ def test_figures_are_stored_as_plain_json(page: Page):
 
 
 def test_results_read_without_scripts(page: Page):
-    for words in ("65.0%", "43.3–81.9", "90% in format", "1,000", "2.00%", "1.700 → 0.700", "finished"):
+    for words in ("65.0 %", "43.3–81.9", "90 % in format", "1,000", "2.00 %", "1.700 → 0.700", "finished"):
         assert words in page.text
-    assert "Best on average over 2 datasets: lora, 45.0% correct with 1,000 trained parameters" in page.text
-    assert "The base alone reaches 5.0%." in page.text
+    assert "Best on average over 2 datasets: lora, 45.0 % correct with 1,000 trained parameters" in page.text
+    assert "The base alone reaches 5.0 %." in page.text
     assert "a jump in accuracy can be format, not knowledge" in page.text
 
 
@@ -120,7 +120,6 @@ def test_without_scripts_there_is_a_table_for_every_figure(page: Page):
         "Training loss",
         "loss (nats per label token)",
         "Moved by training: lora",
-        "self_attn.v_proj",
         "0.7358",
     ):
         assert words in page.text

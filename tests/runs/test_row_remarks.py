@@ -59,7 +59,7 @@ YES = {"answer": "<s>"}  # a gold answer is not part of a prompt
 
 def test_a_dry_run_refuses_what_a_run_would(tmp_path: Path) -> None:
     learnt = write(tmp_path / "learnt.jsonl", [{"instruction": "is it ?", "answer": "yes"}, *[LONG] * 19])
-    with pytest.raises(BadSpec, match="Under 10% of the training rows are usable"):
+    with pytest.raises(BadSpec, match="Under 10 % of the training rows are usable"):
         dry_run(RunSpec.parse({"adapter": "lora", "data": {"task": learnt, "max_tokens": 64}}), tmp_path)
 
 

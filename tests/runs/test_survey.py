@@ -38,7 +38,7 @@ def test_a_family_is_adapted_everywhere(family: str) -> None:
 def test_what_cannot_be_built_is_no_refusal() -> None:
     found = list(survey(["dbrx", "llama"]))
     assert not found[0].built and found[0].fault.startswith("not built: ")
-    assert summary(found) == "1 of 1 families are adapted (100.0%); 2 in all."
+    assert summary(found) == "1 of 1 families are adapted (100.0 %); 2 in all."
 
 
 def test_a_model_that_cannot_be_read_says_why() -> None:

@@ -64,7 +64,7 @@ def test_every_part_shows_the_results_of_the_library(three: list[Run]) -> None:
     curves = [list(trace.x) for trace in plots.loss_curve(*three).data]
     assert [trace["x"] for trace in drawn(panel, "losses")] == curves
     expected = [
-        f"{100 * row['accuracy']:.1f}% ({100 * row['low']:.1f} to {100 * row['high']:.1f}%)" for row in compare(three)
+        f"{100 * row['accuracy']:.1f} % ({100 * row['low']:.1f} to {100 * row['high']:.1f} %)" for row in compare(three)
     ]
     assert rows(panel, "scores") == [["a", *expected]]
 
@@ -146,7 +146,7 @@ def test_contamination_and_lost_formats_are_reported(three: list[Run], tmp_path:
     summary["scores"]["a"]["in_format"] = 0.1
     three[1].write("summary.json", summary)
     words = ComparePanel(three).parts["scores"].value
-    assert "a, lora: 25% of the test rows are in the training data" in words
+    assert "a, lora: 25 % of the test rows are in the training data" in words
     assert "a jump in accuracy can be format" in words
     assert "training data" not in ComparePanel([three[0], three[2]]).parts["scores"].value
 

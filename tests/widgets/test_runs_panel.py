@@ -60,7 +60,7 @@ def test_every_run_has_a_row_with_its_facts(four: list[Run], tmp_path: Path) -> 
     assert shown(panel) == [run.id for run in reversed(four)]
     assert list(panel.table.lines) == shown(panel)
     base, lora, _, failed = (panel.table.lines[run.id] for run in four)
-    for text in ("✓ finished", ">nano<", ">lora<", ">1,000<", ">62.5% (2)<"):
+    for text in ("✓ finished", ">nano<", ">lora<", ">1,000<", ">62.5 % (2)<"):
         assert text in lora.cells.value
     assert ">none<" in base.cells.value
     assert "✗ failed" in failed.cells.value
@@ -144,8 +144,8 @@ def test_groups_have_headings_with_count_and_mean(four: list[Run], tmp_path: Pat
     assert names.index("adapter.rank") < names.index("base")
     panel.group.value = "adapter.type"
     first, second, third = headings(panel)
-    assert "adapter.type = lora</b> · 2 runs · mean accuracy 62.5%<" in first
-    assert "adapter.type = none</b> · 1 run · mean accuracy 10.0%<" in second
+    assert "adapter.type = lora</b> · 2 runs · mean accuracy 62.5 %<" in first
+    assert "adapter.type = none</b> · 1 run · mean accuracy 10.0 %<" in second
     assert "series" in third
     assert shown(panel)[2] == four[0].id
     before = panel.table.rows.children

@@ -16,7 +16,7 @@ from llm_adapters_lab.errors import NoView
 from llm_adapters_lab.inspection import ablations, activation_metrics, probes, routing, weight_metrics
 from llm_adapters_lab.inspection.recorder import Recorder
 from llm_adapters_lab.results import plots
-from llm_adapters_lab.results.plots.style import place
+from llm_adapters_lab.results.formatting import place
 from widgets.kit.loaded_runs import LoadedRun, TokenizedText, token_texts
 
 ALL, LINE = "all", 64

@@ -9,6 +9,7 @@ from typing import Any
 import ipywidgets as W
 
 from llm_adapters_lab.markup import Html, el
+from llm_adapters_lab.results.formatting import percent
 from llm_adapters_lab.results.run_index import Entry, Group, words
 from widgets.kit.elements import button, row, show_if
 from widgets.kit.panel import Silent
@@ -94,7 +95,7 @@ def heading(name: str, group: Group) -> Html:
     title, count = f"{name} = {group.value}" if group.value else f"without {name}", len(group.entries)
     text = f" · {count} run{'s' * (count != 1)}"
     if group.accuracy is not None:
-        text += f" · mean accuracy {100 * group.accuracy:.1f}%"
+        text += f" · mean accuracy {percent(group.accuracy)}"
         text += "" if group.alike else " (on different tasks)"
     return el("div", el("b", title), text, role="heading", aria_level="3", class_="lab-group")
 
@@ -108,7 +109,7 @@ def cells(entry: Entry) -> Html:
         words(entry.fields["base"]) if entry.fields else "",
         words(entry.fields["adapter.type"]) if entry.fields else "",
         "" if entry.trainable is None else f"{entry.trainable:,}",
-        "" if entry.accuracy is None else f"{100 * entry.accuracy:.1f}% ({len(entry.tasks)})",
+        "" if entry.accuracy is None else f"{percent(entry.accuracy)} ({len(entry.tasks)})",
         time.strftime("%m-%d %H:%M", started),
     )
     shown = []

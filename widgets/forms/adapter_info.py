@@ -7,6 +7,7 @@ import sys
 
 from llm_adapters_lab.core.registry import Entry, all_adapters, get_adapter
 from llm_adapters_lab.markup import Html, el
+from llm_adapters_lab.results import formatting
 from llm_adapters_lab.runs.forecast.size import Size
 from llm_adapters_lab.runs.presets import adapter_presets, expand
 
@@ -55,24 +56,15 @@ def link(source: str) -> Html:
 
 def size_summary(size: Size, dtype: str) -> Html:
     """Return the number of trainable parameters, absolute and relative to the base, and the minimum memory."""
-    weights = f"weights {format_bytes(size.weights)} ({dtype})"
+    weights, least = f"weights {formatting.size(size.weights)} ({dtype})", size.weights + size.training
     if not size.trainable:
         head = el("div", "Nothing is trained; the base has ", el("b", f"{size.base:,} parameters"))
         return el("div", head, el("div", f"Memory: at least {weights}."))
-    share = f"{size.share:.2%}" if size.share >= 1e-4 else f"{size.share:.1e}"
+    share = formatting.percent(size.share, 2) if size.share >= 1e-4 else f"{size.share:.1e}"
     head = el("div", el("b", f"{size.trainable:,} trainable parameters"), f", {share} of the base's {size.base:,}")
     total = (
-        f"Memory during training: at least {format_bytes(size.weights + size.training)}: {weights}; adapter, gradients "
-        f"and AdamW moments {format_bytes(size.training)}. Activations are extra: they grow with micro-batch size, "
+        f"Memory during training: at least {formatting.size(least)}: {weights}; adapter, gradients "
+        f"and AdamW moments {formatting.size(size.training)}. Activations are extra: they grow with micro-batch size, "
         "sequence length and number of layers."
     )
     return el("div", head, el("div", total))
-
-
-def format_bytes(size: float) -> str:
-    """Return a number of bytes with three digits and a decimal unit."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"

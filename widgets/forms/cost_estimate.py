@@ -20,9 +20,9 @@ import ipywidgets as W
 from llm_adapters_lab.core.registry import get_adapter
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.markup import el
+from llm_adapters_lab.results.formatting import size
 from llm_adapters_lab.runs.forecast.duration import alike
 from llm_adapters_lab.runs.spec import RunSpec
-from widgets.forms.adapter_info import format_bytes
 from widgets.kit import warm
 from widgets.kit.panel import error_text, message
 
@@ -102,10 +102,10 @@ async def _memory(spec: RunSpec) -> str:
 
 def fits(takes: str, needed: int, available: int) -> str:
     """Return a sentence about whether `needed` bytes fit into the `available` ones; 0 available means unknown."""
-    words = f"{takes} {format_bytes(needed)}"
+    words = f"{takes} {size(needed)}"
     if not available:
         return f"{words}."
-    of = f"the {format_bytes(available)} of this machine"
+    of = f"the {size(available)} of this machine"
     if needed > available:
         return f"✗ {words}, more than {of}: it does not fit."
     return f"{words} of {of}: " + ("✓ it fits." if needed < TIGHT * available else "it will be tight.")

@@ -48,7 +48,7 @@ def scores(runs: Sequence[Run]) -> Html | None:
     lines = [{"dataset": task} | {look.name: texts.get((task, i), "–") for i, look in names.items()} for task in tasks]
     if len(tasks) > 1:
         lines.append({"dataset": "mean"} | {names[run.id].name: percent(mean_accuracy(run, tasks)) for run in runs})
-    notes = ["Accuracy with its 95% Wilson interval in brackets.", *remarks(rows)]
+    notes = ["Accuracy with its 95 % Wilson interval in brackets.", *remarks(rows)]
     return _table("Accuracy by dataset", lines, notes)
 
 
@@ -66,9 +66,9 @@ def significance(runs: Sequence[Run]) -> Html | None:
     if not lines:
         return None
     notes = [
-        "✓: items that only one of the two got right. Difference in percentage points with its 95% bootstrap interval; "
-        "p of the exact McNemar test on the items that both runs were asked alike. Not corrected for multiple testing: "
-        f"if nothing differs, 1 test in {1 / LEVEL:.0f} finds a difference by chance."
+        "✓: items that only one of the two got right. Difference in percentage points with its 95 % bootstrap "
+        "interval; p of the exact McNemar test on the items that both runs were asked alike. Not corrected for "
+        f"multiple testing: if nothing differs, 1 test in {1 / LEVEL:.0f} finds a difference by chance."
     ]
     notes += differing_questions(paired)
     notes += [

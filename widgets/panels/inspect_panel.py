@@ -11,7 +11,7 @@ import ipywidgets as W
 
 from llm_adapters_lab.inspection.routing import has_experts
 from llm_adapters_lab.markup import el
-from llm_adapters_lab.results.plots.style import place
+from llm_adapters_lab.results.formatting import place
 from llm_adapters_lab.tasks.tokens import control_tokens
 from widgets.figures.figure_view import FigureView
 from widgets.figures.inspect_views import ALL, VIEWS, Request, View

@@ -19,6 +19,7 @@ from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.events import row_remarks
 from llm_adapters_lab.markup import el
 from llm_adapters_lab.results.appearance import colour
+from llm_adapters_lab.results.formatting import percent
 from llm_adapters_lab.results.plots.runs import POINTS, accuracy, running_mean, thinned
 from llm_adapters_lab.results.plots.style import INK, style
 from llm_adapters_lab.runs import background
@@ -300,7 +301,7 @@ class RunPanel(Panel):
         words = "The reason is below." if bad else found.reason
         if found.name == "finished" and self.run:
             scores = self.run.summary.get("scores", {}).items()
-            words = ", ".join(f"{task} {100 * score['accuracy']:.1f}%" for task, score in scores)
+            words = ", ".join(f"{task} {percent(score['accuracy'])}" for task, score in scores)
             if size := self.run.summary.get("adapter_bytes"):
                 words += f" · adapter {size / 1000:,.1f} kB"
         head = el("b", f"{SIGNS[found.name]} {found.name if started else 'not started'}")

@@ -7,7 +7,8 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from llm_adapters_lab.inspection.routing import ExpertLoad
-from llm_adapters_lab.results.plots.style import LESS_MORE, every, heatmap, new, place
+from llm_adapters_lab.results.formatting import percent, place
+from llm_adapters_lab.results.plots.style import LESS_MORE, every, heatmap, new
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -43,9 +44,9 @@ def expert_loads(before: Mapping[str, ExpertLoad], after: Mapping[str, ExpertLoa
     for loads, label, axis in ((before, "without the adapter", "x"), (after, f"with {name}", "x2")):
         shares = [load.share.tolist() for load in loads.values()]
         ratios = [[share * len(own) for share in own] + [None] * (widest - len(own)) for own in shares]
-        percent = [[f"{100 * share:.0f}" for share in own] + [""] * (widest - len(own)) for own in shares]
+        labelled = [[f"{100 * share:.0f}" for share in own] + [""] * (widest - len(own)) for own in shares]
         details = [_details(load, widest) for load in loads.values()]
-        labels = {"text": percent, "texttemplate": "%{text}"} if small else {}
+        labels = {"text": labelled, "texttemplate": "%{text}"} if small else {}
         hover = f"{label}<br>layer %{{y}}, expert %{{x}}<br>%{{customdata}}<br>%{{z:.2f}} times an even share"
         more = {"name": label, "customdata": details, "xaxis": axis, "showscale": axis == "x2", "zmax": 2} | labels
         heatmap(figure, list(range(widest)), rows, ratios, LESS_MORE, "× even", hover, int(small), **more)
@@ -60,7 +61,7 @@ def _details(load: ExpertLoad, widest: int) -> list[str]:
     """Return share and mean weight of each expert in words, "" where there is none."""
     weights = [None] * len(load.share) if load.weight is None else load.weight.tolist()
     words = [
-        f"{share:.1%} of the assignments"
+        f"{percent(share)} of the assignments"
         + ("" if weight is None or weight != weight else f", mean weight {weight:.3f}")
         for share, weight in zip(load.share.tolist(), weights, strict=True)
     ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_adapters_lab.results.appearance import looks
 from llm_adapters_lab.results.comparison import leak, mean_accuracy, notes, task_names
+from llm_adapters_lab.results.formatting import interval, percent
 from llm_adapters_lab.results.plots.style import GRID, INK, new, say
 from llm_adapters_lab.runs.record import Run
 
@@ -112,14 +113,14 @@ def accuracy(*runs: Run) -> go.Figure:
     means = {run.id: mean_accuracy(run, tasks) for run in runs} if len(tasks) > 1 else {}
     leaks = {run.id: {task: leak(run.summary, task) for task in tasks} for run in runs}
     leaking = {task for given in leaks.values() for task in given if given[task]}
-    words = "whiskers: 95% interval" + "; *: test rows are in the training data" * bool(leaking)
+    words = "whiskers: 95 % interval" + "; *: test rows are in the training data" * bool(leaking)
     figure = new("Accuracy on each dataset", words, "", "accuracy (%)", 440)
     for name, look in looks(runs).items():
         rows = [(i, task, scores[name][task]) for i, task in enumerate(tasks) if task in scores[name]]
         label, mean = escape(look.name), means.get(name)
         hover = [
-            f"<b>{escape(task)}</b>, {label}<br>{100 * s['accuracy']:.1f}% ({s['correct']} of {s['total']})"
-            f"<br>95% interval {100 * s['low']:.1f} to {100 * s['high']:.1f}%"
+            f"<b>{escape(task)}</b>, {label}<br>{percent(s['accuracy'])} ({s['correct']} of {s['total']})"
+            f"<br>95 % interval {interval(s['low'], s['high'])}"
             f"<br>{'<br>'.join(notes(s, leaks[name][task]))}<extra></extra>"
             for _, task, s in rows
         ]
@@ -128,14 +129,14 @@ def accuracy(*runs: Run) -> go.Figure:
         error, heights = _whiskers([s for _, _, s in rows]), [100 * s["accuracy"] for _, _, s in rows]
         figure.add_bar(x=[i for i, _, _ in rows], y=heights, error_y=error, hovertemplate=hover, **bars)
         if mean is not None:
-            hover = [f"<b>mean of {len(tasks)} datasets</b>, {label}<br>{100 * mean:.1f}%<extra></extra>"]
+            hover = [f"<b>mean of {len(tasks)} datasets</b>, {label}<br>{percent(mean)}<extra></extra>"]
             figure.add_bar(x=[len(tasks) + 0.25], y=[100 * mean], hovertemplate=hover, showlegend=False, **bars)
     for key, name, dash in (("chance", "random guess", "dot"), ("majority", "always the most common answer", "solid")):
         levels = [next(s[task][key] for s in scores.values() if task in s) for task in tasks]
         known = [(i, 100 * level) for i, level in enumerate(levels) if level is not None]
         x = [x for i, _ in known for x in (i - 0.44, i + 0.44, None)]
         y = [y for _, level in known for y in (level, level, None)]
-        line, template = {"color": INK, "width": 1.8, "dash": dash}, f"{name}: %{{y:.1f}}%<extra></extra>"
+        line, template = {"color": INK, "width": 1.8, "dash": dash}, f"{name}: %{{y:.1f}} %<extra></extra>"
         figure.add_scatter(x=x, y=y, mode="lines", name=name, line=line, hovertemplate=template, visible=bool(x))
     places, names = [float(i) for i in range(len(tasks))], [escape(t) + " *" * (t in leaking) for t in tasks]
     if any(mean is not None for mean in means.values()):
@@ -179,7 +180,7 @@ def parameters_against_accuracy(*runs: Run) -> go.Figure:
             textposition=BESIDE[len(sizes) % 4],
             cliponaxis=False,
             marker={"color": look.colour, "size": 13, "symbol": SYMBOLS[look.turn % 4]},
-            hovertemplate=f"<b>{label}</b><br>%{{x:,}} trainable parameters<br>accuracy %{{y:.1f}}%<extra></extra>",
+            hovertemplate=f"<b>{label}</b><br>%{{x:,}} trainable parameters<br>accuracy %{{y:.1f}} %<extra></extra>",
         )
     if not sizes:
         return say(figure, "no scored adapter")

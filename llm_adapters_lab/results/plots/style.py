@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from html import escape, unescape
 from typing import TYPE_CHECKING, Any
 
+from llm_adapters_lab.results.formatting import site_names
+
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
@@ -91,15 +93,6 @@ def text(words: str) -> str:
     return escape(seen, quote=False)
 
 
-def place(key: str) -> tuple[int | None, str]:
-    """Split a site key at its first number, the layer: "model.layers.3.mlp.up_proj" -> (3, "mlp.up_proj")."""
-    found = re.search(r"\d+", key)
-    if found is None:
-        return None, key
-    before = re.split(r"[./]", key[: found.start()])
-    return int(found[0]), key[found.end() :].lstrip("./") or f"whole {before[-1] or 'layer'}"
-
-
 def grid(values: Mapping[str, float]) -> tuple[list[str], list[str], list[list[float | None]]]:
     """Arrange values of sites by layer and kind of site.
 
@@ -110,7 +103,8 @@ def grid(values: Mapping[str, float]) -> tuple[list[str], list[str], list[list[f
         Names of the columns (layers, then "all" for what is in none), names of the rows from below, and the cells; None
         where there is no such site.
     """
-    cells = {place(key): value for key, value in values.items()}
+    places = site_names(values)
+    cells = {places[key]: value for key, value in values.items()}
     numbers = sorted({layer for layer, _ in cells if layer is not None})
     layers = [*numbers, *([None] if any(layer is None for layer, _ in cells) else [])]
     sites = list(dict.fromkeys(site for _, site in cells))[::-1]

@@ -12,7 +12,8 @@ import torch
 
 from llm_adapters_lab.inspection.weight_metrics import Norm, effective_rank
 from llm_adapters_lab.results.appearance import colour, looks
-from llm_adapters_lab.results.plots.style import CLEAR, GRID, INK, SHARES, every, grid, heatmap, new, place, ramp, say
+from llm_adapters_lab.results.formatting import place
+from llm_adapters_lab.results.plots.style import CLEAR, GRID, INK, SHARES, every, grid, heatmap, new, ramp, say
 from llm_adapters_lab.runs.record import Run
 
 if TYPE_CHECKING:
