@@ -6,21 +6,20 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from odd_models import decoder, family
+from odd_models import family
 
 from llm_adapters_lab.core import placement
 from llm_adapters_lab.core.adapter import Adapter
 from llm_adapters_lab.core.adapter_config import AdapterConfig, ModelAdapterConfig
-from llm_adapters_lab.core.anatomy import Anatomy
 from llm_adapters_lab.core.injection import inject
 from llm_adapters_lab.core.registry import REGISTRY, all_adapters, register_adapter
 from llm_adapters_lab.models.blueprint import blueprint
-from llm_adapters_lab.models.random_models import TINY, tiny
+from llm_adapters_lab.models.random_models import tiny
 from llm_adapters_lab.runs.forecast.size import size
 from llm_adapters_lab.runs.presets import adapter_presets, expand
 from llm_adapters_lab.runs.spec import RunSpec
-from widgets.forms.adapter_info import format_bytes, link
-from widgets.forms.placement_grid import cells, column, placement_of
+from widgets.forms.adapter_info import link
+from widgets.forms.placement_grid import column
 from widgets.panels.model_panel import ModelPanel
 
 PLACED = [n for n, e in all_adapters().items() if not issubclass(e.config, ModelAdapterConfig)]
@@ -64,7 +63,6 @@ def test_memory_of_weights_and_training():
     spec = panel().spec
     found = size(spec.base, spec.adapter, "bf16")
     assert found.weights == 2 * found.base and found.training == 4 * 4 * found.trainable
-    assert [format_bytes(n) for n in (999, 5_270_000, 2.5e9, 7e15)] == ["999 B", "5.27 MB", "2.5 GB", "7e+03 TB"]
 
 
 def test_an_initialisation_from_text_is_counted():
@@ -139,84 +137,30 @@ def test_a_bad_base_says_what_is_wrong_and_gives_no_spec(base):
     chosen.base.value = base
     assert chosen.spec is None
     assert "✗" in chosen.errors["base"].value and "<img" not in chosen.errors["base"].value
-    assert not chosen.grid.buttons
+    assert not chosen.grid.shown
     chosen.base.value = "tiny:llama"
-    assert chosen.spec and chosen.grid.buttons
+    assert chosen.spec and chosen.grid.shown
 
 
 @pytest.mark.parametrize("text", ["q,v", "q@1", "attn", "mlp@0", "q+down@1", "down.in", "attn.in,mlp.in", "q,k,v@0,-1"])
 @pytest.mark.parametrize("kind", [PROJECTIONS, SUBLAYERS])
-def test_buttons_show_the_text(kind, text):
+def test_the_grid_shows_the_text(kind, text):
     chosen = panel(kind)
     chosen.at.value = text
     anatomy = blueprint("tiny:llama").anatomy
     sites = placement.sites(anatomy, text, all_adapters()[kind].cls.level)
-    on = {cell for cell, button in chosen.grid.buttons.items() if button.value}
-    assert on == {(s.layer, column(s)) for s in sites}
+    assert chosen.grid.selected == {(s.layer, column(s)) for s in sites}
     assert chosen.spec.adapter.at == text  # the text is not rewritten
 
 
-def test_text_shows_the_buttons():
+def test_text_shows_the_grid():
     chosen = panel()
-    for cell in chosen.grid.buttons:
-        chosen.grid.buttons[cell].value = cell in {(0, "q"), (1, "q"), (1, "down")}
+    chosen.grid.widget.selected = {"q": [0, 1], "down": [1]}
     assert chosen.at.value == "q+down@1" == chosen.spec.adapter.at
-    chosen.grid.headers["v"].click()
-    assert chosen.at.value == "q,v+down@1"
-    chosen.grid.headers["v"].click()
-    chosen.grid.headers["0"].click()
-    assert chosen.at.value == "q,down+k,v,o,gate,up@0"
-    chosen.grid.headers["all"].click()
-    assert chosen.at.value == "q,k,v,o,gate,up,down"
-    chosen.grid.headers["all"].click()
+    chosen.grid.widget.selected = {}
     assert chosen.spec is None and "No site is selected" in chosen.errors["at"].value
     chosen.reset.click()
-    assert chosen.spec.adapter.at == "q,v"
-
-
-def test_rarer_columns_appear_on_request_or_when_used():
-    chosen = panel()
-    assert "down.in" not in chosen.grid.headers
-    chosen.at.value = "down.in"
-    assert "down.in" in chosen.grid.headers and "q.in" not in chosen.grid.headers
-    chosen.grid.headers["down.in"].click()
-    assert "down.in" in chosen.grid.headers and chosen.spec is None  # it stays although it is cleared
-    chosen.grid.headers["down.in"].click()
-    assert chosen.at.value == "down.in"
-    chosen.everything.value = True
-    assert {"q.in", "attn.in"} <= {*chosen.grid.headers}
-    chosen.grid.buttons[0, "q.in"].value = True
-    assert chosen.at.value == "q.in@0+down.in"
-
-
-@pytest.mark.parametrize("family", TINY)
-def test_the_placement_of_cells_selects_them_in_every_family(family):
-    anatomy = blueprint(f"tiny:{family}").anatomy
-    for level in ("projection", "sublayer"):
-        for cell in cells(anatomy):
-            if level == "projection" and cell[1] in ("attn", "mlp"):
-                continue
-            for chosen in ({cell}, {c for c in cells(anatomy) if c[1] == cell[1]}):
-                text = placement_of(chosen, anatomy)
-                assert {(s.layer, column(s)) for s in placement.sites(anatomy, text, level)} == chosen, text
-
-
-def test_the_placement_of_cells_selects_them_where_some_layers_lack_a_role():
-    fields = {"hidden_size_per_layer_input": 0, "global_head_dim": 16, "attention_k_eq_v": True}
-    anatomy = Anatomy.of(decoder("gemma4_text", layer_types=["sliding_attention", "full_attention"], **fields))
-    every = {(layer, name) for layer, name in cells(anatomy) if name in ("q", "v")}
-    assert every == {(0, "q"), (1, "q"), (0, "v")} and placement_of(every, anatomy) == "q+v@0"
-    for text in ("q+v@0", "q,v?"):
-        assert {(s.layer, column(s)) for s in placement.sites(anatomy, text)} == every
-
-
-def test_the_placement_agrees_with_describe():
-    anatomy = blueprint("nano").anatomy
-    picked = [s for s in anatomy.projections if (s.role in ("q", "v") and s.layer in (1, 2, 3, 5)) or s.role == "down"]
-    text = placement_of({(s.layer, s.role) for s in picked}, anatomy)
-    assert text == "q,v@1-3,5+down"
-    again = placement.describe(anatomy, [s.path for s in picked])
-    assert placement.sites(anatomy, again) == placement.sites(anatomy, text)
+    assert chosen.spec.adapter.at == "q,v" and chosen.grid.widget.selected == {"q": [0, 1], "v": [0, 1]}
 
 
 def test_another_type_returns_as_it_was_left():
@@ -234,7 +178,7 @@ def test_an_adapter_of_the_whole_model_has_no_placement():
     chosen = panel()
     chosen.at.value = "q@1"
     chosen.kind.value = whole
-    assert chosen.place.layout.display == "none" and not chosen.grid.buttons
+    assert chosen.place.layout.display == "none" and not chosen.grid.shown
     assert chosen.spec.adapter.at == ""
 
 
@@ -282,30 +226,13 @@ def test_an_adapter_is_described_with_links():
 
 def test_a_fused_model_shows_its_own_roles():
     chosen = panel(base="tiny:gpt_neox")
-    assert {c for c, b in chosen.grid.buttons.items() if b.value} == {(0, "qkv"), (1, "qkv")}  # q,v means its qkv
+    assert chosen.grid.selected == {(0, "qkv"), (1, "qkv")}  # q,v means its qkv
 
 
-def test_the_experts_of_a_layer_are_one_button(tmp_path):
+def test_the_parts_of_a_hybrid_are_named(tmp_path):
     family("jamba").save_pretrained(tmp_path)
     chosen = panel(base=str(tmp_path), at="q?,experts.down?")
     assert "mlp (gate, up, down), attn (q, k, v, o), experts (gate_up, down), router" in chosen.model.value
-    assert chosen.spec and {c for c, b in chosen.grid.buttons.items() if b.value} == {(1, "q"), (1, "experts.down")}
-    assert "experts.down_proj.0, 64 → 32, and 3 more" in chosen.grid.buttons[1, "experts.down"].tooltip
-    assert (1, "router") not in chosen.grid.buttons
-    chosen.everything.value = True
-    chosen.grid.buttons[1, "router"].value = True
-    chosen.grid.buttons[1, "q"].value = False
-    assert chosen.spec.adapter.at == "experts.down,router@1"
-
-
-SMALL = blueprint("nano").anatomy
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.sets(st.sampled_from(sorted(cells(SMALL))), min_size=1))
-def test_any_selection_of_buttons_has_a_placement(chosen):
-    sites = placement.sites(SMALL, placement_of(chosen, SMALL), "sublayer")
-    assert {(s.layer, column(s)) for s in sites} == chosen
 
 
 @settings(max_examples=80, deadline=None)
@@ -321,8 +248,7 @@ def test_any_input_gives_a_spec_or_a_message(at, base, number):
     told = [line.value for line in (*chosen.errors.values(), *chosen.form.errors.values(), chosen.form.problem)]
     assert (chosen.spec is None) == any(told)
     if chosen.spec:
-        on = {cell for cell, button in chosen.grid.buttons.items() if button.value}
         sites = placement.sites(blueprint("tiny:llama").anatomy, chosen.spec.adapter.at)
-        assert on == {(s.layer, column(s)) for s in sites}
+        assert chosen.grid.selected == {(s.layer, column(s)) for s in sites}
     chosen.base.value = base
     assert (chosen.spec is None) or base.strip()
