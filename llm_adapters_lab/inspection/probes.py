@@ -16,11 +16,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from llm_adapters_lab.adapters.shared.bottleneck import Bottleneck
+from llm_adapters_lab.adapters.shared.virtual_tokens import VirtualCache, VirtualEmbeddings
 from llm_adapters_lab.core.anatomy import Anatomy
 from llm_adapters_lab.core.injection import Injection
 from llm_adapters_lab.core.weights import device as device_of
 from llm_adapters_lab.errors import NoView
-from llm_adapters_lab.inspection.activation_metrics import cka, cosine
+from llm_adapters_lab.inspection.activation_metrics import cka, cosine, virtual_attention
 from llm_adapters_lab.inspection.recorder import Recorder
 from llm_adapters_lab.inspection.targets import on_stream
 
@@ -141,6 +142,44 @@ def bottleneck_units(model: Any, ids: torch.Tensor, injection: Injection) -> dic
     with Recorder(model, list(paths)) as seen:
         model(input_ids=_row(model, ids), use_cache=False)
     return {key: seen[path].y[0] for path, key in paths.items()}
+
+
+@torch.no_grad()
+def virtual_shares(model: Any, ids: torch.Tensor, injection: Injection) -> dict[int, torch.Tensor]:
+    """Return the share of its attention that each token of a text gives to the virtual tokens of an adapter.
+
+        share = Σ_{j <= t} a_j   of the attention weights a of a token over t virtual and all real tokens
+
+    Args:
+        model: the adapted model.
+        ids: token ids of the text.
+        injection: an adapter with virtual tokens, in the cache or in front of the input.
+
+    Returns:
+        By layer with attention: (heads, tokens). In layers with a window, virtual tokens outside of it have no share.
+
+    Raises:
+        NoView: the method has no virtual tokens, or the model cannot show its attention.
+
+    Source: Vig and Belinkov 2019, arXiv:1906.04284, section 4.2: the proportion of attention to tokens of a kind.
+    """
+    if not has_virtual_tokens(injection):
+        raise NoView(f"{injection.config.type!r} has no virtual tokens that could be attended to.")
+    ids = _row(model, ids)
+    with Recorder(model, "attn?", "pattern", device="cpu") as seen:
+        model(input_ids=ids, use_cache=False)
+    layers = {site.key: site.layer for site in Anatomy.of(model).sublayers}
+    shares = {}
+    for key, recording in seen.items():
+        pattern = recording.pattern[0].float()
+        t = pattern.shape[-1] - ids.shape[1]
+        shares[layers[key]] = virtual_attention(pattern, t) if t > 0 else torch.zeros(pattern.shape[:-1])
+    return dict(sorted(shares.items()))
+
+
+def has_virtual_tokens(injection: Injection) -> bool:
+    """Return whether an adapter prepends virtual tokens, to the input or to the cache."""
+    return any(isinstance(adapter, VirtualCache | VirtualEmbeddings) for adapter in injection.adapters.values())
 
 
 def _row(model: Any, ids: torch.Tensor) -> torch.Tensor:

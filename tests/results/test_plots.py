@@ -82,22 +82,22 @@ def test_smoothing_keeps_straight_lines_and_both_ends():
 
 def test_the_heat_map_shows_the_last_norms_by_layer_and_site(three: list[Run]):
     (cells,) = norm_heatmap(three[1]).data
-    assert list(cells.x) == ["0", "1"]
-    assert set(cells.y) == {"q", "v"}
-    assert [list(row) for row in cells.z] == [[0.5, 1.5], [0.5, 1.5]]
+    assert list(cells.y) == ["0", "1"]
+    assert set(cells.x) == {"q", "v"}
+    assert [list(row) for row in cells.z] == [[0.5, 0.5], [1.5, 1.5]]
     assert (cells.zmin, cells.zmax) == (0, 1.5)
 
 
 @pytest.mark.parametrize(
-    ("norms", "x", "y"),
+    ("norms", "y", "x"),
     [
         ({"model/layer0": 1.0, "model/layer1": 2.0}, ["0", "1"], ["whole layer"]),
         ({"model.layers.10.mlp.down_proj:mlp": 1.0}, ["10"], ["mlp"]),
-        ({"transformer.h.2.attn.c_attn": 1.0, "model": 0.0}, ["2", "all"], ["model", "attn.c_attn"]),
+        ({"transformer.h.2.attn.c_attn": 1.0, "model": 0.0}, ["2", "all"], ["attn.c_attn", "model"]),
         ({"model.layers.0.q": 0.0}, ["0"], ["q"]),
     ],
 )
-def test_any_site_key_finds_a_place(tmp_path: Path, norms: dict[str, float], x: list[str], y: list[str]):
+def test_any_site_key_finds_a_place(tmp_path: Path, norms: dict[str, float], y: list[str], x: list[str]):
     (cells,) = norm_heatmap(make_run(tmp_path, LORA, {}, norms=norms)).data
     assert (list(cells.x), list(cells.y)) == (x, y)
 

@@ -12,7 +12,9 @@ from llm_adapters_lab.core.placement import sites
 from llm_adapters_lab.core.registry import all_adapters, get_adapter
 from llm_adapters_lab.events import Norms
 from llm_adapters_lab.inspection.ablations import Ablation
+from llm_adapters_lab.inspection.dataset_activity import Activity
 from llm_adapters_lab.inspection.routing import ExpertLoad
+from llm_adapters_lab.inspection.units import UnitTokens
 from llm_adapters_lab.inspection.weight_metrics import Norm
 from llm_adapters_lab.models import random_models
 from llm_adapters_lab.results import plots
@@ -69,6 +71,7 @@ def test_norms_and_spectra_of_sites():
     assert plots.data(figure)[0] == {"layer": "0", "site": "q", "% of ‖W‖": 2.0}
     figure = plots.spectra({"model.layers.0.q": torch.tensor([3.0, 1.0, 1e-9]), "zero": torch.zeros(3)}, "lora")
     (line,) = figure.data
+    assert line.name == "q, layer 0"
     assert (list(line.x), list(line.y), line.line.color) == ([1, 2], [3.0, 1.0], colour("lora"))
     assert figure.layout.yaxis.type == "log"
     assert plots.spectra({"zero": torch.zeros(3)}, "lora").layout.annotations[0].text
@@ -173,6 +176,7 @@ def test_values_by_layer_and_token():
     figure = plots.layer_tokens(TOKENS, torch.rand(3, 6), "lora", title=HOSTILE, unit="ratio", words=HOSTILE)
     quiet(figure)
     assert len(plots.data(figure)) == 18
+    assert figure.layout.yaxis.autorange == "reversed"
     assert figure.data[0].zmin == 0
 
 
@@ -237,3 +241,52 @@ def test_loads_of_experts_lie_side_by_side_and_layers_may_differ():
     assert quiet(plots.expert_loads(weighed, weighed, HOSTILE)).count("mean weight 0.600") == 2
     wide = loads((0, [0.01] * 100))
     assert plots.expert_loads(wide, wide, None).data[0].text is None
+
+
+def test_layers_go_down_and_sites_have_the_names_of_placements():
+    values = {f"model.layers.{i}.attn.c_attn": Norm(1.0 + i, 0.5) for i in (1, 0)} | {"lm_head": Norm(9.0, 0.1)}
+    roles = dict.fromkeys(values, "qkv") | {"lm_head": "head"}
+    (cells,) = (figure := plots.site_norms(values, "lora", roles=roles)).data
+    assert (list(cells.x), list(cells.y)) == (["qkv", "head"], ["0", "1", "all"])
+    assert [list(row) for row in cells.z] == [[1.0, None], [2.0, None], [None, 9.0]]
+    assert figure.layout.yaxis.autorange == "reversed"
+    figure = plots.placement(Anatomy.of(random_models.tiny("tiny:llama")), [], None)
+    assert figure.layout.yaxis.range[0] > figure.layout.yaxis.range[1]
+
+
+def test_heads_have_a_cell_each_and_layers_may_have_fewer():
+    figure = plots.layer_heads({1: torch.tensor([1.0, 3.0]), 4: torch.tensor([2.0])}, "lora", title=HOSTILE, unit="x")
+    quiet(figure)
+    assert [(row["layer"], row["head"], row["x"]) for row in plots.data(figure)] == [
+        ("1", 0, 1.0),
+        ("1", 1, 3.0),
+        ("4", 0, 2.0),
+    ]
+    assert (figure.data[0].zmin, figure.data[0].zmax) == (0, 3.0)
+    assert plots.layer_heads({}, None, title="", unit="").layout.annotations[0].text
+
+
+def test_units_read_tokens_with_both_signs():
+    low, high = torch.tensor([[7, 8], [1, 2]]), torch.tensor([[5, 6], [3, 4]])
+    found = UnitTokens(torch.tensor([4, 0]), high, low, high.float(), -low.float(), torch.ones(2), "norm")
+    figure = plots.unit_tokens(found, {i: HOSTILE if i == 7 else f"t{i}" for i in range(9)}, title=HOSTILE)
+    quiet(figure)
+    (cells,) = figure.data
+    assert list(cells.y) == ["4", "0"]
+    assert list(cells.text[1]) == ["t1", "t2", "t4", "t3"]
+    assert list(cells.z[1]) == [-1.0, -2.0, 4.0, 3.0] and (cells.zmin, cells.zmax) == (-8.0, 8.0)
+
+
+def test_activity_has_a_figure_for_each_kind_of_token():
+    moments = {"prompt": Activity(7, 0.5, 0.25), "answer": Activity(0, float("nan"), float("nan"))}
+    table = {f"model.layers.{i}.self_attn.q_proj": moments for i in (0, 1)}
+    figure = plots.activity(table, "prompt", "lora")
+    assert plots.data(figure)[1] == {
+        "layer": "1",
+        "site": "q",
+        "mean ‖c‖ / ‖y‖": 0.5,
+        "standard deviation": 0.25,
+        "tokens": 7,
+    }
+    assert "7 tokens" in figure.layout.title.subtitle.text
+    assert plots.activity(table, "answer", "lora").layout.annotations[0].text == "no answer tokens"

@@ -26,6 +26,7 @@ __getattr__, __dir__, __all__ = attach(
         "seed_means": "means",
         "weights": "norm_evolution norm_heatmap similarity site_norms spectra",
         "experts": "expert_loads",
+        "inside": "activity layer_heads unit_tokens",
         "layers": "ablation_bars interpolation_curve placement stream_similarity",
         "tokens": "layer_tokens lens_grid token_strip",
         "style": "data",

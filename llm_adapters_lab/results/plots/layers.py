@@ -133,7 +133,7 @@ def placement(anatomy: Anatomy, sites: Iterable[Site], kind: str | None) -> go.F
         kind: adapter type, for name and colour.
 
     Returns:
-        A row for each layer, input at the bottom: squares are projections in order of execution, filled where adapted;
+        A row for each layer, the first at the top: squares are projections in order of execution, filled where adapted;
         the routed experts of a layer are one square. Crossed circles are where mixers and feed-forward parts add to the
         residual stream, which runs behind them; diamonds are adapters at the input or output of a whole sublayer, or at
         other modules.
@@ -209,7 +209,7 @@ def _axes(figure: go.Figure, columns: Sequence[str], ends: Sequence[str], names:
     )
     shown = [*range(0, layers, every(layers)), *range(layers, len(names))]
     figure.update_yaxes(tickvals=shown, ticktext=[names[row] for row in shown], showgrid=False)
-    figure.update_yaxes(range=[-0.8, len(names) - 0.2], ticks="")
+    figure.update_yaxes(range=[len(names) - 0.2, -0.8], ticks="")
     height = figure.layout.height + 10 + 28 * lines  # the title is in the middle of the upper margin
     figure.update_layout(legend={"y": -0.02}, margin={"t": 128 + 28 * lines}, height=height)
 

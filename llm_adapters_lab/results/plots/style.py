@@ -93,23 +93,26 @@ def text(words: str) -> str:
     return escape(seen, quote=False)
 
 
-def grid(values: Mapping[str, float]) -> tuple[list[str], list[str], list[list[float | None]]]:
+def grid(
+    values: Mapping[str, float], roles: Mapping[str, str] | None = None
+) -> tuple[list[str], list[str], list[list[float | None]]]:
     """Arrange values of sites by layer and kind of site.
 
     Args:
         values: by site key.
+        roles: of the sites, see `site_names`.
 
     Returns:
-        Names of the columns (layers, then "all" for what is in none), names of the rows from below, and the cells; None
-        where there is no such site.
+        Names of the columns (kinds of site) and of the rows (layers from 0, then "all" for what is in none), and the
+        cells by row; None where there is no such site.
     """
-    places = site_names(values)
+    places = site_names(values, roles)
     cells = {places[key]: value for key, value in values.items()}
     numbers = sorted({layer for layer, _ in cells if layer is not None})
     layers = [*numbers, *([None] if any(layer is None for layer, _ in cells) else [])]
-    sites = list(dict.fromkeys(site for _, site in cells))[::-1]
-    columns = ["all" if layer is None else str(layer) for layer in layers]
-    return columns, [escape(site) for site in sites], [[cells.get((n, site)) for n in layers] for site in sites]
+    sites = list(dict.fromkeys(site for _, site in cells))
+    rows = ["all" if layer is None else str(layer) for layer in layers]
+    return [escape(site) for site in sites], rows, [[cells.get((n, site)) for site in sites] for n in layers]
 
 
 def data(figure: go.Figure) -> list[dict[str, Any]]:
@@ -124,9 +127,8 @@ def data(figure: go.Figure) -> list[dict[str, Any]]:
             continue
         name = {"name": _plain(trace.name)} if trace.name else {}
         if trace.meta:  # the trace holds its table ready
-            rows += [
-                name | dict(zip(map(_plain, trace.meta), map(_plain, row), strict=True)) for row in trace.customdata
-            ]
+            lines = [row for line in trace.customdata for row in line] if trace.type == "heatmap" else trace.customdata
+            rows += [name | dict(zip(map(_plain, trace.meta), map(_plain, row), strict=True)) for row in lines]
         else:
             x, y = (figure.layout[f"{letter}axis{(trace[f'{letter}axis'] or letter)[1:]}"] for letter in "xy")
             points = _cells(trace) if trace.type == "heatmap" else _points(trace)

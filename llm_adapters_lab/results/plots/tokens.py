@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 LINE, LONGEST, COLUMNS = 84, 7, 10
-SMALL = {"family": MONO, "size": 11}
+SMALL = {"family": MONO, "size": 12}
 
 
 def token_strip(
@@ -104,7 +104,7 @@ def lens_grid(
     rank: torch.Tensor | None = None,
     name: str = "",
 ) -> go.Figure:
-    """Show the logit lens: the likeliest next token after each layer, at the last ten places of a text.
+    """Show the logit lens: the likeliest next token after each layer, at the last ten positions of a text.
 
     Args:
         tokens: of the text, (tokens,).
@@ -125,11 +125,11 @@ def lens_grid(
         lines += [f"without the adapter: {text(other)}"] if other is not None else []
         lines += [f"rank of the target: {int(rank[layer, i])}"] if rank is not None else []
         hover[layer].append("<br>".join(lines))
-    part = f"last {COLUMNS} of {len(tokens)} places" if first else f"{len(tokens)} places"
+    part = f"last {COLUMNS} of {len(tokens)} positions" if first else f"{len(tokens)} positions"
     words = f"likeliest next token after each layer, {part}" + ("; bold: another one than without" if base else "")
     title = "Logit lens" + (f": {escape(name)}" if name else "")
-    figure = new(title, words, "text, with position", "after layer", 150 + 21 * layers)
-    columns, rows = list(range(len(tokens) - first)), list(range(layers))
+    figure = new(title, words, "text, with position", "after layer", 150 + 23 * layers)
+    columns, rows = list(range(first, len(tokens))), list(range(layers))
     written: dict[str, Any] = {
         "text": cells,
         "texttemplate": "%{text}",
@@ -140,8 +140,10 @@ def lens_grid(
     template = "%{customdata}<br>probability %{z:.3f}"
     heatmap(figure, columns, rows, probability[:, first:].tolist(), style.SHARES, "probability", template, **written)
     shown = [f"{_short(t)}<br><i>{i}</i>" for i, t in enumerate(tokens)][first:]
-    figure.update_xaxes(tickvals=columns, ticktext=shown, showline=False, tickfont={"size": 11})
-    figure.update_yaxes(tickvals=rows, ticktext=names, showgrid=False, tickfont={"size": 11})
+    figure.update_xaxes(tickvals=columns, ticktext=shown, showline=False, tickfont={"size": 12})
+    figure.update_yaxes(
+        tickvals=rows, ticktext=names, showgrid=False, tickfont={"size": 12}, autorange="reversed", ticks=""
+    )
     return figure
 
 
@@ -166,7 +168,7 @@ def layer_tokens(
     heatmap(figure, list(x), list(y), values.tolist(), ramp, escape(unit), hover, customdata=words_at)
     ticks = list(range(0, len(tokens), style.every(len(tokens), 30)))
     figure.update_xaxes(tickvals=ticks, ticktext=[_short(tokens[i]) for i in ticks], tickangle=-60, tickfont=SMALL)
-    figure.update_yaxes(showgrid=False, dtick=style.every(layers))
+    figure.update_yaxes(showgrid=False, dtick=style.every(layers), autorange="reversed", ticks="")
     return figure
 
 

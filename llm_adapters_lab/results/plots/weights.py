@@ -12,7 +12,7 @@ import torch
 
 from llm_adapters_lab.inspection.weight_metrics import Norm, effective_rank
 from llm_adapters_lab.results.appearance import colour, looks
-from llm_adapters_lab.results.formatting import place
+from llm_adapters_lab.results.formatting import site_name, site_names
 from llm_adapters_lab.results.plots.style import CLEAR, GRID, INK, SHARES, every, grid, heatmap, new, ramp, say
 from llm_adapters_lab.runs.record import Run
 
@@ -23,7 +23,7 @@ FRAMES, INDICES = 40, 60
 
 
 def norm_heatmap(run: Run) -> go.Figure:
-    """Show how far training has moved the adapter at each site: layers across, kinds of site up.
+    """Show how far training has moved the adapter at each site: layers down, kinds of site across.
 
     Args:
         run: a run with at least one `Norms` event.
@@ -37,11 +37,12 @@ def norm_heatmap(run: Run) -> go.Figure:
     return _sites(f"Moved by training: {escape(look.name)}", words, [last["norms"]], ["norm"], look.colour, "norm")
 
 
-def norm_evolution(run: Run) -> go.Figure:
+def norm_evolution(run: Run, roles: Mapping[str, str] | None = None) -> go.Figure:
     """Show the same over the course of training, with a slider for the step.
 
     Args:
         run: a run with at least one `Norms` event.
+        roles: of the sites, see `site_names`.
 
     Returns:
         A heat map for each recorded step, at most 40 of them, all on one scale; the last one is shown first.
@@ -53,7 +54,7 @@ def norm_evolution(run: Run) -> go.Figure:
     keys = {key: None for e in kept for key in e["norms"]}
     values = [{key: e["norms"].get(key) for key in keys} for e in kept]
     names, title = [f"step {e['step']}" for e in kept], f"Moved so far: {escape(look.name)}"
-    figure = _sites(title, "Frobenius norm of the change since the start", values, names, look.colour, "norm")
+    figure = _sites(title, "Frobenius norm of the change since the start", values, names, look.colour, "norm", roles)
     marks = [
         {"label": str(e["step"]), "method": "restyle", "args": [{"visible": [i == j for j in range(len(kept))]}]}
         for i, e in enumerate(kept)
@@ -65,53 +66,67 @@ def norm_evolution(run: Run) -> go.Figure:
     return figure
 
 
-def site_norms(values: Mapping[str, Norm], kind: str | None, *, relative: bool = False) -> go.Figure:
-    """Show ||ΔW||_F, or its share of ||W||_F, of each site: layers across, kinds of site up.
+def site_norms(
+    values: Mapping[str, Norm], kind: str | None, *, relative: bool = False, roles: Mapping[str, str] | None = None
+) -> go.Figure:
+    """Show ||ΔW||_F, or its share of ||W||_F, of each site: layers down, kinds of site across.
 
     Args:
         values: by site key, from `weight_metrics.norms`.
         kind: adapter type, for name and colour.
         relative: show the shares, in percent.
+        roles: of the sites, see `site_names`.
     """
     shown = {key: 100 * norm.relative if relative else norm.change for key, norm in values.items()}
     words = "‖ΔW‖ / ‖W‖ in percent, Frobenius norms" if relative else "‖ΔW‖, Frobenius norm"
     title = f"Size of the change at each site: {escape(kind or 'base')}"
-    return _sites(title, words, [shown], ["change"], colour(kind), "% of ‖W‖" if relative else "‖ΔW‖")
+    return _sites(title, words, [shown], ["change"], colour(kind), "% of ‖W‖" if relative else "‖ΔW‖", roles)
 
 
 def _sites(
-    title: str, words: str, frames: Sequence[Mapping[str, Any]], names: Sequence[str], colour: str, unit: str
+    title: str,
+    words: str,
+    frames: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    colour: str,
+    unit: str,
+    roles: Mapping[str, str] | None = None,
 ) -> go.Figure:
-    grids = [grid(values) for values in frames]
-    rows = max((len(sites) for _, sites, _ in grids), default=0)
-    figure = new(title, words, "layer", "site", 170 + 34 * max(rows, 2))
+    grids = [grid(values, roles) for values in frames]
+    rows = max((len(layers) for _, layers, _ in grids), default=0)
+    figure = new(title, words, "site", "layer", 150 + max(80, min(26 * rows, 900)))
     if not rows:
         return say(figure, "no adapter norms")
     top = max((v for values in frames for v in values.values() if v is not None and math.isfinite(v)), default=None)
     if top is None:
         return say(figure, "no finite value: the base holds only zeros at these places")
-    for i, ((columns, sites, cells), name) in enumerate(zip(grids, names, strict=True)):
-        hover, frame = f"layer %{{x}}, %{{y}}<br>{unit} %{{z:.4g}}", name if len(frames) > 1 else None
+    for i, ((sites, layers, cells), name) in enumerate(zip(grids, names, strict=True)):
+        hover, frame = f"%{{x}}, layer %{{y}}<br>{unit} %{{z:.4g}}", name if len(frames) > 1 else None
         shown: dict[str, Any] = {"name": frame, "visible": i == len(frames) - 1, "hoverongaps": False, "zmax": top or 1}
-        heatmap(figure, columns, sites, cells, ramp(colour), unit, hover, gap=2, **shown)
+        heatmap(figure, sites, layers, cells, ramp(colour), unit, hover, gap=2, **shown)
     for axis in (figure.layout.xaxis, figure.layout.yaxis):
         axis.update(type="category", showgrid=False)
-    figure.update_xaxes(tickangle=0, dtick=every(len(grids[0][0])))
+    figure.update_xaxes(side="top", title={"standoff": 4}, showline=False, ticks="")
+    figure.update_yaxes(autorange="reversed", dtick=every(rows, 30), ticks="")
     return figure
 
 
-def spectra(values: Mapping[str, torch.Tensor], kind: str | None) -> go.Figure:
+def spectra(
+    values: Mapping[str, torch.Tensor], kind: str | None, *, roles: Mapping[str, str] | None = None
+) -> go.Figure:
     """Show the singular values of ΔW at each site.
 
     Args:
         values: by site key, from `weight_metrics.spectra`.
         kind: adapter type, for name and colour.
+        roles: of the sites, see `site_names`.
 
     Returns:
         A line for each site, later layers darker; singular values (logarithmic) over their index. Values below a
         millionth of the largest are rounding errors and left out.
     """
-    last = max((place(key)[0] or 0 for key in values), default=0)
+    places = site_names(values, roles)
+    last = max((layer or 0 for layer, _ in places.values()), default=0)
     ranks = sorted(effective_rank(s) for s in values.values() if s.any())
     words = "one line for each site, later layers stronger"
     if ranks:
@@ -119,6 +134,7 @@ def spectra(values: Mapping[str, torch.Tensor], kind: str | None) -> go.Figure:
     title = f"Singular values of the change: {escape(kind or 'base')}"
     figure = new(title, words, "index", "singular value of ΔW")
     for key, found in values.items():
+        label = escape(site_name(*places[key]))
         kept = [float(s) for s in found if s > 1e-6 * found[0]]
         if not kept:
             continue
@@ -126,13 +142,13 @@ def spectra(values: Mapping[str, torch.Tensor], kind: str | None) -> go.Figure:
         figure.add_scatter(
             x=chosen,
             y=[kept[i - 1] for i in chosen],
-            name=escape(key),
+            name=label,
             showlegend=False,
             mode="lines+markers" if len(kept) < 20 else "lines",
             marker={"size": 4},
             line={"color": colour(kind), "width": 1.3},
-            opacity=0.25 + 0.75 * (place(key)[0] or 0) / max(last, 1),
-            hovertemplate=f"{escape(key)}<br>singular value %{{x}}: %{{y:.4g}}<br>effective rank "
+            opacity=0.25 + 0.75 * (places[key][0] or 0) / max(last, 1),
+            hovertemplate=f"{label}<br>singular value %{{x}}: %{{y:.4g}}<br>effective rank "
             f"{effective_rank(found):.2f}<extra></extra>",
         )
     shown = [y for trace in figure.data for y in trace.y]
