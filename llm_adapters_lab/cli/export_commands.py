@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -12,7 +11,7 @@ import typer
 from llm_adapters_lab.cli.arguments import Root, complete_runs, find
 from llm_adapters_lab.cli.console import say
 from llm_adapters_lab.errors import BadSpec
-from llm_adapters_lab.files import check_shard_size, read_json, writing
+from llm_adapters_lab.files import check_shard_size, read_json
 
 if TYPE_CHECKING:
     from llm_adapters_lab.core.injection import Injection
@@ -36,28 +35,17 @@ def export(
 ) -> None:
     """Export an adapter for peft, with its scores in a model card."""
     from llm_adapters_lab.results import hub
+    from llm_adapters_lab.runs.record import check_new
 
-    _check_new(out)
+    check_new(out)
     if private and not push:
         raise BadSpec("--private is about the repository that --push names. Add --push, or remove --private.")
     if push:
         hub.check_push(push)
     loaded, injection, record = _load(source, root, base)
-    from llm_adapters_lab.core.peft_format import to_peft
-    from llm_adapters_lab.core.saving import save_adapter
-    from llm_adapters_lab.core.vocabulary import new_tokens
-    from llm_adapters_lab.results.model_card import card
+    from llm_adapters_lab.results.exporting import export_adapter
 
-    with writing(out):
-        if format == "peft":
-            to_peft(injection, out, loaded.name, loaded.tokenizer)
-        else:
-            save_adapter(injection, out, loaded.name)
-        place, tokens = push or out.name, new_tokens(injection.model)
-        text = card(loaded.name, injection.config, format, record, place, injection.other_base, tokens)
-        (out / "README.md").write_text(text, encoding="utf-8")
-        if _take_template(loaded, injection):
-            loaded.tokenizer.save_pretrained(out)
+    export_adapter(loaded, injection, out, format, record, push)
     say(f"{injection.config.type} adapter: {out}")
     if push:
         say(f"on the hub: {hub.push(out, push, private)}")
@@ -73,42 +61,17 @@ def merge(
     root: Root = Path("runs"),
 ) -> None:
     """Merge an adapter into its base and save a Hugging Face model."""
-    _check_new(out)
+    from llm_adapters_lab.runs.record import check_new
+
+    check_new(out)
     check_shard_size(max_shard_size)
     loaded, injection, _ = _load(source, root, base)
-    from llm_adapters_lab.core.saving import save_merged
+    from llm_adapters_lab.results.exporting import export_merged
 
-    template = _take_template(loaded, injection)
-    with writing(out), warnings.catch_warnings(action="ignore", category=UserWarning):  # told below
-        save_merged(injection, out, loaded.tokenizer, max_shard_size, dequantize=dequantize, round=round)
+    remarks = export_merged(loaded, injection, out, max_shard_size, dequantize=dequantize, round=round)
     say(f"merged model: {out}")
-    if injection.prompt and not template and loaded.tokenizer.chat_template:
-        say(
-            f"Its tokenizer holds the chat template of {loaded.name}, but the adapter was trained with the prompt "
-            f"{injection.prompt['template']!r}, which is in merge.json."
-        )
-    if injection.rounding and injection.rounding.noticeable:
-        say(str(injection.rounding))
-
-
-def _take_template(loaded: Base, injection: Injection) -> str:
-    """Give the tokenizer the chat template that an adapter was trained with, and return it; "" if it was none."""
-    from llm_adapters_lab.tasks.prompts import is_chat
-
-    template = injection.prompt.get("template", "")
-    if not is_chat(template):
-        return ""
-    loaded.tokenizer.chat_template = template
-    return template
-
-
-def _check_new(out: Path) -> None:
-    from llm_adapters_lab.privacy import to_write
-    from llm_adapters_lab.runs.record import check_writable
-
-    if to_write(out).exists() and (not out.is_dir() or any(out.iterdir())):
-        raise BadSpec(f"{out} exists already. Name a new folder.")
-    check_writable(out.resolve())
+    for text in remarks:
+        say(text)
 
 
 def _load(source: str, root: Path, base: str | None) -> tuple[Base, Injection, Run | None]:

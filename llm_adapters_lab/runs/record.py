@@ -218,6 +218,18 @@ def check_writable(folder: Path) -> None:
         raise CannotWrite(f"{there} is not writable. Choose another folder, or change its permissions.")
 
 
+def check_new(folder: Path) -> None:
+    """Refuse a folder that cannot be created, or is not empty.
+
+    Raises:
+        BadSpec: it exists, or its name cannot be that of a folder.
+        CannotWrite: see `check_writable`.
+    """
+    if to_write(folder).exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadSpec(f"{folder} exists already. Name a new folder.")
+    check_writable(folder.resolve())
+
+
 def note(run: Run) -> str:
     """Return the note on a run; "" if there is none."""
     try:
