@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from statistics import NormalDist
 
 from llm_adapters_lab.tasks.base import Example, Task
@@ -132,6 +133,53 @@ def bootstrap_difference(
     tail = (1 - confidence) / 2
     low, high = np.quantile((counts[:, 0] - counts[:, 1]) / total, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def student(t: float, freedom: int) -> float:
+    """Return the two-sided p-value of Student's t distribution.
+
+    Args:
+        t: the statistic.
+        freedom: degrees of freedom, at least 1.
+
+    Returns:
+        The probability of a value at least as far from zero.
+
+    Source: Abramowitz and Stegun (1964), "Handbook of Mathematical Functions", 26.7.3 and 26.7.4.
+    """
+    angle = math.atan(abs(t) / math.sqrt(freedom))
+    square = math.cos(angle) ** 2
+    even = freedom % 2 == 0
+    term = inside = (1.0 if even else math.cos(angle)) if freedom > 1 else 0.0
+    for i in range(2 if even else 3, freedom - 1, 2):
+        term *= square * (i - 1) / i
+        inside += term
+    inside = inside * math.sin(angle)
+    return max(0.0, 1 - (inside if even else (angle + inside) * 2 / math.pi))
+
+
+@lru_cache(maxsize=4096)
+def student_quantile(freedom: int, confidence: float = 0.95) -> float:
+    """Return the value that |t| of Student's distribution exceeds with probability 1 - `confidence`."""
+    low, high = 0.0, 1.0
+    while student(high, freedom) > 1 - confidence:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if student(middle, freedom) > 1 - confidence else (low, middle)
+    return high
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for testing several hypotheses at once, in the given order.
+
+    Source: Holm (1979), "A simple sequentially rejective multiple test procedure".
+    """
+    corrected, largest = [0.0] * len(values), 0.0
+    for place, i in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        largest = max(largest, min(1.0, (len(values) - place) * values[i]))
+        corrected[i] = largest
+    return corrected
 
 
 def options(example: Example, labels: Sequence[str]) -> tuple[str, ...]:

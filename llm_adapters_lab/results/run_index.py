@@ -21,7 +21,7 @@ from llm_adapters_lab.runs.recovery.lock import hold
 from llm_adapters_lab.runs.status import SILENT, Name, State, beside, spec_of, state
 
 _RECORD = ("spec.json", "events.jsonl", "summary.json")
-_PROCESS = ("json", "spec.json", "log")
+_PROCESS = ("queued", "json", "spec.json", "log")
 _UNKNOWN = State("unfinished")
 _OPERATOR = r"(?:>=|<=|!=|=|>|<)"
 _TERM = re.compile(rf"([\w.]+)({_OPERATOR})(.*)", re.DOTALL)
@@ -38,7 +38,9 @@ class Entry:
         begun: when its spec was written, in seconds since 1970.
         fields: of its spec by dotted key, and "state"; empty if the spec cannot be read.
         trainable: number of trained parameters; None until it is finished.
-        scores: accuracy, 0..1, by task.
+        results: scores by task, as in the summary.
+        train: summary of the training; empty if nothing was trained.
+        leaks: what `comparison.leak` reads, as in the summary.
         note: what a person has written about it.
         marks: star, tags and baseline.
         fault: why it cannot be read; "" if it can.
@@ -49,9 +51,11 @@ class Entry:
     begun: float = 0.0
     fields: Mapping[str, Any] = field(default_factory=dict)
     trainable: int | None = None
-    scores: Mapping[str, float] = field(default_factory=dict)
+    results: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    train: Mapping[str, Any] = field(default_factory=dict)
+    leaks: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
-    marks: Marks = Marks()
+    marks: Marks = field(default_factory=Marks)
     fault: str = ""
 
     @property
@@ -60,19 +64,25 @@ class Entry:
         return self.run.id
 
     @property
+    def scores(self) -> dict[str, float]:
+        """Accuracy, 0..1, by task."""
+        return {task: score["accuracy"] for task, score in self.results.items()}
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks it was scored on."""
-        return tuple(self.scores)
+        return tuple(self.results)
 
     @property
     def accuracy(self) -> float | None:
         """Mean accuracy over its tasks, 0..1; None if nothing was scored."""
-        return math.fsum(self.scores.values()) / len(self.scores) if self.scores else None
+        return math.fsum(self.scores.values()) / len(self.results) if self.results else None
 
     @property
     def values(self) -> dict[str, Any]:
         """Everything that can be filtered and sorted by: the fields, and what the run came to."""
         known = {"id": self.id, "begun": self.begun, "trainable": self.trainable, "accuracy": self.accuracy}
+        known |= {"loss": self.train.get("loss_last"), "seconds": self.train.get("seconds")}
         known |= {"star": self.marks.star, "tag": self.marks.tags, "baseline": self.marks.baseline}
         return {**self.fields, **{key: value for key, value in known.items() if value is not None}}
 
@@ -235,7 +245,9 @@ def entry(run: Run) -> Entry:
         known["fields"] = {**spec_fields(spec), "state": found.name}
         # The summary of an unfinished run would be made from its whole log.
         summary = run.summary if run.done else {}
-        known["scores"] = {task: score["accuracy"] for task, score in summary.get("scores", {}).items()}
+        scores = summary.get("scores", {})
+        known["results"] = {task: score for task, score in scores.items() if isinstance(score["accuracy"], float | int)}
+        known |= {key: summary.get(key) or {} for key in ("train", "leaks")}
         return Entry(run, **known, trainable=summary.get("trainable_parameters"))
     except Exception as error:  # one bad folder must not hide the others
         return Entry(
