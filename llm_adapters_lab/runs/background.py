@@ -22,7 +22,7 @@ from llm_adapters_lab.runs import queue
 from llm_adapters_lab.runs.event_log import Cursor, read_new
 from llm_adapters_lab.runs.preflight import check_spec
 from llm_adapters_lab.runs.processes import Who, command, lives, spawn
-from llm_adapters_lab.runs.record import Run
+from llm_adapters_lab.runs.record import Run, check_writable
 from llm_adapters_lab.runs.recovery.lock import hold, holder
 from llm_adapters_lab.runs.spec import RunSpec
 from llm_adapters_lab.runs.status import State, at_work, beside, log_stat, process_of, state
@@ -57,6 +57,7 @@ def launch(
         raise BadSpec(f"{here} Call run(spec) here, or put it in a package with an entry point.")
     if check:
         check_spec(spec)
+    check_writable(run.folder)
     beside(run, "json").parent.mkdir(parents=True, exist_ok=True)
     with hold(beside(run, "lock")):
         if not state(run).works:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llm_adapters_lab.files import write_atomically, write_json
 from llm_adapters_lab.runs.processes import Who
-from llm_adapters_lab.runs.record import Run, check_writable
+from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.recovery.lock import holder
 from llm_adapters_lab.runs.spec import RunSpec
 from llm_adapters_lab.runs.status import beside
@@ -26,13 +26,8 @@ def queued(root: str | Path = "runs") -> list[Run]:
 
 
 def put(specs: list[RunSpec], root: str | Path = "runs") -> list[Run]:
-    """Append runs to the queue; one that waits already keeps its place.
-
-    Raises:
-        CannotWrite: the root cannot be written to.
-    """
+    """Append runs to the queue; one that waits already keeps its place."""
     top = Path(root).resolve()
-    check_writable(top)
     (top / ".processes").mkdir(parents=True, exist_ok=True)
     waiting = queued(top)
     last = _number(waiting[-1]) if waiting else 0

@@ -124,7 +124,7 @@ def process_of(run: Run) -> dict[str, Any] | None:
     """Return the description of the process that was launched for a run; None if none was."""
     try:
         process: dict[str, Any] = json.loads(beside(run, "json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return process
 
@@ -133,7 +133,7 @@ def log_stat(run: Run) -> list[int] | None:
     """Return inode, size and modification time of the log, which change with every event; None without a log."""
     try:
         stat = (run.folder / "events.jsonl").stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return [stat.st_ino, stat.st_size, stat.st_mtime_ns]
 

@@ -17,7 +17,7 @@ from llm_adapters_lab.runs.background import Begin, launch, working
 from llm_adapters_lab.runs.preflight import check_spec
 from llm_adapters_lab.runs.processes import command, spawn
 from llm_adapters_lab.runs.queue import forget, keeper, keeper_lock, put, queued
-from llm_adapters_lab.runs.record import Run
+from llm_adapters_lab.runs.record import Run, check_writable
 from llm_adapters_lab.runs.recovery.lock import hold, holder
 from llm_adapters_lab.runs.spec import RunSpec
 from llm_adapters_lab.runs.status import spec_of, state
@@ -41,6 +41,7 @@ def enqueue(specs: Sequence[RunSpec], root: str | Path = "runs") -> list[Run]:
     top = Path(root).resolve()
     wanted = {spec.id: spec for spec in specs}
     todo = [s for name, s in wanted.items() if not (run := Run(top / name)).done and not state(run).works]
+    check_writable(top)
     faults = {}
     for spec in todo:
         try:

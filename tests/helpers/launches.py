@@ -38,7 +38,7 @@ def until(true: Callable[[], Any], look: Callable[[], Any] = lambda: None, secon
 
 def end_all(root: Path) -> None:
     """Kill what a test has launched under a root, whatever became of it."""
-    for path in root.glob(".processes/*.json"):
+    for path in (*root.glob(".processes/queue.lock"), *root.glob(".processes/*.json")):
         process = json.loads(path.read_text(encoding="utf-8"))
         if "pid" in process and lives(process):
             os.kill(process["pid"], signal.SIGKILL)

@@ -106,7 +106,7 @@ def _take(lock: Path) -> int | None:
 def _read(lock: Path) -> str:
     try:
         return lock.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return ""
 
 
