@@ -149,6 +149,7 @@ def test_an_adapter_is_exported_and_merged(trained: RunActions, kind: str) -> No
     assert (folder / file).is_file()
     if kind == "merged":
         AutoModelForCausalLM.from_pretrained(folder)
+    assert trained.form.layout.display == "none"
     trained.save.click()
     assert "exists already. Name a new folder." in trained.problem.value
     trained.folder.value = "a\x00b"

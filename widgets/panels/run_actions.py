@@ -96,6 +96,7 @@ class RunActions(Panel):
         remarks = await self._work(words, lambda: write(entry, kind, folder))
         if remarks is not None:
             written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            show_if(False, self.form)
             self._say(f"Saved, {size(written)}: ", el("code", _shown(folder)), *(f" {text}" for text in remarks))
 
     def _build(self) -> None:
@@ -104,16 +105,17 @@ class RunActions(Panel):
         self.star = W.ToggleButton(description="☆", tooltip="Star", layout=W.Layout(width="34px"))
         self.star.add_class("lab-star")
         self.baseline = W.ToggleButton(description="Baseline", tooltip="Compare other runs with this one")
-        self.baseline.add_class("lab-on-base")
-        self.tags = field(W.Text, "", "170px", placeholder="tags: good, for the talk", continuous_update=False)
+        self.tags = field(W.Text, "", "128px", placeholder="tags: good, talk", continuous_update=False)
         self.tags.tooltip = "Tags of the selected runs, separated by commas"
         self.notes = W.ToggleButton(description="Notes", tooltip="Write a note on this run, in Markdown")
+        for toggle in (self.baseline, self.notes):
+            toggle.add_class("lab-toggle")
         self.report = button("Report", "Write an HTML report of the selected runs", click=self._then(self.write_report))
         self.adapter = button("Download adapter", "Save the adapter as a zip file", click=self._then(self.download))
         self.exporting = button("Export …", "Save the adapter for peft or the lab", click=lambda _: self._ask("peft"))
         self.merging = button("Merge …", "Save the base with the adapter merged", click=lambda _: self._ask(MERGED))
         self.format = segments(FORMATS, "What is saved")
-        self.folder = field(W.Text, "to folder", "420px")
+        self.folder = field(W.Text, "to folder", "auto").add_class("lab-grow")
         self.size = W.HTML()
         self.save = button("Save", "Write the folder", "primary", click=self._then(self.export))
         self.cancel = button("Cancel", "Close this form", click=lambda _: show_if(False, self.form))
