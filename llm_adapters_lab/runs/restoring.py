@@ -15,8 +15,13 @@ from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.spec import RunSpec
 
 
-def restore(record: Run) -> tuple[Base, Injection | None]:
+def restore(record: Run, base: Base | None = None, name: str = "default") -> tuple[Base, Injection | None]:
     """Load the base of a run with its trained adapter.
+
+    Args:
+        record: the run.
+        base: its base, if it is in memory already, perhaps with other adapters in it.
+        name: of the adapter in the base.
 
     Raises:
         BadSpec: the run has an adapter that was not trained to the end.
@@ -28,12 +33,12 @@ def restore(record: Run) -> tuple[Base, Injection | None]:
     spec = record.spec
     if spec.adapter and not (record.folder / "adapter" / "adapter.json").is_file():
         raise BadSpec(f"The run {record.id} has no trained adapter ({record.summary['status']}). Run its spec again.")
-    base = load_base(spec)
+    base = base or load_base(spec)
     if text := outdated(record):
         warnings.warn(text, stacklevel=2)
     if spec.adapter is None:
         return base, None
-    return base, load_adapter(base.model, record.folder / "adapter", tokenizer=base.tokenizer)
+    return base, load_adapter(base.model, record.folder / "adapter", name=name, tokenizer=base.tokenizer)
 
 
 def load_base(spec: RunSpec, plan: Blueprint | None = None) -> Base:

@@ -1,28 +1,73 @@
 """Finished runs with their models in memory, and texts tokenised for them.
 
-All panels share one copy of a model, which is freed when the last of them releases it.
+All panels share one copy of a base, with the adapters of all runs that are in use in it. An adapter is removed with its
+run, and the base freed when the last of them is released.
 """
 
 from __future__ import annotations
 
 import gc
+import re
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from itertools import count
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, finalize
 
 import torch
 
+from llm_adapters_lab.core.composition import mix, stack
 from llm_adapters_lab.core.injection import Injection
-from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.errors import BadSpec, LabError
 from llm_adapters_lab.evaluation.decoding import context_length
+from llm_adapters_lab.models.loading import Base, to_device
 from llm_adapters_lab.runs.record import Run
-from llm_adapters_lab.runs.restoring import restore
+from llm_adapters_lab.runs.restoring import load_base, restore
+from llm_adapters_lab.runs.spec import RunSpec
 from llm_adapters_lab.tasks.tokens import prompt_ids, text_ids
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 MAX_TOKENS = 512
 """Maximum length of a text. The logit lens keeps the probabilities of the whole vocabulary for each token."""
+
+
+class SharedModel:
+    """A base in memory with the adapters of several runs.
+
+    Attributes:
+        model: with all adapters in it.
+        tokenizer: of the model.
+        loaded: both, as they were loaded.
+        released: the adapters that no run needs any more; they are removed at the next use.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, loaded: Base | None = None) -> None:
+        """Take a model, on the device where it stays."""
+        self.model, self.tokenizer, self.loaded = model, tokenizer, loaded
+        self.released: list[Injection] = []
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def using(self, *names: str, shares: Mapping[str, float] | None = None) -> Iterator[None]:
+        """Use the model alone within a context, with these adapters enabled and all others disabled.
+
+        Args:
+            names: of adapters, one after the other; without any, the base alone.
+            shares: instead, weights of adapters that are mixed.
+
+        Raises:
+            BadSpec: these adapters cannot be mixed.
+        """
+        with self._lock:
+            while self.released:
+                self.released.pop().eject()
+            if shares:
+                mix(self.model, shares)
+            else:
+                stack(self.model, *names)
+            yield
 
 
 @dataclass(eq=False)
@@ -31,25 +76,39 @@ class LoadedRun:
 
     Attributes:
         run: the record.
-        model: with the adapter in it.
+        model: with the adapter in it, and perhaps those of other runs.
         tokenizer: of the model.
         injection: the adapter.
-        lock: to be held while the model is used, since disabling the adapter affects every user of the model.
+        shared: the model and what else is in it; by default, nothing else.
     """
 
     run: Run
     model: Any
     tokenizer: Any
     injection: Injection
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    shared: SharedModel | None = None
+
+    @property
+    def base(self) -> SharedModel:
+        """The model and what else is in it."""
+        if self.shared is None:
+            self.shared = SharedModel(self.model, self.tokenizer)
+        return self.shared
+
+    @property
+    def lock(self) -> AbstractContextManager[None]:
+        """A context in which the model is used: with this adapter only, and by nothing else at the same time."""
+        return self.base.using(self.injection.name)
 
 
 _known: WeakValueDictionary[tuple[str, int], LoadedRun] = WeakValueDictionary()
+_bases: WeakValueDictionary[str, SharedModel] = WeakValueDictionary()
 _loading = threading.Lock()
+_numbers = count(1)
 
 
 def load_run(run: Run) -> LoadedRun:
-    """Return a run with its model, on the GPU if there is one; the model is loaded unless a panel holds it already.
+    """Return a run with its model, on the GPU if there is one; the base is loaded unless a panel holds it already.
 
     Raises:
         BadSpec: the run has no trained adapter.
@@ -61,13 +120,43 @@ def load_run(run: Run) -> LoadedRun:
         key = (str(run.folder.resolve()), file.stat().st_mtime_ns if file.is_file() else 0)
         if (found := _known.get(key)) is not None:
             return found
-        base, injection = restore(run)
-        if injection is None or base.tokenizer is None:
-            raise BadSpec(f"The run {run.id} has no adapter or no tokenizer, so it cannot be inspected. Pick another.")
-        if torch.cuda.is_available():
-            base.model.to("cuda")
-        loaded = _known[key] = LoadedRun(run, base.model, base.tokenizer, injection)
+        shared = _bases.get(base_key(run.spec))
+        try:
+            loaded = _load(run, shared)
+        except LabError:
+            if shared is None:
+                raise
+            loaded = _load(run, None)  # it may not get along with the other adapters
+        _known[key] = loaded
         return loaded
+
+
+def base_key(spec: RunSpec) -> str:
+    """Return a text that is the same for runs that can share a copy of their base."""
+    own = spec.id if spec.tokens else ""  # new tokens enlarge the base
+    return repr((spec.base_parts, spec.dtype, spec.quantization, spec.device_map, own))
+
+
+def _load(run: Run, shared: SharedModel | None) -> LoadedRun:
+    name = re.sub(r"\W", "_", f"run_{run.id}_{next(_numbers)}")
+    if shared is None:
+        if run.spec.adapter is None or not (run.folder / "adapter" / "adapter.json").is_file():
+            restore(run)  # raises
+            raise BadSpec(f"The run {run.id} has no adapter, so it cannot be inspected. Pick another.")
+        base = load_base(run.spec)
+        to_device(base.model, DEVICE)
+        shared = SharedModel(base.model, base.tokenizer, base)
+    with shared.using():
+        _, injection = restore(run, shared.loaded, name)
+    if injection is None or shared.tokenizer is None:
+        raise BadSpec(f"The run {run.id} has no adapter or no tokenizer, so it cannot be inspected. Pick another.")
+    if getattr(shared.model, "hf_device_map", None) is None:
+        for adapter in injection.adapters.values():
+            adapter.to(DEVICE)
+    loaded = LoadedRun(run, shared.model, shared.tokenizer, injection, shared)
+    finalize(loaded, shared.released.append, injection).atexit = False
+    _bases.setdefault(base_key(run.spec), shared)
+    return loaded
 
 
 def free_memory() -> None:
