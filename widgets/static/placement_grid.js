@@ -15,7 +15,9 @@ function ranges(layers, limit = 3) {
 }
 
 function render({ model, el }) {
-  const root = make("div", "lab-sites"), tools = make("div", "lab-sites-tools"), scroll = make("div", "lab-sites-scroll");
+  const root = make("div", "lab-sites");
+  root.dataset.lmSuppressShortcuts = "true";  // those of JupyterLab, which listens before the grid does
+  const tools = make("div", "lab-sites-tools"), scroll = make("div", "lab-sites-scroll");
   const info = make("div", "lab-sites-info"), total = make("span", "lab-sites-count");
   const label = make("label", "", "layers"), typed = make("input"), each = make("button"), more = make("button");
   typed.placeholder = "all";
