@@ -21,7 +21,7 @@ from llm_adapters_lab.runs.recovery.lock import hold
 from llm_adapters_lab.runs.status import SILENT, Name, State, beside, spec_of, state
 
 _RECORD = ("spec.json", "events.jsonl", "summary.json")
-_PROCESS = ("queued", "json", "spec.json", "log")
+_PROCESS = ("queued", "json", "spec.json", "log", "stage")
 _UNKNOWN = State("unfinished")
 _OPERATOR = r"(?:>=|<=|!=|=|>|<)"
 _TERM = re.compile(rf"([\w.]+)({_OPERATOR})(.*)", re.DOTALL)

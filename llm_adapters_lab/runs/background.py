@@ -134,6 +134,7 @@ def _start(run: Run, spec: RunSpec, fresh: bool, begin: Begin | None) -> None:
         if time.monotonic() > until:
             raise LabError(f"The process {before['pid']} of the run {run.id} does not exit. Kill it first.")
         time.sleep(0.05)
+    beside(run, "stage").unlink(missing_ok=True)
     log, began = log_stat(run), time.time()
     write_json(beside(run, "spec.json"), spec.model_dump(mode="json"))
     words = ["run", str(beside(run, "spec.json")), "--root", str(run.folder.parent), "--json"]

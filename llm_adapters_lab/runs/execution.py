@@ -19,6 +19,7 @@ from llm_adapters_lab.runs.restoring import load_base
 from llm_adapters_lab.runs.rows import Rows, outdated
 from llm_adapters_lab.runs.session import Listener, RunSession, warn
 from llm_adapters_lab.runs.spec import RunSpec
+from llm_adapters_lab.runs.status import note_stage
 from llm_adapters_lab.training import deepspeed_zero
 from llm_adapters_lab.training.distributed import ProcessGroup
 
@@ -64,6 +65,7 @@ def run(
             return record
         with group.all_or_none():
             check_writable(record.folder)
+            note_stage(record, "rows")
             plan = Blueprint(*spec.base_parts)
             rows = preflight(spec, plan)
         group.require_shared_folder(record.folder.parent)
@@ -91,6 +93,7 @@ def _session(
     on_event: Listener | None,
 ) -> RunSession:
     with group.all_or_none():
+        note_stage(record, "weights")
         base = load_base(spec, plan)
         base_print = fingerprint(base.model, base.tokenizer)
     hashes = base_files.all_hashes(plan, base_print, rows)

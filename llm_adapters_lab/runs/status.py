@@ -5,6 +5,7 @@ The files about a process that `background.launch` has started lie next to the r
 <root>/.processes/<id>.json         pid, host and start time of the process; whether it was asked to stop
                   <id>.spec.json    the spec it runs
                   <id>.log          its output
+                  <id>.stage        what it does before its first event: "rows", then "weights"
                   <id>.queued       its place in the queue, while it waits there; see `queue`
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -84,8 +86,26 @@ def spec_of(name: str, root: str | Path = "runs") -> RunSpec:
 
 
 def beside(run: Run, kind: str) -> Path:
-    """Return the path of a file about a run's process; `kind` is "json", "spec.json", "log" or "queued"."""
+    """Return the path of a file about a run's process; `kind` is "json", "spec.json", "log", "stage" or "queued"."""
     return run.folder.parent / ".processes" / f"{run.id}.{kind}"
+
+
+def note_stage(run: Run, stage: str) -> None:
+    """Write down what a run that has no events yet is doing, if it has a process of its own."""
+    with suppress(OSError):
+        if beside(run, "spec.json").exists():
+            beside(run, "stage").write_text(stage, encoding="utf-8")
+
+
+def stage(run: Run) -> str:
+    """Return what an active run does before its first step: "libraries", "rows", "weights" or "first step"."""
+    process = process_of(run)
+    if process and log_stat(run) == process["log"]:
+        try:
+            return beside(run, "stage").read_text(encoding="utf-8") or "libraries"
+        except OSError:
+            return "libraries"
+    return "first step"
 
 
 def at_work(run: Run, process: dict[str, Any]) -> bool:
