@@ -40,6 +40,8 @@ class AdapterBiasConfig(AdapterConfig):
 class AdapterBias(Adapter):
     """Token-dependent shift of one projection's output."""
 
+    family = "Scale and shift"
+
     def __init__(self, config: AdapterBiasConfig, site: Site, base: nn.Module) -> None:
         """Create w (1, d_in), c (1,) and v (d_out,)."""
         super().__init__(config, site, base)

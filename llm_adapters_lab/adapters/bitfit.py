@@ -35,6 +35,8 @@ class BitFitConfig(AdapterConfig):
 class BitFit(Adapter):
     """Change of one projection's bias."""
 
+    family = "Selective"
+
     def __init__(self, config: BitFitConfig, site: Site, base: nn.Module) -> None:
         """Create c (d_out,)."""
         super().__init__(config, site, base)

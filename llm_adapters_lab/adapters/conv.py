@@ -42,6 +42,7 @@ class ConvConfig(AdapterConfig):
 class Conv(SequenceAdapter):
     """Gated bottleneck with a causal depthwise convolution."""
 
+    family = "Bottleneck"
     level = "sublayer"
     example = {"bottleneck": 8}
 

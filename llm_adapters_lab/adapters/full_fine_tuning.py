@@ -35,6 +35,8 @@ class FullFineTuningConfig(ModelAdapterConfig):
 class FullFineTuning(ParameterAdapter):
     """The parameters of one module."""
 
+    family = "Full"
+
     @classmethod
     def sites(cls, anatomy: Anatomy, model: nn.Module, at: str) -> tuple[Site, ...]:
         """Return all modules that have parameters of their own."""

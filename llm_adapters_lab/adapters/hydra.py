@@ -41,6 +41,7 @@ class HydraConfig(AdapterConfig):
 class Hydra(Adapter):
     """Parallel and sequential low-rank update of one projection."""
 
+    family = "Low-rank"
     example = {"rank": 2, "sequential_rank": 3}
 
     def __init__(self, config: HydraConfig, site: Site, base: nn.Module) -> None:

@@ -35,7 +35,7 @@ class IA3(Adapter):
     """One factor per feature."""
 
     experts = True
-    peft_type = "IA3"
+    family, peft_type = "Scale and shift", "IA3"
 
     def __init__(self, config: IA3Config, site: Site, base: nn.Module) -> None:
         """Create the factors l (d_out,)."""

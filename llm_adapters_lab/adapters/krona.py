@@ -39,6 +39,7 @@ class KronAConfig(AdapterConfig):
 class KronA(Adapter):
     """Kronecker-factored update of one projection."""
 
+    family = "Low-rank"
     example = {"factor": 8}
 
     def __init__(self, config: KronAConfig, site: Site, base: nn.Module) -> None:

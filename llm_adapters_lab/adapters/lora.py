@@ -50,7 +50,7 @@ class LoRA(Adapter):
     """Low-rank update of one projection."""
 
     embeds = experts = True
-    peft_type = "LORA"
+    family, peft_type = "Low-rank", "LORA"
     read_peft = staticmethod(read_peft)
     example = {"rank": 4}
     A0: torch.Tensor

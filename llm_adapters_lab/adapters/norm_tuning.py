@@ -35,6 +35,8 @@ class NormTuningConfig(ModelAdapterConfig):
 class NormTuning(ParameterAdapter):
     """The parameters of one norm."""
 
+    family = "Selective"
+
     @classmethod
     def sites(cls, anatomy: Anatomy, model: nn.Module, at: str) -> tuple[Site, ...]:
         """Return all norms of the model."""

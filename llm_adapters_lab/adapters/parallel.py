@@ -37,6 +37,7 @@ class ParallelConfig(BottleneckConfig):
 class Parallel(Adapter):
     """Bottleneck that reads the input of a sublayer and changes its output."""
 
+    family = "Bottleneck"
     level = "sublayer"
     example = {"bottleneck": 8}
 

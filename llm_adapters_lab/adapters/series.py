@@ -36,6 +36,7 @@ class SeriesConfig(BottleneckConfig):
 class Series(Adapter):
     """Bottleneck that reads and changes the output of a sublayer."""
 
+    family = "Bottleneck"
     level = "sublayer"
     example = {"bottleneck": 8}
 

@@ -52,6 +52,7 @@ class Adapter(nn.Module):
     """A trainable change of the output, input or parameters of one module.
 
     Attributes:
+        family: the kind of method, under which lists show it, such as "Low-rank" or "Bottleneck".
         scope: "site": there is one adapter per site; "model": one for the whole model, called around its decoder.
         level: what `attn` and `mlp` mean in a placement: each "projection" in them, or the whole "sublayer".
         identity: whether an untrained adapter leaves the model unchanged (by default initialisation).
@@ -71,6 +72,7 @@ class Adapter(nn.Module):
         context: the running call; see `CallContext`.
     """
 
+    family: ClassVar[str] = "Other"
     scope: ClassVar[Literal["site", "model"]] = "site"
     level: ClassVar[Level] = "projection"
     identity: ClassVar[bool] = True

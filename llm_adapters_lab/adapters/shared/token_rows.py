@@ -24,6 +24,7 @@ from llm_adapters_lab.errors import CannotInject
 class TokenRows(Adapter):
     """Rows (n, d) of an embedding, of a head, or of both if they share their weight."""
 
+    family = "Tokens"
     for_tokens = True
     ids: torch.Tensor
     start: torch.Tensor

@@ -139,6 +139,7 @@ class VirtualCache(ModelAdapter):
     `keys_and_values`.
     """
 
+    family = "Prompt"
     virtual_tokens: int
     slots: list[int]
 
@@ -189,6 +190,7 @@ class VirtualEmbeddings(ModelAdapter):
     Subclasses set `virtual_tokens` and override `embeddings`.
     """
 
+    family = "Prompt"
     virtual_tokens: int
 
     def __init__(self, config: Any, world: World) -> None:
