@@ -22,6 +22,7 @@ class Option:
         hint: one line about it.
         chips: a few words on what it can do.
         group: the heading that it is below.
+        amount: a short text at the right, such as a number.
     """
 
     value: str
@@ -29,6 +30,7 @@ class Option:
     hint: str = ""
     chips: tuple[str, ...] = ()
     group: str = ""
+    amount: str = ""
 
 
 class Picker(anywidget.AnyWidget):
@@ -45,6 +47,7 @@ class Picker(anywidget.AnyWidget):
         error: why the value is invalid, in place of the note; "" if it is valid.
         pending: whether the value is still being looked up.
         disabled: whether the list cannot be opened.
+        opened: whether the list is open, as the browser says.
     """
 
     _esm = static("picker.js")
@@ -59,6 +62,7 @@ class Picker(anywidget.AnyWidget):
     error = traitlets.Unicode("").tag(sync=True)
     pending = traitlets.Bool(False).tag(sync=True)
     disabled = traitlets.Bool(False).tag(sync=True)
+    opened = traitlets.Bool(False).tag(sync=True)
 
     def offer(self, options: Iterable[Option]) -> None:
         """Replace the options; the value stays."""

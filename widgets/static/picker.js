@@ -57,6 +57,7 @@ function render({ model, el }) {
     made.append(make("span", "lab-pick-label", option.label));
     if (option.hint !== undefined) made.append(make("span", "lab-pick-hint", option.hint));
     for (const chip of option.chips ?? []) made.append(make("span", "lab-pick-chip", chip));
+    if (option.amount) made.append(make("span", "lab-pick-amount", option.amount));
     const index = shown.length;
     made.addEventListener("pointermove", () => activate(index, false));
     made.addEventListener("click", take);
@@ -130,6 +131,7 @@ function render({ model, el }) {
     pop.style.bottom = up ? `${room.height - box.top + 3}px` : "auto";
     if (box.bottom < 0 || box.top > room.height) close();
   }
+  const tellOpen = (open) => { model.set("opened", open); model.save_changes(); };
   const outside = (event) => { if (!root.contains(event.target)) close(); };
   const moved = (event) => { if (!pop.contains(event.target)) place(); };
   function openList(text = "") {
@@ -140,6 +142,7 @@ function render({ model, el }) {
     place();
     fill();
     button.setAttribute("aria-expanded", "true");
+    tellOpen(true);
     search.focus();
     document.addEventListener("pointerdown", outside, true);
     document.addEventListener("scroll", moved, true);
@@ -149,6 +152,7 @@ function render({ model, el }) {
     if (!isOpen()) return;
     const inside = pop.contains(document.activeElement);
     pop.hidePopover();
+    tellOpen(false);
     button.setAttribute("aria-expanded", "false");
     if (inside) button.focus();
     document.removeEventListener("pointerdown", outside, true);
