@@ -40,6 +40,7 @@ class DoRA(LoRA):
     """Low-rank update of the direction of a projection, with learned magnitudes."""
 
     embeds = False  # the norms would take all rows of an embedding
+    reads_weight = True
     own_per_expert = {"magnitude": "d_out"}
 
     def __init__(self, config: DoRAConfig, site: Site, base: nn.Module) -> None:

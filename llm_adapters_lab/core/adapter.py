@@ -65,6 +65,8 @@ class Adapter(nn.Module):
         for_tokens: whether it trains rows of tokens (`World.tokens`), so that it is put beside other adapters if tokens
             were added to the base.
         experts: whether it can be put at routed experts, which see only the tokens sent to them.
+        reads_weight: whether `forward` depends on the weight of the host beside x and y, so that it cannot be merged if
+            another adapter is before it at the same module.
         own_per_expert: the vectors that each expert keeps for itself if the experts of a layer share an adapter, and
             whether they have as many elements as its "d_in" or "d_out".
         peft_type: name of the method in peft; empty if peft does not have it.
@@ -84,6 +86,7 @@ class Adapter(nn.Module):
     for_tokens: ClassVar[bool] = False
     experts: ClassVar[bool] = False
     own_per_expert: ClassVar[Mapping[str, str]] = {}
+    reads_weight: ClassVar[bool] = False
     peft_type: ClassVar[str] = ""
     example: ClassVar[Mapping[str, Any]] = {}
     context: CallContext
@@ -106,6 +109,16 @@ class Adapter(nn.Module):
 
     @classmethod
     def build(cls, config: Any, places: Mapping[str, Place], world: World) -> dict[str, Adapter]:
+    @classmethod
+    def sites_of(cls, config: Any, anatomy: Anatomy, model: nn.Module) -> tuple[Site, ...]:
+        """Return the sites of the adapter with a config, whose placement is filled in."""
+        return cls.sites(anatomy, model, config.at)
+
+    @classmethod
+    def completed(cls, config: Any) -> Any:
+        """Return the config with what it refers to, such as the configs of saved adapters, for `save_adapter`."""
+        return config
+
         """Return the adapters of an injection by site key; the key "model" stands for the whole model.
 
         By default there is an independent adapter for each site. Override this if sites share tensors, or if one

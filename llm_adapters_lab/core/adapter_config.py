@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, Self
 
 from pydantic import Field, field_validator
 
@@ -29,12 +30,24 @@ class AdapterConfig(Part):
     )
     quantize: QuantizeConfig | None = Field(default=None, description="quantise the matrices: {bits}")
 
+    def with_groups(self, names: Sequence[str]) -> Self:
+        """Return the config of an adapter with a part for each of these groups, unless it names its own.
+
+        An adapter without such parts returns itself.
+        """
+        return self
+
     def __eq__(self, other: object) -> bool:
         # The registry reads a class from the head of its file, and again when the file is imported: both are the same.
         return isinstance(other, AdapterConfig) and self.model_dump() == other.model_dump()
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())
+
+    @property
+    def parts(self) -> tuple[AdapterConfig, ...]:
+        """The configs of the parts that the adapter is made of: itself, unless it has several."""
+        return (self,)
 
     @field_validator("at")
     @classmethod

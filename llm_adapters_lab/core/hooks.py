@@ -96,6 +96,16 @@ class AdapterChain(nn.ModuleDict):
         return out.to(y.dtype)
 
 
+class Sequence(nn.ModuleList):
+    """Parts of one adapter that are in the same chain, applied one after the other."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Return y after all parts; each reads the same x."""
+        for adapter in self:
+            y = adapter(x, y)
+        return y
+
+
 def _fold_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
     if isinstance(output, tuple) and weights.dims(module) is None:  # experts, with what their router computed
         return (_fold_output(module, args, output[0]), *output[1:])
@@ -241,9 +251,11 @@ def attach(model: nn.Module, host: nn.Module, site: Site | None) -> AdapterChain
 def detach(model: nn.Module, host: nn.Module, site: Site | None, name: str) -> None:
     """Remove an adapter from the chain at a site; the hooks and the chain are removed with the last one."""
     attribute = chain_name(site)
-    chain = getattr(host, attribute)
+    if (chain := getattr(host, attribute, None)) is None:
+        return  # removed with another part of the adapter
     restore_parameters(host)
-    del chain[name], chain.turns[name]
+    if name in chain:  # parts of one adapter are removed together
+        del chain[name], chain.turns[name]
     chain.off.discard(name)
     chain.mix.pop(name, None)
     if len(chain) == 0:

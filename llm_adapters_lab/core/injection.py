@@ -6,8 +6,10 @@ The base keeps its classes, its parameter names and, after `eject`, every bit of
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Items
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from llm_adapters_lab.core.adapter import Adapter, Place, World
 from llm_adapters_lab.core.adapter_config import AdapterConfig
 from llm_adapters_lab.core.anatomy import Anatomy, base_parameters
 from llm_adapters_lab.core.call_context import attach_context, detach_context
-from llm_adapters_lab.core.hooks import AdapterChain, attach, chain_name, detach
+from llm_adapters_lab.core.hooks import AdapterChain, Sequence, attach, chain_name, detach
 from llm_adapters_lab.core.matrix_hosts import find_host
 from llm_adapters_lab.core.modifiers.apply import apply_modifiers
 from llm_adapters_lab.core.modifiers.base import modified
@@ -65,6 +67,11 @@ class Injection:
     def parameters(self) -> list[nn.Parameter]:
         """Return the trainable tensors in order of sites; shared ones occur once."""
         return list(dict.fromkeys(p for adapter in self.adapters.values() for p in adapter.parameters()))
+
+    def rates(self) -> dict[nn.Parameter, float]:
+        """Return the factors of the learning rate of the tensors that have one, see `Adapter.rates`."""
+        adapters = dict.fromkeys(self.adapters.values())
+        return {a.get_parameter(name): factor for a in adapters for name, factor in a.rates().items()}
 
     def count(self) -> int:
         """Return the number of trainable parameters, without those that a mask keeps at zero."""
@@ -136,6 +143,27 @@ class Injection:
         for callback in filter(None, callbacks):
             callback()
 
+    def config_of(self, key: str) -> AdapterConfig:
+        """Return the config of the adapter at a site: that of its part, if the injection has several."""
+        parts, site = self.config.parts, self.sites.get(key)
+        if site is not None:
+            return parts[int(site.part[:-1])] if site.part else self.config
+        return next((part for part in parts if get_adapter(part.type).cls.scope == "model"), self.config)
+
+    def part(self, number: int) -> Injection:
+        """Return a part as an injection of its own that shares its tensors, to read; it cannot be attached."""
+        prefix, found = f"{number}/", Injection(self.model, self.anatomy, self.config.parts[number], self.name)
+        for key, adapter in self.adapters.items():
+            site = self.sites.get(key)
+            # Rows of tokens go with the first part.
+            of = f"{self.config.parts.index(self.config_of(key))}/" if site is None else site.part or "0/"
+            if of == prefix:
+                own = replace(site, part="") if site else None
+                new = own.key if own else key
+                found.sites |= {new: own} if own else {}
+                found.adapters[new], found._hosts[new] = adapter, self._hosts[key]
+        return found
+
     def penalty(self) -> torch.Tensor | None:
         """Return the sum of the adapters' own losses for the last forward pass, or None if they have none."""
         found = [adapter.penalty() for adapter in dict.fromkeys(self.adapters.values()) if adapter.penalty is not None]
@@ -199,8 +227,13 @@ class Injection:
         last = max((turn for chain in chains for turn, _ in chain.turns.values()), default=0)
         for index, (key, host) in enumerate(self._hosts.items()):
             chain = attach(self.model, host, self.sites.get(key))
-            chain.turns[self.name] = (last + 1, index)
-            chain[self.name] = self.adapters[key].train(host.training)
+            adapter: nn.Module = self.adapters[key].train(host.training)
+            if self.name in chain:  # an earlier part
+                before = chain[self.name]
+                adapter = Sequence([*(before if isinstance(before, Sequence) else [before]), adapter])
+            else:
+                chain.turns[self.name] = (last + 1, index)
+            chain[self.name] = adapter
             if mixed:
                 chain.off.add(self.name)  # only the adapters named in a mix are on
         if readers := [a for a in self.adapters.values() if a.needs_context or a.looks_back]:
@@ -229,6 +262,68 @@ class Injection:
 
 
 def _check_experts(entry: Entry, config: AdapterConfig, sites: Iterable[Site]) -> None:
+def find_sites(config: AdapterConfig, anatomy: Anatomy, model: nn.Module) -> dict[str, Site]:
+    """Return the sites of an adapter, with all of its parts, in a model by key.
+
+    Raises:
+        LabError: a placement matches nothing.
+    """
+    found: dict[str, Site] = {}
+    for number, part in enumerate(config.parts):
+        entry = get_adapter(part.type)
+        own = entry.cls.sites_of(part.model_copy(update={"at": part.at or entry.at}), anatomy, model)
+        if part is not config:
+            own = tuple(replace(site, part=f"{number}/") for site in own)
+        found |= {site.key: site for site in own}
+    return found
+
+
+def _add(injection: Injection, config: AdapterConfig, prefix: str, world: World) -> None:
+    """Build the adapters of one part; its sites get the prefix."""
+    model, anatomy, entry = world.model, world.anatomy, get_adapter(config.type)
+    decoder = model.get_submodule(anatomy.decoder)
+    reads_call = entry.cls.scope == "model" or entry.cls.needs_context or entry.cls.looks_back
+    called_with = inspect.signature(decoder.forward).parameters
+    if reads_call and called_with.keys().isdisjoint(("input_ids", "inputs_embeds")):
+        raise CannotInject(
+            f"{config.type!r} acts on rows of tokens, and {type(model).__name__} has none ({anatomy.decoder or 'it'} "
+            f"takes {', '.join(called_with)}). Choose an adapter that acts on single outputs, such as a low-rank one."
+        )
+    sites = {key: replace(site, part=prefix) for key, site in find_sites(config, anatomy, model).items()}
+    if not sites and entry.cls.scope != "model":
+        raise EmptyPlacement(f"{type(model).__name__} has nothing that {config.type!r} could change.")
+    _check_experts(entry, config, sites.values())
+    _check_outer(entry, config, sites.values(), world.tokens)
+    if reads_call and (far := next((s.path for s in sites.values() if s.sublayer.startswith(ENCODER)), "")):
+        raise CannotInject(
+            f"{config.type!r} follows the calls of the decoder, and {far} is in the encoder, which runs outside of "
+            "them. Place it in the decoder, or choose an adapter that acts on single outputs."
+        )
+    places = {key: Place(site, find_host(model, site)) for key, site in sites.items()}
+    _check_hosts(config.type, places)
+    adapters = entry.cls.build(config, places, world)
+    hosts = {key: place.host for key, place in places.items()} | ({"model": decoder} if "model" in adapters else {})
+    if missing := hosts.keys() ^ adapters.keys():
+        raise CannotInject(f"{config.type!r} did not build exactly one adapter per site: {', '.join(sorted(missing))}.")
+    with torch.device(weights.device(model)):
+        trains_base = entry.cls.trains_base or entry.cls.for_tokens
+        apply_modifiers(adapters, config, trains_base=trains_base, group=prefix)
+    _check_parts(injection, sites, "model" in adapters)
+    renamed = {key: key if key == "model" else sites[key].key for key in adapters}
+    injection.sites |= {site.key: site for site in sites.values()}
+    injection.adapters |= {renamed[key]: adapter for key, adapter in adapters.items()}
+    injection._hosts |= {renamed[key]: host for key, host in hosts.items()}
+
+
+def _check_parts(injection: Injection, sites: dict[str, Site], whole: bool) -> None:
+    """Check that a part does not replace what an earlier one does."""
+    if whole and "model" in injection.adapters:
+        raise CannotInject("Two parts act on the whole model, and only one can. Remove one of them.")
+    trained = {site.path for site in injection.sites.values() if site.side == "parameters"}
+    if twice := [site.path for site in sites.values() if site.side == "parameters" and site.path in trained]:
+        raise CannotInject(f"Two parts train the parameters of {twice[0]}. Remove one of them, or place it elsewhere.")
+
+
     """Check that an adapter can be put at routed experts, if it is."""
     routed = next((site for site in sites if site.routed), None)
     if routed is not None and not entry.cls.experts:
@@ -289,7 +384,7 @@ def inject(
     at: str | None = None,
     name: str = "default",
     tokenizer: Any = None,
-    tokens: Sequence[int] = (),
+    tokens: Items[int] = (),
 ) -> Injection:
     """Freeze a model and put an adapter into it.
 
@@ -321,38 +416,14 @@ def inject(
     entry = get_adapter(config.type)
     anatomy = Anatomy.of(model)
     if at and not entry.placed:
-        raise BadSpec(f"{config.type!r} acts on the whole model and takes no placement; given was {at!r}.")
-    reads_call = entry.cls.scope == "model" or entry.cls.needs_context or entry.cls.looks_back
-    called_with = inspect.signature(model.get_submodule(anatomy.decoder).forward).parameters
-    if reads_call and called_with.keys().isdisjoint(("input_ids", "inputs_embeds")):
-        raise CannotInject(
-            f"{config.type!r} acts on rows of tokens, and {type(model).__name__} has none ({anatomy.decoder or 'it'} "
-            f"takes {', '.join(called_with)}). Choose an adapter that acts on single outputs, such as a low-rank one."
-        )
+        raise BadSpec(f"{config.type!r} takes no placement of its own; given was {at!r}.")
     at = at or config.at or entry.at
-    injection = Injection(model, anatomy, config.model_copy(update={"at": at}), name)
+    config = entry.cls.completed(config.model_copy(update={"at": at}))
+    injection = Injection(model, anatomy, config, name)
     tokens = tuple(tokens) or new_ids(model)
-    injection.sites = {site.key: site for site in entry.cls.sites(anatomy, model, at)}
-    if not injection.sites and entry.cls.scope != "model":
-        raise EmptyPlacement(f"{type(model).__name__} has nothing that {config.type!r} could change.")
-    _check_experts(entry, config, injection.sites.values())
-    _check_outer(entry, config, injection.sites.values(), tokens)
-    if reads_call and (far := next((s.path for s in injection.sites.values() if s.sublayer.startswith(ENCODER)), "")):
-        raise CannotInject(
-            f"{config.type!r} follows the calls of the decoder, and {far} is in the encoder, which runs outside of "
-            "them. Place it in the decoder, or choose an adapter that acts on single outputs."
-        )
-    places = {key: Place(site, find_host(model, site)) for key, site in injection.sites.items()}
-    _check_hosts(config.type, places)
     world = World(model, anatomy, tokenizer, tokens)
-    injection.adapters = entry.cls.build(config, places, world)
-    injection._hosts = {key: place.host for key, place in places.items()}
-    if "model" in injection.adapters:
-        injection._hosts["model"] = model.get_submodule(anatomy.decoder)
-    if missing := injection._hosts.keys() ^ injection.adapters.keys():
-        raise CannotInject(f"{config.type!r} did not build exactly one adapter per site: {', '.join(sorted(missing))}.")
-    with torch.device(weights.device(model)):
-        apply_modifiers(injection.adapters, config, trains_base=entry.cls.trains_base or entry.cls.for_tokens)
+    for number, part in enumerate(config.parts):
+        _add(injection, part, "" if part is config else f"{number}/", world)
     table = {site.path for site in anatomy.embeddings if site.role == "embed"}
     if tokens and table.isdisjoint(site.path for site in injection.sites.values()):  # else it trains their rows itself
         trainer = token_trainer()

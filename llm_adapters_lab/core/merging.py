@@ -65,17 +65,26 @@ def merged_tensors(injection: Injection, dequantize: bool = False) -> Iterator[t
     # Hosts that share a parameter also share its trained copy.
     tied = {key for key, site in injection.sites.items() if site.tied}
     trained = [injection.host(key) for key, adapter in injection.adapters.items() if adapter.trains_base or key in tied]
-    done = False
+    done: set[str] = set()
     paths = {key: injection.sites[key].path if key in injection.sites else key for key in injection.adapters}
-    # A change of the input multiplies a change of the weight, so it is merged after it.
-    order = sorted(paths, key=lambda key: (paths[key], key in injection.sites and injection.sites[key].side == "in"))
-    for path, keys in groupby(order, key=lambda key: paths[key]):
+    # Trained parameters are what the others change. A change of the input multiplies one of the weight and comes last.
+    turns = {"parameters": 0, "out": 1, "in": 2}
+    order = sorted(
+        paths, key=lambda key: (paths[key], turns[injection.sites[key].side] if key in injection.sites else 1)
+    )
+    for path, group in groupby(order, key=lambda key: paths[key]):
         changed: Tensors = {}
-        for key in keys:
-            if key in tied and done:
+        for index, key in enumerate(keys := list(group)):
+            if key in tied and injection.sites[key].part in done:
                 continue  # the weight that embedding and head share changes once
+            earlier = [k for k in keys[:index] if not injection.adapters[k].trains_base]
+            if injection.adapters[key].reads_weight and earlier:
+                raise CannotMerge(
+                    f"{injection.config_of(key).type!r} at {key} computes with the weight of the base, but follows "
+                    f"{injection.config_of(earlier[-1]).type!r} there. Make it the first part, or keep the adapter."
+                )
             changed |= changed_tensors(injection, key, changed)
-            done |= key in tied
+            done |= {injection.sites[key].part} if key in tied else set()
         if not changed:
             continue
         host = injection.host(key)
@@ -155,7 +164,7 @@ def changed_tensors(injection: Injection, key: str, before: Tensors | None = Non
     Raises:
         CannotMerge: see `merge`.
     """
-    adapter, kind = injection.adapters[key], injection.config.type
+    adapter, kind = injection.adapters[key], injection.config_of(key).type
     if adapter.merged is None:
         known = sorted(name for name, entry in all_adapters().items() if entry.cls.merged is not None)
         raise CannotMerge(

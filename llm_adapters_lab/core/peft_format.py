@@ -51,7 +51,7 @@ _INSTEAD = "Keep it in the lab's own format: `export --format lab`."
 
 
 def to_peft(injection: Injection, folder: str | Path, base: str = "", tokenizer: Any = None) -> None:
-    """Save an adapter as a folder that `peft.PeftModel.from_pretrained` loads.
+    """Save an adapter as a folder that `peft.PeftModel.from_pretrained` loads; several parts as folders 0, 1, … in it.
 
     Args:
         injection: the adapter; it stays in the model.
@@ -66,6 +66,14 @@ def to_peft(injection: Injection, folder: str | Path, base: str = "", tokenizer:
         CannotWrite: the folder cannot be written. After any error, what was there before is still there.
     """
     injection.state_dict()  # raises if there is none
+    if (parts := injection.config.parts) != (injection.config,):
+        if unknown := next((part.type for part in parts if not get_adapter(part.type).cls.peft_type), ""):
+            of = f"{injection.config.type!r} with its part {unknown!r}"
+            raise CannotConvert(f"peft has no method like {of}. {_INSTEAD}")
+        with writing_folder(Path(folder)) as whole:
+            for number in range(len(parts)):
+                to_peft(injection.part(number), whole / str(number) if len(parts) > 1 else whole, base, tokenizer)
+        return
     kind = injection.config.type
     if not (peft_type := get_adapter(kind).cls.peft_type):
         raise CannotConvert(f"peft has no method like {kind!r}. {_INSTEAD}")

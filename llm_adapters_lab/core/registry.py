@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from llm_adapters_lab.config import parse, shown
 from llm_adapters_lab.core.adapter_config import AdapterConfig, ModelAdapterConfig
 from llm_adapters_lab.errors import BadSpec, choices
 
@@ -121,6 +122,21 @@ def get_adapter(name: str) -> Entry:
     return known[name]
 
 
+def adapter_config(fields: Any, prefix: str = "adapter.") -> AdapterConfig:
+    """Return the config of an adapter from plain data: its name, or its fields; `prefix` is for messages.
+
+    Raises:
+        BadSpec: there is no such adapter, or a field is invalid.
+    """
+    what = prefix.rstrip(".")
+    fields = {"type": fields} if isinstance(fields, str) else fields
+    if not isinstance(fields, dict) or "type" not in fields:
+        raise BadSpec(f"{what} needs a type, e.g. {{type: lora, rank: 8}}; given was {shown(fields)}.")
+    if not isinstance(fields["type"], str):
+        raise BadSpec(f"{what}.type must be the name of an adapter or preset; given was {shown(fields['type'])}.")
+    return parse(get_adapter(fields["type"]).config, fields, prefix)
+
+
 def token_trainer() -> Any:
     """Return the adapter class that trains the rows of tokens, beside any other adapter."""
     return next(entry.cls for entry in all_adapters().values() if entry.cls.for_tokens)
@@ -153,7 +169,8 @@ def _read_own() -> None:
                 REGISTRY.setdefault(entry.name, entry)
 
 
-_LIGHT = {"typing", "collections", "pydantic", "llm_adapters_lab.errors", "llm_adapters_lab.core.adapter_config"}
+_LIGHT = {"typing", "collections", "pydantic"}
+_LIGHT |= {f"llm_adapters_lab.{name}" for name in ("errors", "core.adapter_config", "core.registry")}
 
 
 @cache

@@ -36,6 +36,7 @@ class Site:
         reader: path of the projection whose input is x; equals `path` unless the site is a sublayer.
         sublayer: role of the sublayer that the host is or belongs to; "" for a module; "tied" for an embedding and a
             head that share their weight.
+        part: in an adapter of several parts, the number of the part and a slash.
     """
 
     path: str
@@ -46,12 +47,13 @@ class Site:
     side: Side = "out"
     reader: str = ""
     sublayer: str = ""
+    part: str = ""
 
     @property
     def key(self) -> str:
         """Unique name of the site within a model, used in saved adapters and records."""
         whole = f":{self.role}" if self.role.removeprefix(ENCODER) in (*WHOLE, "tokens") else ""
-        return self.path + whole + (":in" if self.side == "in" else "")
+        return self.part + self.path + whole + (":in" if self.side == "in" else "")
 
     @property
     def routed(self) -> bool:

@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import is_torch_version
 
 from llm_adapters_lab._version import __version__
-from llm_adapters_lab.core.registry import get_adapter
+from llm_adapters_lab.core.injection import find_sites
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.evaluation.predictions import ask
 from llm_adapters_lab.evaluation.scoring import RULES
@@ -71,7 +71,7 @@ def check_rows(spec: RunSpec, rows: Rows, base: Blueprint) -> None:
         base.check_ids(max(sample.ids) for sample in samples)
         longest, virtual = (
             max(len(sample.ids) for sample in documents(samples)),
-            getattr(spec.adapter, "virtual_tokens", 0),
+            sum(getattr(part, "virtual_tokens", 0) for part in spec.adapter.parts),
         )
         if base.context and longest + virtual > base.context:
             besides = f" beside the {virtual} virtual tokens of the adapter" if virtual else ""
@@ -170,8 +170,7 @@ def check_spec(spec: RunSpec, base: Blueprint | None = None) -> None:
     if spec.adapter:
         if spec.train.compile:
             require_compiler("cuda" if torch.cuda.is_available() else "cpu")
-        entry = get_adapter(spec.adapter.type)
-        entry.cls.sites(base.anatomy, skeleton, spec.adapter.at or entry.at)
+        find_sites(spec.adapter, base.anatomy, skeleton)
 
 
 def _check_spread(base: str, quantization: str) -> None:

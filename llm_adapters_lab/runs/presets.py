@@ -51,17 +51,23 @@ def spec_presets() -> dict[str, Preset]:
 
 
 def expand(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return an adapter's fields with a preset named in `type` expanded; the given fields take precedence.
+    """Return an adapter's fields with presets in `type`, its own or a part's, expanded; given fields take precedence.
 
     Raises:
         BadSpec: there is no adapter or preset of that name; the message lists the nearest ones.
     """
     name, adapters, presets = str(fields["type"]), all_adapters(), adapter_presets()
     if name in adapters:
-        return fields
+        return fields | ({"of": [_part(part) for part in of]} if isinstance(of := fields.get("of"), list) else {})
     if name not in presets:
         raise BadSpec(f"There is no adapter {name!r}. {choices(name, [*adapters, *presets])}")
     return presets[name].fields | fields | {"type": presets[name].fields["type"]}
+
+
+def _part(part: Any) -> Any:
+    """Return a part of an adapter with presets expanded; what is no adapter is left for its own config to judge."""
+    fields = {"type": part} if isinstance(part, str) and part in adapter_presets() else part
+    return expand(fields) if isinstance(fields, dict) and fields.get("type") in adapter_presets() else part
 
 
 def get_spec_preset(name: str) -> Preset:

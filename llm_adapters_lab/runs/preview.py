@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_adapters_lab.core.injection import inject
-from llm_adapters_lab.core.registry import get_adapter
+from llm_adapters_lab.core.injection import find_sites, inject
 from llm_adapters_lab.core.sites import placement_counts
 from llm_adapters_lab.errors import DataUnavailable
 from llm_adapters_lab.events import row_remarks
@@ -113,8 +112,7 @@ def dry_run(spec: RunSpec, root: str | Path = "runs") -> Forecast:
     memory, learnt = None, None
     paths: tuple[Choice, ...] = ()
     if spec.adapter:
-        entry = get_adapter(spec.adapter.type)
-        counts = placement_counts(entry.cls.sites(base.anatomy, base.skeleton, spec.adapter.at or entry.at))
+        counts = placement_counts(find_sites(spec.adapter, base.anatomy, base.skeleton).values())
         notes += [base.anatomy.remark] if counts and base.anatomy.left_out else []
         examined, learnt = _training_rows(spec, rows, count, base, notes)
         paths = _fast_paths(spec, examined, base)

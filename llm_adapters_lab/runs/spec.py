@@ -14,9 +14,9 @@ from typing import Any
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
-from llm_adapters_lab.config import Part, change, parse, shown
+from llm_adapters_lab.config import Part, change, parse
 from llm_adapters_lab.core.adapter_config import AdapterConfig
-from llm_adapters_lab.core.registry import get_adapter
+from llm_adapters_lab.core.registry import adapter_config, get_adapter
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.evaluation.spec import EvalSpec
 from llm_adapters_lab.models.spec import DeviceMap, Dtype, NewToken, Quantization
@@ -61,12 +61,8 @@ class RunSpec(Part):
             return value
         if isinstance(value, str):
             value = {"type": value}
-        if not isinstance(value, dict) or "type" not in value:
-            raise BadSpec(f"adapter needs a type, e.g. {{type: lora, rank: 8}}; given was {shown(value)}.")
-        if not isinstance(value["type"], str):
-            raise BadSpec(f"adapter.type must be the name of an adapter or preset; given was {shown(value['type'])}.")
-        value = expand(value)
-        return parse(get_adapter(value["type"]).config, value, "adapter.")
+        named = isinstance(value, dict) and isinstance(value.get("type"), str)
+        return adapter_config(expand(value) if named else value)
 
     @field_validator("tokens", mode="before")
     @classmethod
@@ -101,7 +97,7 @@ class RunSpec(Part):
         objective, validation = self.train.objective, self.data.validation
         if self.adapter is None or objective == "likelihood":
             return self
-        parts = self.adapter.split.parts if self.adapter.split else 1
+        parts = max(part.split.parts if part.split else 1 for part in self.adapter.parts)
         faults = {
             f"adapter.split.parts = {parts}, which compares two passes over the labels": parts > 1,
             "data.form = text, which has no answers": self.data.form == "text",

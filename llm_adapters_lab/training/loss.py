@@ -18,7 +18,7 @@ from llm_adapters_lab.core import weights
 from llm_adapters_lab.core.anatomy import Anatomy
 from llm_adapters_lab.core.call_context import CONTEXT_ATTRIBUTE, CallContext
 from llm_adapters_lab.core.injection import Injection
-from llm_adapters_lab.core.modifiers.base import modified
+from llm_adapters_lab.core.modifiers.base import groups
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.tasks.tokens import IGNORED, Sample, documents
 from llm_adapters_lab.training.batches import collate, collate_extras, send
@@ -79,8 +79,8 @@ class Objective:
     ) -> None:
         """Store the attributes."""
         self.model, self.fast_paths, self.pad_id, self.injection = model, fast_paths, pad_id, injection
-        group = modified(injection.adapters) if injection else []
-        self._group = group if group and group[0].modifier.forwards > 1 else []
+        found = groups(injection.adapters) if injection else []
+        self._group = next((group for group in found if group[0].modifier.forwards > 1), [])
         self._decoder: Any = model.get_submodule(Anatomy.of(model).decoder)
         self._prefetched: dict[tuple[int, ...], Future[Any]] = {}
 

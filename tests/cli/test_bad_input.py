@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from contract import required
 from pydantic import BaseModel
 from records import make_run
 from typer.testing import CliRunner
@@ -67,7 +68,7 @@ def last_of(name: str, message: str) -> bool:
 def test_every_field_of_a_spec_is_refused_by_name(kind: str, name: str) -> None:
     refused = 0
     for value in VALUES:
-        spec: dict[str, Any] = {"adapter": {"type": kind}}
+        spec: dict[str, Any] = {"adapter": {"type": kind, **required(kind)}}
         place, (*groups, last) = spec, name.split(".")
         for group in groups:
             place = place.setdefault(group, {})

@@ -56,7 +56,7 @@ def kept(injection: Injection) -> torch.Tensor:
 # All
 
 
-PLAIN = [case for case, fields in CASES.items() if not {"sparse", "split", "quantize"} & fields.keys()]
+PLAIN = [case for case, fields in CASES.items() if not {"sparse", "split", "quantize", "of"} & fields.keys()]
 MODIFIERS: list[dict[str, Any]] = [
     {"sparse": {"score": "random", "sparsity": 0.5}},
     {"split": {"parts": 2, "of": "all"}},

@@ -9,6 +9,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from contract import required
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
@@ -404,7 +405,7 @@ WITHOUT = [name for name, entry in all_adapters().items() if not entry.cls.peft_
     ],
 )
 def test_adapters_that_peft_does_not_support_are_not_exported(type_: str, at: str, match: str, tmp_path: Path) -> None:
-    injection = inject(base(), get_adapter(type_).config(type=type_), at=at)
+    injection = inject(base(), get_adapter(type_).config(type=type_, **required(type_)), at=at)
     with pytest.raises(CannotConvert, match=match):
         to_peft(injection, tmp_path / "folder")
     assert not (tmp_path / "folder").exists()

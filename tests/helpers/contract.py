@@ -33,6 +33,14 @@ CASES: dict[str, dict[str, Any]] = {
     "lora-bit": {"type": "lora", "rank": 4, "quantize": {"bits": 1}},
     "series-bits": {"type": "series", "bottleneck": 8, "quantize": {"bits": 4}},
     "parallel-split": {"type": "parallel", "bottleneck": 8, "split": {"of": "all"}},
+    "union-one-place": {
+        "type": "union",
+        "of": [
+            {"type": "lora", "rank": 4, "at": "attn+mlp"},
+            {"type": "ia3", "at": "attn+mlp"},
+            {"type": "krona", "factor": 8, "at": "q,down"},
+        ],
+    },
     "prefix-mlp": {"type": "prefix", "virtual_tokens": 5, "mlp": 8},
     "p-tuning-lstm": {"type": "p-tuning", "virtual_tokens": 5, "hidden": 8, "encoder": "lstm"},
 }
@@ -50,6 +58,12 @@ FAMILIES = pytest.mark.parametrize("family", random_models.TINY)
 def config(case: str, **changes: Any) -> AdapterConfig:
     fields = {**CASES[case], **changes}
     return get_adapter(fields["type"]).config(**fields)
+
+
+def required(kind: str) -> dict[str, Any]:
+    """Return the fields of the example of an adapter that have no default."""
+    entry = get_adapter(kind)
+    return {name: entry.cls.example[name] for name, field in entry.config.model_fields.items() if field.is_required()}
 
 
 def tokens(rows: int = 2, length: int = 7) -> torch.Tensor:

@@ -30,7 +30,11 @@ from llm_adapters_lab.models import random_models
 
 MERGES = [case for case in CASES if get_adapter(CASES[case]["type"]).cls.merged is not None]
 CLASSES = {case: get_adapter(fields["type"]).cls for case, fields in CASES.items()}
-AT_SITES = [case for case, cls in CLASSES.items() if cls.scope == "site" and not cls.trains_base]
+AT_SITES = [
+    case
+    for case in CASES
+    if all((cls := get_adapter(p.type).cls).scope == "site" and not cls.trains_base for p in config(case).parts)
+]
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -44,7 +48,7 @@ def adapted(case: str, family: str = "llama") -> Any:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-@pytest.mark.parametrize("case", MERGES)
+@pytest.mark.parametrize("case", [case for case in MERGES if case != "union-one-place"])  # each change by itself
 def test_norms_equal_those_of_the_merged_change(case: str, family: str):
     if case in ("bitfit", "adapter-bias") and family == "llama":
         with pytest.raises(NoView, match="no bias"):  # the base has no biases to change

@@ -31,7 +31,7 @@ EACH_SPEC = pytest.mark.parametrize("name", sorted(PAPER))
 def test_these_presets_there_are() -> None:
     assert set(adapter_presets()) == {
         *("adapterH", "adapterP", "houlsby", "pfeiffer", "parallel-sublayer", "parallel-linear", "parallel-qkv"),
-        *("scaled-parallel", "scaled-parallel-learned", "rslora", "pissa"),
+        *("scaled-parallel", "scaled-parallel-learned", "rslora", "pissa", "houlsby-whole"),
         *("adapter-plus", "hydra-text", "sparse-series", "large-sparse", "mosa", "one-bit-parallel"),
     }
     assert set(spec_presets()) == PAPER | {"quickstart"}
@@ -51,6 +51,8 @@ def test_a_preset_is_the_same_run_as_its_fields_written_out(name: str) -> None:
     fields = adapter_presets()[name].fields
     ids = {RunSpec.parse({"adapter": form}).id for form in (name, {"type": name}, fields)}
     assert len(ids) == 1
+    if not get_adapter(fields["type"]).placed:
+        return
     moved = RunSpec.parse({"adapter": {"type": name, "at": "up@0"}})
     assert moved.id == RunSpec.parse({"adapter": {**fields, "at": "up@0"}}).id
     assert moved.id not in ids
@@ -91,6 +93,8 @@ def test_mistakes_offer_adapters_and_presets(fields: dict[str, Any], message: st
 @EACH_ADAPTER
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bloom", "phi3"])
 def test_every_preset_fits_small_models_and_starts_at_the_base(name: str, family: str) -> None:
+    if not get_adapter(adapter_presets()[name].fields["type"]).placed:
+        pytest.skip("of several parts; see tests/core/test_union.py")
     small = {"rank": 4} if "rank" in get_adapter(adapter_presets()[name].fields["type"]).config.model_fields else {}
     spec = RunSpec.parse({"adapter": {"type": name, **(small or {"bottleneck": 4})}})
     model, ids = random_models.tiny(f"tiny:{family}"), torch.arange(3, 10)[None]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from contract import required
 from records import timeless
 
 from llm_adapters_lab.core.injection import inject
@@ -69,7 +70,7 @@ def at_step(number: int) -> Callable[[Event], bool]:
 
 @pytest.mark.parametrize("kind", sorted(all_adapters()))
 def test_a_stopped_run_resumes_to_the_same_bits(kind: str, tmp_path: Path) -> None:
-    fields = {"type": kind} | ({"dropout": 0.1} if "dropout" in all_adapters()[kind].config.model_fields else {})
+    fields = {"type": kind, **required(kind)} | ({"dropout": 0.1} if "dropout" in all_adapters()[kind].config.model_fields else {})
     spec = small(adapter=fields)
     whole = run(spec, root=tmp_path / "whole")
     record = stopped(spec, tmp_path / "parts", at_step(3))

@@ -29,8 +29,9 @@ class BottleneckConfig(AdapterConfig):
     )
     init: Literal["zero", "normal"] = Field(
         default="zero",
-        description="zero: W_up is zero, so training starts at the base; normal: both N(0, 0.02²)",
+        description="zero: W_up is zero, so training starts at the base; normal: both N(0, init_std²)",
     )
+    init_std: float = Field(default=0.02, gt=0, le=1, description="standard deviation of the start with init: normal")
 
 
 class Bottleneck(nn.Module):
@@ -52,8 +53,8 @@ class Bottleneck(nn.Module):
         else:
             self.scale = float(config.scaling)
         if config.init == "normal":
-            nn.init.normal_(self.down.weight, std=0.02)
-            nn.init.normal_(self.up.weight, std=0.02)
+            nn.init.normal_(self.down.weight, std=config.init_std)
+            nn.init.normal_(self.up.weight, std=config.init_std)
         else:
             nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
             nn.init.zeros_(self.up.weight)

@@ -21,8 +21,14 @@ KINDS: dict[str, Callable[[list[torch.Tensor], Any], list[Modifier]]] = {
 """By field of the adapter's config: the function that creates a modifier for each matrix."""
 
 
-def apply_modifiers(adapters: Mapping[str, nn.Module], config: Any, *, trains_base: bool) -> None:
+def apply_modifiers(adapters: Mapping[str, nn.Module], config: Any, *, trains_base: bool, group: str = "") -> None:
     """Parametrise the matrices of adapters, which are not attached yet, by the modifier of their config, if any.
+
+    Args:
+        adapters: by site key.
+        config: of the adapters.
+        trains_base: whether they train the base's own parameters.
+        group: name of the part that they are, which the modifiers get.
 
     Raises:
         BadSpec: the config asks for more than one.
@@ -44,6 +50,7 @@ def apply_modifiers(adapters: Mapping[str, nn.Module], config: Any, *, trains_ba
     distinct = list(dict.fromkeys(matrices))  # adapters that share a matrix also share its modifier
     made = dict(zip(distinct, KINDS[kind]([w.detach() for w in distinct], part), strict=True))
     for (module, name), w in zip(places, matrices, strict=True):
+        made[w].group = group
         parametrize.register_parametrization(module, name, made[w], unsafe=True)
 
 

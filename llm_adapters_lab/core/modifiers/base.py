@@ -34,13 +34,15 @@ class Modifier(nn.Module):
     """Changes one matrix of an adapter wherever it is used.
 
     Subclasses override `forward`; all other hooks are optional. The hooks that are class methods are called once with
-    all modified matrices of an injection, whose modifiers are of one class.
+    all modified matrices of a part of an injection, whose modifiers are of one class.
 
     Attributes:
+        group: name of the part of the adapter that the matrix is in.
         dropped: number of trainable elements that are permanently zero.
         forwards: number of forward passes per batch that `loss` needs; 1 stands for the usual loss.
     """
 
+    group: str = ""
     dropped: int = 0
     forwards: int = 1
 
@@ -69,7 +71,7 @@ class Modifier(nn.Module):
         """Act before a step for which `due` is true.
 
         Args:
-            group: all modified matrices of the injection.
+            group: all modified matrices of a part of the injection.
             owner: the injection.
             gradients: adds the gradients of the next batch's loss to those of the adapter's parameters.
         """
@@ -134,15 +136,22 @@ def before_training(owner: Adapted) -> None:
         modifier.before_training()
 
 
+def groups(adapters: Mapping[str, nn.Module]) -> list[list[Modified]]:
+    """Return the modified matrices of each part of an adapter that has any."""
+    found: dict[str, list[Modified]] = {}
+    for each in modified(adapters):
+        found.setdefault(each.modifier.group, []).append(each)
+    return list(found.values())
+
+
 def due(owner: Adapted, step: int) -> bool:
     """Return whether `before_step` has something to do after `step` steps."""
-    group = modified(owner.adapters)
-    return bool(group) and type(group[0].modifier).due(group, step)
+    return any(type(group[0].modifier).due(group, step) for group in groups(owner.adapters))
 
 
 def before_step(owner: Adapted, step: int, gradients: Callable[[], object]) -> bool:
-    """Call `Modifier.before_step` if it is due, and return whether it was."""
-    if is_due := due(owner, step):
-        group = modified(owner.adapters)
+    """Call `Modifier.before_step` where it is due, and return whether it was."""
+    wanted = [group for group in groups(owner.adapters) if type(group[0].modifier).due(group, step)]
+    for group in wanted:
         type(group[0].modifier).before_step(group, owner, gradients)
-    return is_due
+    return bool(wanted)
