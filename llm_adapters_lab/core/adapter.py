@@ -85,7 +85,6 @@ class Adapter(nn.Module):
     embeds: ClassVar[bool] = False
     for_tokens: ClassVar[bool] = False
     experts: ClassVar[bool] = False
-    own_per_expert: ClassVar[Mapping[str, str]] = {}
     reads_weight: ClassVar[bool] = False
     peft_type: ClassVar[str] = ""
     example: ClassVar[Mapping[str, Any]] = {}
@@ -108,8 +107,6 @@ class Adapter(nn.Module):
         return placement_sites(anatomy, at, cls.level)
 
     @classmethod
-    def build(cls, config: Any, places: Mapping[str, Place], world: World) -> dict[str, Adapter]:
-    @classmethod
     def sites_of(cls, config: Any, anatomy: Anatomy, model: nn.Module) -> tuple[Site, ...]:
         """Return the sites of the adapter with a config, whose placement is filled in."""
         return cls.sites(anatomy, model, config.at)
@@ -119,6 +116,8 @@ class Adapter(nn.Module):
         """Return the config with what it refers to, such as the configs of saved adapters, for `save_adapter`."""
         return config
 
+    @classmethod
+    def build(cls, config: Any, places: Mapping[str, Place], world: World) -> dict[str, Adapter]:
         """Return the adapters of an injection by site key; the key "model" stands for the whole model.
 
         By default there is an independent adapter for each site. Override this if sites share tensors, or if one

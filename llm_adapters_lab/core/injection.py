@@ -261,7 +261,6 @@ class Injection:
             parameter.requires_grad_(True)
 
 
-def _check_experts(entry: Entry, config: AdapterConfig, sites: Iterable[Site]) -> None:
 def find_sites(config: AdapterConfig, anatomy: Anatomy, model: nn.Module) -> dict[str, Site]:
     """Return the sites of an adapter, with all of its parts, in a model by key.
 
@@ -324,6 +323,7 @@ def _check_parts(injection: Injection, sites: dict[str, Site], whole: bool) -> N
         raise CannotInject(f"Two parts train the parameters of {twice[0]}. Remove one of them, or place it elsewhere.")
 
 
+def _check_experts(entry: Entry, config: AdapterConfig, sites: Iterable[Site]) -> None:
     """Check that an adapter can be put at routed experts, if it is."""
     routed = next((site for site in sites if site.routed), None)
     if routed is not None and not entry.cls.experts:
