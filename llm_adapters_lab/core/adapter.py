@@ -86,6 +86,7 @@ class Adapter(nn.Module):
     for_tokens: ClassVar[bool] = False
     experts: ClassVar[bool] = False
     reads_weight: ClassVar[bool] = False
+    own_per_expert: ClassVar[Mapping[str, str]] = {}
     peft_type: ClassVar[str] = ""
     example: ClassVar[Mapping[str, Any]] = {}
     context: CallContext
