@@ -13,7 +13,7 @@ from llm_adapters_lab.cli.arguments import Changes, Root, RunName, SpecName, com
 from llm_adapters_lab.cli.console import Output, Progress, remark, say, show_rows, stop_on_signal, with_json
 from llm_adapters_lab.cli.result_commands import show_result
 from llm_adapters_lab.errors import BadSpec
-from llm_adapters_lab.results.formatting import clock, size
+from llm_adapters_lab.results.formatting import about, size
 
 if TYPE_CHECKING:
     from llm_adapters_lab.runs.preview import Forecast
@@ -148,9 +148,9 @@ def show_forecast(found: Forecast) -> None:
         "adapter": f"{spec.adapter.type}: {found.trainable_parameters:,} parameters" if spec.adapter else "none",
         "sites": places if spec.adapter else "none",
         "rows to train on": unknown if found.rows is None else f"{found.rows:,}",
-        "steps": unknown if found.steps is None else f"{found.steps:,}",
+        "steps": found.steps_in_words or (unknown if found.steps is None else f"{found.steps:,}"),
         "rows to score on": ", ".join(f"{name} {count:,}" for name, count in found.asked.items()) or "none known",
-        "time": unknown if found.seconds is None else clock(found.seconds),
+        "time": unknown if found.duration.seconds is None else f"{about(found.duration.seconds)}. {found.duration.why}",
     }
     show_rows([{"what": name, "dry run": text} for name, text in facts.items()])
     memory = found.memory

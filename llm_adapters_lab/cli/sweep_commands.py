@@ -28,7 +28,7 @@ from llm_adapters_lab.cli.console import (
     with_json,
 )
 from llm_adapters_lab.errors import LabError
-from llm_adapters_lab.results.formatting import clock, interval, percent
+from llm_adapters_lab.results.formatting import about, clock, interval, percent, size
 
 if TYPE_CHECKING:
     from llm_adapters_lab.sweeps.spec import Point
@@ -163,7 +163,7 @@ def _rows(runs: Sequence[SweepRun]) -> list[Row]:
             "progress": _progress(run) or None,
             "run": run.run.id,
         }
-        for run, changed in zip(runs, _changed(runs), strict=True)
+        for run, changed in zip(runs, _varying(runs), strict=True)
     ]
 
 
@@ -182,7 +182,7 @@ def _show_end(ended: Sequence[SweepRun], report: Path | None) -> None:
     from llm_adapters_lab.results.seed_groups import groups
     from llm_adapters_lab.sweeps.spec import describe_changes
 
-    show_rows(_rows(ended), keep=len({name for each in ended for name in each.changes}) + 1)
+    show_rows(_rows(ended), keep=len(_varying(ended)[0]) + 1)
     for each in ended:
         if each.state.name not in ("finished", "unfinished"):
             say(f"{describe_changes(each.changes)} {each.state.name}: {each.state.reason}")
@@ -216,37 +216,45 @@ def _plain(run: SweepRun) -> Row:
 
 def _show_costs(found: Sequence[Cost], jobs: int) -> None:
     """Print what every run of a sweep would cost, and all of them together."""
-    from llm_adapters_lab.runs.forecast.duration import TIMES
+    from llm_adapters_lab.runs.forecast.duration import total
 
     rows = [
         {
             **changed,
-            "state": cost.state.name,
+            "state": cost.state.name if cost.run.folder.exists() else "not started",
             "trainable": cost.size.trainable,
-            "of base": percent(cost.size.share),
-            "GB": round((cost.size.weights + cost.size.training) / 1e9, 3),
-            "time": clock(cost.seconds),
+            "of base": percent(cost.size.share, 2),
+            "memory": size(cost.size.weights + cost.size.training),
+            "time": about(cost.duration.seconds).removeprefix("about "),
             "run": cost.run.id,
         }
-        for cost, changed in zip(found, _changed(found), strict=True)
+        for cost, changed in zip(found, _varying(found), strict=True)
     ]
     show_rows(rows)
     left = [cost for cost in found if cost.state.name != "finished"]
-    known = [cost.seconds for cost in left if cost.seconds is not None]
-    remark(f"{len(found)} runs, {len(found) - len(left)} of them finished, {len(left)} to do.")
-    remark("GB: weights, adapter, gradients and AdamW's moments; activations and libraries are not included.")
-    if left and known:
-        several = f", {jobs} at a time: {clock(sum(known) / jobs)} at best" if jobs > 1 else ""
-        missing = f"; the other {len(left) - len(known)}: unknown" if len(known) < len(left) else ""
-        remark(f"Time for {len(known)} to do: {clock(sum(known))}{several} ({TIMES}){missing}.")
-    elif left:
-        remark("Time: unknown; no finished run here has the same base, data, batch, steps and scoring.")
+    time = total(cost.duration for cost in left)
+    done = f"{len(found) - len(left)} of {len(found)} runs are finished; " if len(left) < len(found) else ""
+    several = f", {jobs} at a time: {about(time.seconds / jobs)} at best" if jobs > 1 and time.seconds else ""
+    words = f"{about(time.seconds)}{several}" if time.seconds is not None else "time unknown"
+    say(f"{done}{len(left)} run{'s' * (len(left) != 1)}, {words}." if left else f"All {len(found)} runs are finished.")
+    if left:
+        remark(f"Time: {time.why[0].lower()}{time.why[1:]}" if time.why else "")
+    remark("Memory: weights, adapter, gradients and AdamW's moments; activations and libraries are not included.")
 
 
 def _plain_cost(cost: Cost) -> Row:
-    size = {"trainable": cost.size.trainable, "base": cost.size.base, "bytes": cost.size.weights + cost.size.training}
+    amount = {"trainable": cost.size.trainable, "base": cost.size.base}
+    amount["bytes"] = cost.size.weights + cost.size.training
     known = {"id": cost.run.id, "changes": cost.changes, "state": cost.state.name}
-    return known | size | {"seconds": cost.seconds, "from_runs": cost.alike}
+    return known | amount | {"seconds": cost.duration.seconds, "time_from": cost.duration.source}
+
+
+def _varying(runs: Sequence[SweepRun | Cost]) -> list[Row]:
+    """Return what `_changed` does, without fields that have the same value in all runs."""
+    rows = _changed(runs)
+    titles = dict.fromkeys(title for row in rows for title in row)
+    varied = [title for title in titles if len(rows) == 1 or len({row.get(title) for row in rows}) > 1]
+    return [{title: row[title] for title in varied if title in row} for row in rows]
 
 
 def _changed(runs: Sequence[SweepRun | Cost]) -> list[Row]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ from llm_adapters_lab.core.sites import placement_counts
 from llm_adapters_lab.errors import DataUnavailable
 from llm_adapters_lab.events import row_remarks
 from llm_adapters_lab.models.blueprint import Blueprint
-from llm_adapters_lab.runs.forecast.duration import TIMES, alike
+from llm_adapters_lab.runs.forecast.duration import Duration
+from llm_adapters_lab.runs.forecast.duration import estimate as estimate_duration
 from llm_adapters_lab.runs.forecast.fits import ROWS, memory_of_machine
 from llm_adapters_lab.runs.forecast.machine import Choice
 from llm_adapters_lab.runs.forecast.memory import Memory, estimate
@@ -24,7 +24,7 @@ from llm_adapters_lab.runs.rows import Rows, read_rows
 from llm_adapters_lab.runs.spec import RunSpec
 from llm_adapters_lab.runs.status import state
 from llm_adapters_lab.tasks.tokens import Sample
-from llm_adapters_lab.training.batches import step_count
+from llm_adapters_lab.training.batches import describe_steps, step_count
 from llm_adapters_lab.training.fast_paths import eligible
 
 
@@ -45,8 +45,9 @@ class Forecast:
         available: bytes of memory of the GPU, or of the computer if it has none.
         rows: number of training rows; None if they cannot be read.
         steps: number of updates of the adapter; None if that depends on the rows.
+        steps_in_words: the same with what limits it; "" if unknown.
         asked: number of rows to score on, by task.
-        seconds: expected duration of the whole run; None if no finished run is similar.
+        duration: of the whole run, as expected.
         fast_paths: which fast paths the training takes, and why not the others.
         notes: what is unknown and why, and what was assumed.
     """
@@ -63,8 +64,9 @@ class Forecast:
     available: int
     rows: int | None
     steps: int | None
+    steps_in_words: str
     asked: dict[str, int]
-    seconds: float | None
+    duration: Duration
     fast_paths: tuple[Choice, ...]
     notes: tuple[str, ...]
 
@@ -82,6 +84,7 @@ class Forecast:
         """Return it as plain data."""
         found = {"id": self.id, **asdict(self), "fits": self.fits}
         del found["spec"]
+        found["seconds"] = self.duration.seconds
         return found | {"memory": found["memory"] | {"total": self.memory.total} if self.memory else None}
 
 
@@ -99,7 +102,7 @@ def dry_run(spec: RunSpec, root: str | Path = "runs") -> Forecast:
     """
     base = Blueprint(*spec.base_parts)
     check_spec(spec, base)
-    record, times, amount = Run(Path(root).resolve() / spec.id), alike(spec, root), size_of(spec, base)
+    record, amount = Run(Path(root).resolve() / spec.id), size_of(spec, base)
     notes: list[str] = []
     rows = _rows(spec, notes)
     count = len(rows.train) - spec.data.validation if rows else None
@@ -118,7 +121,6 @@ def dry_run(spec: RunSpec, root: str | Path = "runs") -> Forecast:
         paths = _fast_paths(spec, examined, base)
         if (memory := estimate(spec, examined, base)) is None:
             notes.append("Its memory cannot be estimated beforehand: the model's computation depends on numbers.")
-    notes.append(f"The time is the {TIMES}: {len(times)}." if times else "No finished run is similar: no time.")
     return Forecast(
         spec=spec,
         state=state(record).name if record.folder.exists() else "new",
@@ -132,8 +134,9 @@ def dry_run(spec: RunSpec, root: str | Path = "runs") -> Forecast:
         available=memory_of_machine(spec.device_map == "auto"),
         rows=learnt,
         steps=step_count(spec.train, learnt) if learnt else spec.train.max_steps if spec.adapter else 0,
+        steps_in_words=describe_steps(spec.train, learnt) if learnt and spec.adapter else "",
         asked={name: len(test) for name, test in rows.test.items()} if rows else {},
-        seconds=statistics.median(times) if times else None,
+        duration=estimate_duration(spec, root),
         fast_paths=paths,
         notes=tuple(notes),
     )

@@ -25,6 +25,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 from llm_adapters_lab.errors import BadSpec, CannotWrite, choices
@@ -203,10 +204,10 @@ def check_writable(folder: Path) -> None:
 
     Raises:
         BadSpec: its name contains a control character, or is too long.
-        CannotWrite: it is a symbolic link, or it or its parent folder is read-only.
+        CannotWrite: it is a symbolic link, or nothing can be made in it or its parent folder.
     """
     to_write(folder)
-    if folder.is_symlink():
+    if os.path.islink(folder):
         raise CannotWrite(
             f"{folder} is a symbolic link, and nothing is written through it. Replace it by the folder it points to."
         )
@@ -216,6 +217,13 @@ def check_writable(folder: Path) -> None:
         raise CannotWrite(f"{there} is a file where a folder is needed{inside}. Choose another place, or move it.")
     if not os.access(there, os.W_OK | os.X_OK):
         raise CannotWrite(f"{there} is not writable. Choose another folder, or change its permissions.")
+    try:  # file systems of the kernel, such as /proc, can be written to but take no folder
+        os.rmdir(mkdtemp(prefix=".", dir=there))
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise CannotWrite(
+            f"Nothing can be kept in {folder}: no folder can be made in {there} ({reason}). Choose another folder."
+        ) from None
 
 
 def check_new(folder: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ import torch
 from llm_adapters_lab.errors import BadSpec, LabError
 from llm_adapters_lab.evaluation.predictions import scoring_template
 from llm_adapters_lab.events import Event, LeftOut, Noticed, Unreadable
+from llm_adapters_lab.runs.groups import Groups, read_groups
 from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.spec import RunSpec
 from llm_adapters_lab.tasks.base import Example
@@ -43,6 +45,7 @@ class Rows:
         shots: few-shot examples by task.
         unreadable: sets of rows of which some cannot be judged right, see `preflight.check_rows`.
         notes: further sentences about the rows.
+        groups: what the rows belong to.
     """
 
     train: list[Example] = field(default_factory=list)
@@ -51,6 +54,7 @@ class Rows:
     shots: dict[str, list[Example]] = field(default_factory=dict)
     unreadable: list[Unreadable] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    groups: Groups = field(default_factory=Groups)
     _samples: tuple[list[Sample], LeftOut] | None = None
 
     def samples(self, tokenizer: Any, data: DataSpec) -> tuple[list[Sample], LeftOut]:
@@ -61,10 +65,13 @@ class Rows:
         """
         if self._samples is None:
             found, left_out = self._encode(tokenizer, data)
+            found = [replace(sample, group=self.groups.train.get(sample.id, "")) for sample in found]
             questions = {row.id: _question(row) for row in self.train}
             kept = found if data.form == "text" else _apart(found, data.validation, lambda s: questions[s.id])
             if len(kept) <= data.validation:
                 raise BadSpec(f"Validation leaves no row to train on. {left_out.text}")
+            if gone := {*self.groups.names} - {sample.group for sample in kept[data.validation :]}:
+                raise BadSpec(f"No row of the group {min(gone)!r} is left to train on. {left_out.text}")
             asked = {_question(row) for rows in self.test.values() for row in rows}
             counts = {
                 "rows": left_out.rows + self.repeats_validation,
@@ -109,6 +116,8 @@ class Rows:
         """Return the SHA-256 of each set of rows, by its name: "train", "test/<task>" or "shots/<task>"."""
         found = {"train": digest(self.train)} if self.train else {}
         found |= {f"test/{name}": digest(rows) for name, rows in self.test.items()}
+        groups = [self.groups.names, [*self.groups.train.items()], [*self.groups.test.items()]]
+        found |= {"groups": hashlib.sha256(json.dumps(groups).encode()).hexdigest()} if self.groups.names else {}
         return found | {f"shots/{name}": digest(rows) for name, rows in self.shots.items()}
 
 
@@ -151,7 +160,41 @@ def read_rows(spec: RunSpec) -> Rows:
         if len(rows.train) < wanted and spec.data.rows:
             there = len(rows.train) - spec.data.validation
             rows.notes.append(f"data.rows asks for {spec.data.rows:,} training rows, but there are only {there:,}.")
+    rows.groups = read_groups(spec, rows.train, rows.test)
     return rows
+
+
+def training_rows(data: DataSpec) -> int:
+    """Return the number of training rows of a spec, from memory after the first call.
+
+    Rows that are left out because they are too long, or repeat a validation question, are counted.
+
+    Raises:
+        LabError: the rows cannot be read.
+    """
+    left = _row_count(data.task, "train", data.root) - data.validation
+    return max(1, min(left, data.rows or left))
+
+
+def scored_rows(spec: RunSpec) -> dict[str, int]:
+    """Return the number of rows that a spec scores on, by task, from memory after the first call.
+
+    Raises:
+        LabError: the rows cannot be read.
+    """
+    counts = {name: _row_count(name, "test", spec.eval.root or spec.data.root) for name in spec.eval.tasks}
+    return {name: min(count, spec.eval.rows or count) for name, count in counts.items()}
+
+
+def _row_count(task: str, split: str, root: str | None) -> int:
+    path = os.path.expanduser(task.removeprefix(PREFIX).partition("?")[0])
+    stamp = os.stat(path).st_mtime_ns if task.startswith(PREFIX) and os.path.isfile(path) else 0
+    return _count(task, split, root, os.environ.get("LAB_DATA"), stamp)
+
+
+@lru_cache(maxsize=64)
+def _count(task: str, split: str, root: str | None, *_: object) -> int:
+    return len(get_task(task).load(split, _folder(root)))
 
 
 def scoring_format(spec: RunSpec, name: str, rows: Sequence[Example], tokenizer: Any) -> Format:

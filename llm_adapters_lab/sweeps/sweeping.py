@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 import threading
 import time
 from collections import Counter
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llm_adapters_lab.errors import LabError
-from llm_adapters_lab.runs.forecast.duration import matching, times_by_kind
+from llm_adapters_lab.runs.forecast.duration import Duration, estimate
 from llm_adapters_lab.runs.forecast.size import Size, size_of
 from llm_adapters_lab.runs.preflight import check_spec
 from llm_adapters_lab.runs.record import Run
@@ -107,16 +106,14 @@ class Cost(NamedTuple):
 
     Attributes:
         size: parameters, and bytes of weights and optimiser; activations are not included.
-        seconds: from loading to the last score; None if no finished run is similar.
-        alike: number of similar runs, of which `seconds` is the median.
+        duration: how long it would take alone, and how that is known.
     """
 
     changes: Changes
     run: Run
     state: State
     size: Size
-    seconds: float | None
-    alike: int
+    duration: Duration
 
 
 def costs(points: Sequence[Point], root: str | Path = "runs") -> list[Cost]:
@@ -125,11 +122,10 @@ def costs(points: Sequence[Point], root: str | Path = "runs") -> list[Cost]:
     Raises:
         LabError: a model or an adapter cannot be built.
     """
-    known, found = times_by_kind(root), []
+    found = []
     for changes, spec in points:
-        run, times = Run(Path(root).resolve() / spec.id), matching(spec, known)
-        seconds = statistics.median(times) if times else None
-        found.append(Cost(changes, run, state(run), size_of(spec), seconds, len(times)))
+        run = Run(Path(root).resolve() / spec.id)
+        found.append(Cost(changes, run, state(run), size_of(spec), estimate(spec, root)))
     return found
 
 

@@ -18,6 +18,16 @@ def step_count(plan: TrainSpec, rows: int) -> int:
     return min(steps, plan.max_steps or steps)
 
 
+def describe_steps(plan: TrainSpec, rows: int) -> str:
+    """Return the number of steps in words, such as "750 steps (3 epochs; max_steps 2,000 is not reached)"."""
+    steps = step_count(plan, rows)
+    words = f"{steps:,} step{'s' * (steps != 1)}"
+    if plan.max_steps is None or steps < plan.max_steps:
+        unreached = f"; max_steps {plan.max_steps:,} is not reached" if plan.max_steps else ""
+        return f"{words} ({plan.epochs:g} epoch{'s' * (plan.epochs != 1)}{unreached})"
+    return f"{words} (max_steps; {steps * plan.batch / rows:.2g} of {plan.epochs:g} epochs)"
+
+
 def row_order(count: int, batch: int, steps: int, seed: int) -> Iterator[list[int]]:
     """Yield the row numbers of each step: one seeded permutation per epoch, chained, so that every batch is full.
 

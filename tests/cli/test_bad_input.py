@@ -165,6 +165,7 @@ FILES: dict[str, str | bytes] = {
     "sweep-grid.yaml": "spec: {}\ngrid: {1: [1]}",
     "sweep-range.yaml": "spec: {}\nrandom: {count: 1, seed: 0, fields: {seed: {integer: [5, 1]}}}",
     "sweep-many.yaml": f"spec: {{}}\ngrid: {{seed: [1, 2, 3], data.rows: {list(range(1, 5000))}}}",
+    "sweep-seeds.yaml": "spec: {base: nano}\nseeds: [0, 1]",
     "sweep-base.yaml": "spec: {}\ngrid: {base: [nano, nanno]}",
 }
 NAME = "a" * 300
@@ -174,7 +175,7 @@ LINES: tuple[tuple[str, ...], ...] = (
         for name in (*FILES, "nowhere.yaml", "folder.yaml", "loop.yaml")
         if "sweep" not in name and name != "good.yaml"
     ),
-    *(("sweep", name) for name in FILES if "sweep" in name or name == "good.yaml"),
+    *(("sweep", name) for name in FILES if "sweep" in name or name == "good.yaml" if name != "sweep-seeds.yaml"),
     *(("run", name) for name in ("\x00", NAME, "", ".", "/", "/dev/null", "paper/llama", "nano-lora")),
     *(("doctor", name) for name in ("list.yaml", "layers.yaml", "nowhere")),
     *(
@@ -186,6 +187,9 @@ LINES: tuple[tuple[str, ...], ...] = (
         for text in ("..=1", "seed=1e400", "train=5", "eval.tasks=[[a]]", "eval.shots=65", "adapter=x", "dtype=.nan")
     ),
     *(("run", "good.yaml", "--root", root) for root in ("\x00", NAME, "x\ny", "good.yaml", "/dev/full", "loop.yaml/x")),
+    *(("run", "good.yaml", "--root", root) for root in ("/proc/x", "/proc/1/fd/x")),
+    ("sweep", "sweep-seeds.yaml", "--root", "/proc/x"),
+    ("report", "nano-lora", "--out", "/proc/x/report.html"),
     ("doctor", "--set", "seed=1"),
     ("sweep", "sweep-base.yaml", "--executor", "x"),
     ("sweep", "sweep-base.yaml", "--jobs", "0"),

@@ -208,22 +208,22 @@ def test_a_dry_run_shows_states_and_costs(root: Path, tmp_path: Path) -> None:
     path = written(tmp_path, {"spec": SMALL, "grid": {"adapter.rank": [2, 4]}})
     result = lab("sweep", path, "--dry-run", "--root", root)
     assert result.exit_code == 0
-    assert "2 runs, 0 of them finished, 2 to do." in result.stdout
-    assert "Time: unknown" in result.stdout
+    assert "2 runs, about " in result.stdout and "not started" in result.stdout
+    assert "Time: a rough figure" in result.stdout
     assert not root.exists()
     point = Sweep.load(path).points()[0]
     done = records(sweep(parsed(), root=root))
     assert done[0].id == point.spec.id
     result = lab("sweep", path, "--dry-run", "--root", root)
-    assert "2 runs, 1 of them finished, 1 to do." in result.stdout
-    assert "Time for 1 to do: 0:0" in result.stdout
+    assert "1 of 2 runs are finished; 1 run, about " in result.stdout
+    assert "Time: the time of a finished run like this one." in result.stdout
     found = json.loads(lab("sweep", path, "--dry-run", "--root", root, "--json").stdout)
     assert [row["state"] for row in found] == ["finished", "unfinished"]
     assert found[1]["trainable"] == 2 * found[0]["trainable"] == 2 * done[0].summary["trainable_parameters"]
     (took,) = [event["seconds"] for event in done[0].events("Finished")]
-    assert [(row["seconds"], row["from_runs"]) for row in found] == [(took, 1)] * 2
+    assert [(row["seconds"], row["time_from"]) for row in found] == [(took, "same run")] * 2
     longer = Sweep.load(path, {"train.max_steps": 3})
-    assert [cost.seconds for cost in costs(longer.points(), root)] == [None, None]
+    assert [cost.duration.source for cost in costs(longer.points(), root)] == ["same base", "same base"]
 
 
 # Execution

@@ -7,8 +7,6 @@ import psutil
 import pytest
 from launches import small
 
-from llm_adapters_lab.runs.forecast.duration import alike
-from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.spec import RunSpec
 from widgets.forms.cost_estimate import CostEstimate, fits
 from widgets.kit import warm
@@ -29,18 +27,9 @@ def estimated(spec: RunSpec, root: Path) -> str:
 
 def test_memory_is_estimated_in_another_process(tmp_path: Path) -> None:
     said = estimated(small(), tmp_path)
-    assert "unknown until a run" in said and "✓ it fits" in said
+    assert "A rough figure" in said and "✓ it fits" in said
     assert "the largest training step takes about" in said
     assert "MB of the" in said
-
-
-def test_time_comes_from_similar_runs(finished: tuple[Path, dict[str, str]]) -> None:
-    root, ids = finished
-    spec = Run(root / ids["lora"]).spec
-    other = spec.model_copy(update={"adapter": spec.adapter.model_copy(update={"rank": 2}), "seed": 9})
-    (event,) = Run(root / ids["lora"]).events("Finished")
-    assert alike(other, root) == [event["seconds"]]
-    assert alike(spec.model_copy(update={"base": "smollm2-135m"}), root) == []
 
 
 def test_a_bare_base_needs_memory_for_its_weights(tmp_path: Path) -> None:

@@ -7,9 +7,7 @@ step on fake tensors draws random numbers and would block the kernel. The next c
 from __future__ import annotations
 
 import asyncio
-import datetime
 import json
-import statistics
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -20,8 +18,8 @@ import ipywidgets as W
 from llm_adapters_lab.core.registry import get_adapter
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.markup import el
-from llm_adapters_lab.results.formatting import size
-from llm_adapters_lab.runs.forecast.duration import alike
+from llm_adapters_lab.results.formatting import about, size
+from llm_adapters_lab.runs.forecast.duration import estimate
 from llm_adapters_lab.runs.spec import RunSpec
 from widgets.kit import warm
 from widgets.kit.panel import error_text, message
@@ -72,13 +70,8 @@ def _line(name: str, words: str) -> str:
 
 
 def _time(spec: RunSpec, root: Path) -> str:
-    times = alike(spec, root)
-    if not times:
-        return "unknown until a run with this base, data, batch, steps and scoring has finished."
-    took = datetime.timedelta(seconds=max(1, round(statistics.median(times))))
-    return f"about {took}, " + (
-        f"the median of {len(times)} similar runs." if len(times) > 1 else "the time of a similar run."
-    )
+    found = estimate(spec, root)
+    return found.why if found.seconds is None else f"{about(found.seconds)}. {found.why}"
 
 
 async def _memory(spec: RunSpec) -> str:
