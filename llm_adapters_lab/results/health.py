@@ -96,20 +96,22 @@ def _not_falling(curves: Curves) -> str:
 
 def _spikes(curves: Curves) -> str:
     norms, steps = curves.columns["gradient_norm"], curves.columns["step"]
-    if len(norms) < ENOUGH:
-        return ""
-    usual = statistics.median(norms)
-    high = [at for at in range(len(norms)) if usual > 0 and norms[at] > SPIKE * usual]
-    # The first steps may be large, and a minority of high ones is no spike if the norms have two levels.
-    high = [at for at in high if at >= ENOUGH // 2]
+    # The first steps may have the largest gradients, and those of a task that is solved vary by orders of magnitude.
+    above = max(norms[:ENOUGH], default=math.inf)
+    large = (at for at in range(ENOUGH, len(norms)) if norms[at] > above)
+    high = [at for at in large if norms[at] > SPIKE * _usual(norms, at)]
     if not high:
         return ""
     top = max(high, key=lambda at: norms[at])
     times = "once" if len(high) == 1 else f"{len(high)} times"
     return (
-        f"The gradient norm jumped {times}, to {norms[top]:.3g} at step {steps[top]:.0f} (median {usual:.3g}). "
-        "Keep train.clip at 1 or below, or lengthen train.warmup."
+        f"The gradient norm jumped {times}, to {norms[top]:.3g} at step {steps[top]:.0f} "
+        f"(median before {_usual(norms, top):.3g}). Keep train.clip at 1 or below, or lengthen train.warmup."
     )
+
+
+def _usual(norms: Sequence[float], at: int) -> float:
+    return statistics.median(norms[max(0, at - 2 * ENOUGH) : at])
 
 
 def _dropped_rows(curves: Curves) -> str:

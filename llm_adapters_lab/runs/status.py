@@ -98,14 +98,14 @@ def note_stage(run: Run, stage: str) -> None:
 
 
 def stage(run: Run) -> str:
-    """Return what an active run does before its first step: "libraries", "rows", "weights" or "first step"."""
+    """Return what an active run is doing: "libraries", "rows" or "weights" before its first event, "" afterwards."""
     process = process_of(run)
-    if process and log_stat(run) == process["log"]:
-        try:
-            return beside(run, "stage").read_text(encoding="utf-8") or "libraries"
-        except OSError:
-            return "libraries"
-    return "first step"
+    if process is None or log_stat(run) != process["log"]:
+        return ""
+    try:
+        return beside(run, "stage").read_text(encoding="utf-8") or "libraries"
+    except FileNotFoundError:
+        return "libraries"
 
 
 def at_work(run: Run, process: dict[str, Any]) -> bool:

@@ -88,6 +88,9 @@ GOOD = {
     "no steps": curves([]),
     "noise": curves([0.5 + 0.3 * math.sin(i) + loss for i, loss in enumerate(falling(100))]),
     "large gradients at the start": curves(falling(100), [50.0] * 3 + [1.0] * 97),
+    "solved, with a small gradient now and then": curves(
+        falling(100), [4.0] * 5 + ([0.01] * 9 + [0.4]) * 9 + [0.01] * 5
+    ),
     "solved at the end": curves([*falling(95), *[0.001] * 5]),
 }
 BAD = {
@@ -97,7 +100,7 @@ BAD = {
     "The gradient is 0 in all 5 steps, at a loss of 2:": curves([2.0] * 5, [0.0] * 5),
     "The loss rose from 0.305 (step 60) to 5 (step 100).": curves([*falling(60), *[5.0] * 40]),
     "The loss does not fall: 3 over the first 20 steps, 3 over the last 20. Raise": curves([3.0] * 60),
-    "The gradient norm jumped once, to 90 at step 51 (median 0.5).": curves(
+    "The gradient norm jumped once, to 90 at step 51 (median before 0.5).": curves(
         falling(100), [0.5] * 50 + [90.0] + [0.5] * 49
     ),
     "The gradient norm jumped 2 times": curves(falling(100), [0.5] * 50 + [90.0, 80.0] + [0.5] * 48),
