@@ -17,6 +17,7 @@ from llm_adapters_lab.training.spec import NOT_IN_ID
 
 _NO_RESULT = {"seed", "state", *(f"train.{name}" for name in NOT_IN_ID)}
 _SEED = " s0"
+_NAMES = {"adapter.type": "type", "adapter.at": "placement", "train.learning_rate": "lr"}
 
 
 @dataclass(frozen=True)
@@ -121,16 +122,43 @@ def shared_tasks(groups: Sequence[EntryGroup]) -> tuple[str, ...]:
     return max(found, key=lambda tasks: (count[frozenset(tasks)], len(tasks)), default=())
 
 
+def short_labels(groups: Sequence[EntryGroup]) -> list[str]:
+    """Return the names of groups without the words with which all of them begin."""
+    parts = [group.name.split(" ") for group in groups]
+    shared = 0
+    while len(parts) > 1 and all(len(own) > shared + 1 and own[shared] == parts[0][shared] for own in parts):
+        shared += 1
+    return [" ".join(own[shared:]) for own in parts]
+
+
+def field_name(key: str) -> str:
+    """Return the name of a field, given by dotted key, for a head or an axis."""
+    return _NAMES.get(key) or key.rpartition(".")[2].replace("_", " ")
+
+
+def informative(entries: Sequence[Entry], keys: Sequence[str] | None = None) -> list[str]:
+    """Return the fields in which specs differ, those first that tell most runs apart; the seed comes last."""
+    rank = {}
+    for key in differing(entries) if keys is None else keys:
+        values = [repr(entry.fields[key]) for entry in entries if key in entry.fields]
+        counts = Counter(values).values()
+        rank[key] = -math.fsum(n / len(values) * math.log(n / len(values)) for n in counts) if key != "seed" else -1.0
+    return sorted(rank, key=lambda key: -rank[key])
+
+
 def differing(entries: Sequence[Entry]) -> list[str]:
     """Return the fields, by dotted key, in which specs differ.
 
     Adapters are compared among themselves: a field that a type does not have, and the training of a bare base, are no
     differences.
     """
-    values: dict[str, set[str]] = {}
+    first: dict[str, Any] = {}
+    apart: set[str] = set()
     for entry in entries:
         bare = entry.fields.get("adapter.type") is None
         for key, value in entry.fields.items():
-            if key != "state" and not (bare and (key == "seed" or key.startswith(("train.", "data.")))):
-                values.setdefault(key, set()).add(repr(value))
-    return [key for key, found in values.items() if len(found) > 1]
+            if key in apart or (bare and (key == "seed" or key.startswith(("train.", "data.")))):
+                continue
+            if first.setdefault(key, value) != value:
+                apart.add(key)
+    return [key for key in first if key in apart and key != "state"]

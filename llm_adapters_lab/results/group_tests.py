@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -46,10 +46,10 @@ class Answers:
 class Difference:
     """The difference in accuracy of two groups on the questions that both were asked in the same way.
 
-    With the difference dᵢ of the two means over seeds on question i of n, the pooled variance s² of the seeds'
-    accuracies and the numbers of seeds a and b, its squared error is var(d)/n + s²(1/a + 1/b); the degrees of freedom
-    are those of Welch and Satterthwaite. Two single runs are compared by McNemar's exact test, with a bootstrap
-    interval.
+    With the difference dᵢ of the two means over seeds on question i of n, the variance s² over seeds, pooled over all
+    groups that are compared, and the numbers of seeds a and b, its squared error is var(d)/n + s²(1/a + 1/b); the
+    degrees of freedom are those of Welch and Satterthwaite. If no group has several seeds, two runs are compared by
+    McNemar's exact test, with a bootstrap interval.
 
     Attributes:
         items: number of questions.
@@ -87,11 +87,46 @@ class Difference:
         """The name of the test and what it is based on."""
         if not self.freedom:
             return f"exact McNemar, {self.items} items"
-        return f"t-test, {self.items} items, {self.seeds[0]} and {self.seeds[1]} seeds"
+        first, second = self.seeds
+        seeds = (
+            f"{first} and {second} seeds" if first != second else f"{first} seeds each" if first > 1 else "1 seed each"
+        )
+        return f"t-test, {self.items} items, {seeds}"
 
 
-def compare(first: Answers, second: Answers) -> Difference:
-    """Compare two groups on the questions they share."""
+@dataclass(frozen=True)
+class Spread:
+    """How much the accuracy depends on the seed.
+
+    Attributes:
+        variance: of the accuracies of seeds, pooled over groups.
+        freedom: its degrees of freedom; 0 if no group has several seeds.
+    """
+
+    variance: float = 0.0
+    freedom: int = 0
+
+    @classmethod
+    def of(cls, groups: Iterable[Answers]) -> Spread:
+        """Return the spread within groups."""
+        squares, freedom = 0.0, 0
+        for group in groups:
+            if len(group.right) > 1 and group.right.size:
+                means = group.right.mean(axis=1)
+                squares += float(((means - means.mean()) ** 2).sum())
+                freedom += len(means) - 1
+        return cls(squares / freedom, freedom) if freedom else cls()
+
+
+def compare(first: Answers, second: Answers, spread: Spread | None = None) -> Difference:
+    """Compare two groups on the questions they share.
+
+    Args:
+        first: answers of the first group.
+        second: answers of the second group.
+        spread: over seeds, of all groups that are compared; by default, of these two.
+    """
+    spread = Spread.of((first, second)) if spread is None else spread
     _, i, j = np.intersect1d(first.questions, second.questions, assume_unique=True, return_indices=True)
     a, b = first.right[:, i], second.right[:, j]
     seeds, items = (len(a), len(b)), len(i)
@@ -99,16 +134,14 @@ def compare(first: Answers, second: Answers) -> Difference:
         return Difference(0, 0, 0, seeds, 0.0, 1.0)
     each = a.mean(axis=0) - b.mean(axis=0)
     wins, losses, points = int((each > 0).sum()), int((each < 0).sum()), float(each.mean())
-    if seeds == (1, 1):
+    if not spread.freedom:
         return Difference(items, wins, losses, seeds, points, mcnemar(wins, losses))
-    free = sum(seeds) - 2
-    spread = sum(float(((m - m.mean()) ** 2).sum()) for m in (a.mean(axis=1), b.mean(axis=1))) / free
     over_items = float(each.var(ddof=1)) / items if items > 1 else 1.0
-    over_seeds = spread * (1 / seeds[0] + 1 / seeds[1])
+    over_seeds = spread.variance * (1 / seeds[0] + 1 / seeds[1])
     error = math.sqrt(over_items + over_seeds)
     if not error:  # every question and every seed says the same
         return Difference(items, wins, losses, seeds, points, mcnemar(wins, losses))
-    freedom = error**4 / (over_items**2 / max(1, items - 1) + over_seeds**2 / free)
+    freedom = error**4 / (over_items**2 / max(1, items - 1) + over_seeds**2 / spread.freedom)
     whole = max(1, int(freedom))
     return Difference(items, wins, losses, seeds, points, student(points / error, whole), error, whole)
 
@@ -204,10 +237,10 @@ def tiers(ranked: Sequence[EntryGroup], answers: Mapping[str, Answers]) -> list[
         ranked: the best first.
         answers: of the groups, by `EntryGroup.id`.
     """
-    left, found = list(ranked), list[Tier]()
+    left, found, spread = list(ranked), list[Tier](), Spread.of(answers[group.id] for group in ranked)
     while left:
         best, *others = left
-        tests = [compare(answers[group.id], answers[best.id]) for group in others]
+        tests = [compare(answers[group.id], answers[best.id], spread) for group in others]
         corrected = holm([test.p for test in tests])
         same = [p > LEVEL and test.items > 0 for p, test in zip(corrected, tests, strict=True)]
         together = [(group, test) for group, test, is_same in zip(others, tests, same, strict=True) if is_same]
@@ -238,7 +271,8 @@ class Rival:
 
 def rivals(reference: EntryGroup, others: Sequence[EntryGroup], answers: Mapping[str, Answers]) -> list[Rival]:
     """Compare groups with a reference."""
-    tests = [compare(answers[group.id], answers[reference.id]) for group in others]
+    spread = Spread.of(answers[group.id] for group in (reference, *others))
+    tests = [compare(answers[group.id], answers[reference.id], spread) for group in others]
     corrected = holm([test.p for test in tests])
     return [Rival(*both) for both in zip(others, tests, corrected, strict=True)]
 
@@ -314,20 +348,16 @@ def _listed(found: Sequence[Rival]) -> str:
     return " and ".join(names) if len(names) < 3 else f"{names[0]} and {len(names) - 1} others"
 
 
-def cautions(reference: EntryGroup, found: Sequence[Rival], tasks: Sequence[str]) -> list[str]:
+def cautions(found: Sequence[Rival]) -> list[str]:
     """Return what a reader of the verdict has to know, most important first."""
     words = []
     if len(found) == 1 and (test := found[0].difference).items:
         share = percent((test.wins + test.losses) / test.items, 0)
         words.append(f"The two differ on {test.wins + test.losses} of {test.items} items ({share}).")
     if len(found) > 1:
-        words.append(f"p-values are corrected for {len(found)} tests (Holm).")
-    single = [group for group in (reference, *(rival.group for rival in found)) if len(group.asked(tasks)) == 1]
-    if single:
-        which = (
-            "These are" if len(single) == len(found) + 1 else f"{single[0].name} is" if len(single) == 1 else "Some are"
-        )
-        words.append(f"{which} of a single seed; another seed may change the result.")
+        words.append(f"p corrected for {len(found)} tests (Holm).")
+    if found and not any(rival.difference.freedom for rival in found):
+        words.append("One seed each: another seed may change the result.")
     least = min((rival.difference.items for rival in found), default=0)
     if apart := [rival for rival in found if not rival.difference.items]:
         words.append(f"Asked differently, so not compared: {_listed(apart)}.")

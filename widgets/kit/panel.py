@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
@@ -75,6 +75,27 @@ def guarded(callback: Callable[Concatenate[T, P], object]) -> Callable[Concatena
                 self.problem.value, self.problem_of = "", ""
 
     return call
+
+
+def schedule(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Schedule a coroutine in the kernel's event loop; outside a kernel, run it and what it schedules to completion."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(_complete(work))
+        return
+    task = loop.create_task(work())
+    _tasks.add(task)  # the loop itself keeps only a weak reference
+    task.add_done_callback(_tasks.discard)
+
+
+async def _complete(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    await work()
+    while _tasks:
+        await asyncio.gather(*_tasks)
+
+
+_tasks: set[asyncio.Task[None]] = set()
 
 
 class Silent:

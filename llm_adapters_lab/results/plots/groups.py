@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from llm_adapters_lab.results.entry_groups import EntryGroup
-from llm_adapters_lab.results.formatting import interval, percent
+from llm_adapters_lab.results.entry_groups import EntryGroup, field_name, short_labels
+from llm_adapters_lab.results.formatting import NONE, interval, percent
 from llm_adapters_lab.results.plots.runs import running_mean
 from llm_adapters_lab.results.plots.style import BLUE, GRID, INK, PALE, heatmap, new, say
 from llm_adapters_lab.results.run_index import Entry, words
@@ -113,7 +113,7 @@ def by_task(groups: Sequence[EntryGroup], tasks: Sequence[str], colours: Colours
             **look,
         )
         figure.add_scatter(
-            x=[136] * len(shown),
+            x=[163] * len(shown),
             mode="text",
             text=[f"{100 * mean:.1f}" for mean in means],
             textposition="middle left",
@@ -129,7 +129,7 @@ def by_task(groups: Sequence[EntryGroup], tasks: Sequence[str], colours: Colours
         layout = {
             **figure.layout.xaxis.to_plotly_json(),
             "domain": [number * width, (number + 1) * width - gap],
-            "range": [0, 137],
+            "range": [0, 165],
             "tickvals": [0, 50, 100],
             "showgrid": True,
             "gridcolor": GRID,
@@ -137,6 +137,14 @@ def by_task(groups: Sequence[EntryGroup], tasks: Sequence[str], colours: Colours
             "anchor": "y",
         }
         figure.layout[f"xaxis{axis[1:]}"] = layout
+    legend: dict[str, Any] = {
+        "text": "┊ chance level<br>│ majority",
+        "align": "right",
+        "font": {"size": 12, "color": INK},
+    }
+    figure.add_annotation(
+        x=0, y=1, xref="paper", yref="paper", xanchor="right", yanchor="bottom", xshift=-14, showarrow=False, **legend
+    )
     figure.update_layout(bargap=0.3, margin={"t": 44})
     return figure
 
@@ -169,7 +177,7 @@ def against_parameters(groups: Sequence[EntryGroup], tasks: Sequence[str], colou
         mode="markers+text",
         name="groups",
         text=[names[key] if i in named else "" for i, (_, _, key, _) in enumerate(points)],
-        textposition=["top center" if i % 2 else "bottom center" for i in range(len(points))],
+        textposition=["top left" if i in front else "bottom right" for i in range(len(points))],  # nothing is there
         textfont={"size": 12},
         cliponaxis=False,
         marker={"color": [colours.get(key, INK) for _, _, key, _ in points], "size": 11},
@@ -184,7 +192,7 @@ def against_parameters(groups: Sequence[EntryGroup], tasks: Sequence[str], colou
     low, high = math.log10(points[0][0]), math.log10(points[-1][0])
     room = max(0.25, 0.08 * (high - low))
     ticks = [m * 10**e for e in range(math.floor(low) - 1, math.ceil(high) + 1) for m in (1, 2, 5)]
-    figure.update_xaxes(type="log", range=[low - room, high + room], tickvals=ticks, tickformat="~s")
+    figure.update_xaxes(type="log", range=[low - 2 * room, high + room], tickvals=ticks, tickformat="~s")
     figure.update_yaxes(range=_span([m for _, m, *_ in points], [g.interval(tasks) for *_, g in points]))
     return figure
 
@@ -208,19 +216,19 @@ def fields_heatmap(
     if not cells:
         return _nothing(height)
     columns, lines = (sorted({key[i] for key in cells}, key=_order) for i in (0, 1))
-    figure = _plain(_label(x), _label(y), height)
+    figure = _plain(field_name(x), field_name(y), height)
     means = [[(sum(c) / len(c) if (c := cells.get((a, b))) else None) for a in columns] for b in lines]
     text = [["" if mean is None else f"{mean:.{digits}f}" for mean in line] for line in means]
     count = [[len(cells.get((a, b), ())) for a in columns] for b in lines]
     known = [mean for line in means for mean in line if mean is not None]
-    hover = f"{escape(_label(x))} %{{x}}<br>{escape(_label(y) or 'all')} %{{y}}<br>{escape(unit)} %{{text}}"
+    hover = f"{escape(field_name(x))} %{{x}}<br>{escape(field_name(y) or 'all')} %{{y}}<br>{escape(unit)} %{{text}}"
     names = [[escape(_short(name, 24)) for name in axis] for axis in (columns, lines)]
     more: dict[str, Any] = {"text": text, "customdata": count, "texttemplate": "%{text}", "textfont": {"size": 13}}
     hover += "<br>mean of %{customdata} runs"
     at = [list(range(len(axis))) for axis in names]
     heatmap(figure, at[0], at[1], means, [[0, PALE], [1, BLUE]], escape(unit), hover, 2, **more)
     figure.data[0].update(zmin=min(known), zmax=max(known) if max(known) > min(known) else min(known) + 1)
-    figure.update_xaxes(tickvals=list(range(len(columns))), ticktext=names[0], showline=False)
+    figure.update_xaxes(tickvals=list(range(len(columns))), ticktext=names[0], tickangle=0, showline=False)
     figure.update_yaxes(tickvals=list(range(len(lines))), ticktext=names[1] if y else [""], showgrid=False)
     return figure
 
@@ -298,9 +306,9 @@ def parallel(groups: Sequence[EntryGroup], fields: Sequence[str], tasks: Sequenc
         figure.add_annotation(x=i, y=at, text=label, xanchor="left", xshift=3, **look)
     for i in range(len(fields) + 1):
         figure.add_vline(x=i, line={"color": INK, "width": 1})
-    titles = [*(escape(_label(key)) for key in fields), "accuracy"]
+    titles = [*(escape(field_name(key)) for key in fields), "accuracy"]
     top = {"tickvals": list(range(len(titles))), "ticktext": titles, "side": "top", "showline": False}
-    figure.update_xaxes(range=[-0.1, len(fields) + 0.45], **top)
+    figure.update_xaxes(range=[-0.3, len(fields) + 0.45], **top)
     figure.update_yaxes(visible=False, range=[-0.06, 1.06])
     figure.update_layout(margin={"l": 12, "t": 30, "b": 10})
     return figure
@@ -308,7 +316,8 @@ def parallel(groups: Sequence[EntryGroup], fields: Sequence[str], tasks: Sequenc
 
 def _plain(x: str, y: str, height: int) -> go.Figure:
     figure = new("", "", x, y, height)
-    figure.update_layout(margin={"l": 60, "r": 14, "t": 12, "b": 40}, showlegend=False)
+    figure.update_layout(margin={"l": 60, "r": 34, "t": 12, "b": 40}, showlegend=False)
+    figure.update_layout(modebar_orientation="v")
     return figure
 
 
@@ -327,12 +336,7 @@ def _nothing(height: int) -> go.Figure:
 
 
 def _names(groups: Sequence[EntryGroup]) -> list[str]:
-    """Return the names for an axis: without the words that all begin with, and not too long."""
-    parts = [group.name.split(" ") for group in groups]
-    shared = 0
-    while len(parts) > 1 and all(len(own) > shared + 1 and own[shared] == parts[0][shared] for own in parts):
-        shared += 1
-    return [escape(_short(" ".join(own[shared:]), LONGEST)) for own in parts]
+    return [escape(_short(name, LONGEST)) for name in short_labels(groups)]
 
 
 def _short(text: str, longest: int) -> str:
@@ -362,12 +366,8 @@ def _span(means: Sequence[float], ends: Sequence[tuple[float, float]]) -> list[f
     return [max(-2.0, low - room), min(102.0, high + room)] if means else [0, 100]
 
 
-def _label(key: str) -> str:
-    return key.rpartition(".")[2].replace("_", " ") if not key.endswith(".type") else "adapter"
-
-
 def _value(entry: Entry, key: str) -> str:
-    return words(entry.fields[key]) if key in entry.fields else ("–" if key else "")
+    return words(entry.fields[key]) if entry.fields.get(key) not in (None, "") else (NONE if key else "")
 
 
 def _order(value: str) -> tuple[int, float, str]:
