@@ -3,12 +3,11 @@
     y' = a_n(x, … a_2(x, a_1(x, y)))
 
 where parts sit at the same output, in the order of `of`; elsewhere each part acts on its own. They are trained, saved,
-resumed and merged as one adapter. At most one part can act on the whole model, and at most one be split.
+resumed and merged as one. At most one part can act on the whole model, and at most one be split.
 
 Parameters: the sum over the parts.
 
-Source: Mao et al. 2022, arXiv:2110.07577, section 3 (without their gates); Houlsby et al. 2019, arXiv:1902.00751,
-section 2.1.
+Source: Mao et al. 2022, arXiv:2110.07577, section 3 (without their gates); Houlsby et al. 2019, arXiv:1902.00751.
 """
 
 from __future__ import annotations
@@ -42,6 +41,10 @@ class UnionConfig(ModelAdapterConfig):
         """The configs of the parts."""
         return self.of
 
+    def with_groups(self, names: Sequence[str]) -> UnionConfig:
+        """Return the config whose parts have these groups."""
+        return self.model_copy(update={"of": tuple(part.with_groups(names) for part in self.of)})
+
     @field_validator("of", mode="before")
     @classmethod
     def _parse(cls, value: Any) -> Any:
@@ -57,11 +60,12 @@ class UnionConfig(ModelAdapterConfig):
 
     @field_serializer("of")
     def _plain(self, of: tuple[AdapterConfig, ...], info: SerializationInfo) -> list[dict[str, Any]]:
-        options: dict[str, Any] = {"mode": info.mode, "exclude_defaults": info.exclude_defaults}
-        return [{"type": part.type} | part.model_dump(**options) for part in of]
+        return [{"type": p.type} | p.model_dump(mode=info.mode, exclude_defaults=info.exclude_defaults) for p in of]
 
     @model_validator(mode="after")
     def _of_the_parts(self) -> UnionConfig:
+        if any(part.start for part in self.of):
+            raise BadSpec("A union starts from a saved union: set adapter.start instead of the start of a part in of.")
         if sum(part.split is not None for part in self.of) > 1:
             raise BadSpec("Only one part of a union can be split, since each runs a batch twice. Remove the others.")
         return self

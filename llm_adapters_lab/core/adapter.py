@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -29,6 +29,18 @@ class Place:
 
     site: Site
     host: nn.Module
+
+
+class Units(NamedTuple):
+    """The hidden units of an adapter, which can be reordered without changing what it computes.
+
+    Attributes:
+        axes: the tensors that have a slice for each unit, with the axis of the units; 0 in what reads the input.
+        symmetry: "order": units can be permuted; "sign": their signs can change too; "linear": they can be rotated.
+    """
+
+    axes: Mapping[str, int]
+    symmetry: Literal["order", "sign", "linear"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,7 @@ class Adapter(nn.Module):
             another adapter is before it at the same module.
         own_per_expert: the vectors that each expert keeps for itself if the experts of a layer share an adapter, and
             whether they have as many elements as its "d_in" or "d_out".
+        groups: names of the groups that it has a part for, such as tasks; see `CallContext.group`.
         peft_type: name of the method in peft; empty if peft does not have it.
         example: fields of a small config, for tests and documentation.
         context: the running call; see `CallContext`.
@@ -87,6 +100,7 @@ class Adapter(nn.Module):
     experts: ClassVar[bool] = False
     reads_weight: ClassVar[bool] = False
     own_per_expert: ClassVar[Mapping[str, str]] = {}
+    groups: tuple[str, ...] = ()
     peft_type: ClassVar[str] = ""
     example: ClassVar[Mapping[str, Any]] = {}
     context: CallContext
@@ -111,6 +125,11 @@ class Adapter(nn.Module):
     def sites_of(cls, config: Any, anatomy: Anatomy, model: nn.Module) -> tuple[Site, ...]:
         """Return the sites of the adapter with a config, whose placement is filled in."""
         return cls.sites(anatomy, model, config.at)
+
+    @classmethod
+    def units(cls, config: Any) -> Units | None:
+        """Return the hidden units, by which adapters are aligned before they are merged with one another, or None."""
+        return None
 
     @classmethod
     def completed(cls, config: Any) -> Any:
@@ -178,6 +197,14 @@ class Adapter(nn.Module):
     penalty: Callable[[], torch.Tensor] | None = None
     """In adapters with a loss of their own, a method that returns it for the last forward pass: a scalar, in nats per
     label, which training adds to the mean loss."""
+
+    baked: Callable[[Any, str], tuple[Any, dict[str, torch.Tensor]]] | None = None
+    """In adapters whose tensors are generated for a group, a method that takes the config and the name of a group, or
+    "mean", and returns the config of an ordinary adapter and its tensors, see `bake`."""
+
+    def rates(self) -> Mapping[str, float]:
+        """Return, for tensors that learn faster or slower than others, the factor of their learning rate by name."""
+        return {}
 
     def to_peft(self, config: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """Return the fields of peft's config, and the adapter's tensors by their names in peft."""

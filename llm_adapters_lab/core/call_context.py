@@ -13,6 +13,12 @@ which every adapter of the model can read::
     with context_of(model).given(memory=states):  # (rows, width)
         model(**batch)  # or train, generate, score, record
 
+A row can belong to a group, such as its task or its language. An adapter with a part for each group reads
+`context.group`; the names come from `Sample.group` in training, and by hand from
+
+    with grouped(model, ["de", "fr"]):  # a name per row
+        model(**batch)
+
 If activations are recomputed in the backward pass, adapters find the same context there.
 
 Inputs and what adapters remember between calls are stored in the cache: rows that are selected, repeated or reordered
@@ -22,7 +28,7 @@ there (finished answers, beams) are selected, repeated or reordered here.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from threading import get_ident
@@ -32,7 +38,8 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from llm_adapters_lab.errors import CannotInject
+from llm_adapters_lab.core import weights
+from llm_adapters_lab.errors import BadSpec, CannotInject, choices
 
 
 class AdapterCache(DynamicCache):
@@ -79,6 +86,8 @@ class AdapterCache(DynamicCache):
             self.memory[key] = change(kept)
 
 
+GROUP = "group"
+"""Name of the input that holds the number of each row's group."""
 OF_A_CALL = ("rows", "mask", "cache", "token_rows", "_given", "_packed_rows")
 """What a call context holds only while a call runs."""
 
@@ -92,6 +101,9 @@ class CallContext:
         cache: of the call, if it has one.
         token_rows: in a packed call, the row of each token (the first one, if rows share it), (T,).
         inputs: additional inputs by name, (B, ...) each.
+        groups: names of the groups that the adapters know, in order of their numbers.
+        group: number of each row's group in the layout of the tokens, (B, 1), or (1, T) in a packed call; None if the
+            call has no groups.
     """
 
     def __init__(self) -> None:
@@ -101,6 +113,7 @@ class CallContext:
         self.cache: AdapterCache | None = None
         self.token_rows: torch.Tensor | None = None
         self.readers: dict[str, bool] = {}  # by name of the injection: whether it looks back
+        self.groups: list[str] = []
         self.handles: tuple[Any, ...] = ()
         self._given: dict[str, torch.Tensor] = {}
         self._packed_rows: int | None = None
@@ -118,6 +131,21 @@ class CallContext:
         if self.cache is None:
             return self._given
         return {name: kept for name, kept in self.cache.memory.items() if isinstance(name, str)}
+
+    @property
+    def group(self) -> torch.Tensor | None:
+        """Number of each row's group in `groups`, (B, 1), or (1, T) in a packed call; None without groups."""
+        return self.spread(GROUP) if GROUP in self.inputs else None
+
+    def numbers(self, names: Sequence[str]) -> torch.Tensor:
+        """Return the numbers of groups, (rows,).
+
+        Raises:
+            BadSpec: no adapter knows a group of that name.
+        """
+        if unknown := [name for name in names if name not in self.groups]:
+            raise BadSpec(f"No adapter of the model knows the group {unknown[0]!r}. {choices(unknown[0], self.groups)}")
+        return torch.tensor([self.groups.index(name) for name in names])
 
     @property
     def lengths(self) -> torch.Tensor | None:
@@ -261,6 +289,26 @@ def context_of(model: nn.Module) -> CallContext:
     return found
 
 
+@contextmanager
+def grouped(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Tell adapters which group each row belongs to, in all calls within the context.
+
+    Args:
+        model: one with adapters that know groups.
+        names: a group for each row of the batch; without any, nothing is told.
+
+    Raises:
+        CannotInject: no adapter in the model reads the call.
+        BadSpec: no adapter knows a group of that name.
+    """
+    if not names:
+        yield
+        return
+    context = context_of(model)
+    with context.given(**{GROUP: context.numbers(names).to(weights.device(model))}):
+        yield
+
+
 def looks_back(model: nn.Module) -> bool:
     """Return whether an adapter in the model mixes tokens, so that outputs depend on the earlier tokens of a row."""
     found = _find(model)
@@ -277,14 +325,20 @@ def _find(model: nn.Module) -> CallContext | None:
     return next((m.__dict__[CONTEXT_ATTRIBUTE] for m in model.modules() if CONTEXT_ATTRIBUTE in m.__dict__), None)
 
 
-def attach_context(decoder: nn.Module, name: str, *, looks_back: bool) -> CallContext:
-    """Return the context of a decoder, created if necessary, and register the injection `name` as its reader."""
+def attach_context(
+    decoder: nn.Module, name: str, *, looks_back: bool = False, groups: Sequence[str] = ()
+) -> CallContext:
+    """Return the context of a decoder, created if necessary, and register `name` as its reader, which knows groups.
+
+    Numbers of groups stay valid as long as the context has a reader.
+    """
     context = decoder.__dict__.get(CONTEXT_ATTRIBUTE)
     if context is None:
         decoder.__dict__[CONTEXT_ATTRIBUTE] = context = CallContext()
         begin = decoder.register_forward_pre_hook(_begin, with_kwargs=True)
         context.handles = (begin, decoder.register_forward_hook(_end, always_call=True))
     context.readers[name] = looks_back
+    context.groups = [*dict.fromkeys([*context.groups, *groups])]
     return context
 
 

@@ -238,7 +238,8 @@ class Injection:
                 chain.off.add(self.name)  # only the adapters named in a mix are on
         if readers := [a for a in self.adapters.values() if a.needs_context or a.looks_back]:
             decoder = self.model.get_submodule(self.anatomy.decoder)
-            context = attach_context(decoder, self.name, looks_back=any(a.looks_back for a in readers))
+            back, groups = any(a.looks_back for a in readers), [name for a in readers for name in a.groups]
+            context = attach_context(decoder, self.name, looks_back=back, groups=groups)
             for adapter in readers:
                 adapter.context = context
         self.model.__dict__.setdefault(INJECTIONS, {})[self.name] = self

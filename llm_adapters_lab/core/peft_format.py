@@ -102,7 +102,10 @@ def to_peft(injection: Injection, folder: str | Path, base: str = "", tokenizer:
         for name, tensor in own.items()
     }
     if by_site and injection.sites:
-        config |= _targets(injection, at_inputs="feedforward_modules" in config)
+        targets = _targets(injection, at_inputs="feedforward_modules" in config)
+        if not config.pop("fan_in_fan_out", True) and targets.pop("fan_in_fan_out"):
+            raise CannotConvert(f"peft cannot put {kind!r} at a projection whose weight is transposed. {_INSTEAD}")
+        config |= targets
     if parameters:
         config["target_parameters"] = parameters
     check_values(tensors, f"The adapter {injection.name!r}")

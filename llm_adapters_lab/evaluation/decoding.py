@@ -125,11 +125,12 @@ def prefill(model: Any, rows: Sequence[Sequence[int]], pad_id: int) -> PromptBat
     ids = pad(rows, pad_id, "left").to(device_of(model))
     mask = pad([[1] * len(row) for row in rows], 0, "left").to(device_of(model))
     # What adapters remember of a prefix, or make of an input of the row, differs from row to row.
-    shareable = len(rows) > 1 and not looks_back(model) and not reads_inputs(model)
+    shareable = len(rows) > 1 and not looks_back(model) and _same_inputs(model)
     cache, shared = _new_cache(model), common_prefix(rows) if shareable else 0
     if shared:
         first = torch.tensor([rows[0][:shared]], device=device_of(model))
-        _forward(model, first, torch.ones_like(first), cache)
+        with inputs_of(model, [0]):
+            _forward(model, first, torch.ones_like(first), cache)
         if not _broadcast_prefix(cache, ids.shape[1] - mask.sum(-1), shared):
             cache, shared = _new_cache(model), 0
     return PromptBatch(cache, mask, _forward(model, ids[:, shared:], mask, cache)[:, -1])
@@ -334,6 +335,11 @@ def _forward(model: Any, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCa
     return logits
 
 
+def _same_inputs(model: Any) -> bool:
+    """Return whether all rows have the same further inputs, such as their group; also if there are none."""
+    return not reads_inputs(model) or all(bool((v == v[0]).all()) for v in context_of(model).inputs.values())
+
+
 def _broadcast_prefix(cache: DynamicCache, padding: torch.Tensor, shared: int) -> bool:
     """Copy one row of `shared` columns into the first columns of every row, after its padding.
 
@@ -350,4 +356,6 @@ def _broadcast_prefix(cache: DynamicCache, padding: torch.Tensor, shared: int) -
         kept = torch.arange(virtual, device=padding.device).expand(len(padding), -1)
         index = torch.cat([kept, source + virtual], dim=1).to(layer.keys.device)
         layer.keys, layer.values = (t[0][:, index].transpose(0, 1).contiguous() for t in (layer.keys, layer.values))
+    for name, value in getattr(cache, "memory", {}).items():
+        cache.memory[name] = value.repeat_interleave(len(padding), dim=0)  # type: ignore[attr-defined]
     return True

@@ -42,6 +42,11 @@ class EvalSpec(Part):
         default=None, description="prompt template, chat or a .jinja file; default: data.template, else the task's"
     )
     system: str | None = Field(default=None, description="system prompt of chats; default: data.system")
+    group: str | None = Field(
+        default=None,
+        min_length=1,
+        description="part of the adapter that answers: task, column:NAME, a group, or mean of all; default: data.group",
+    )
     root: Place | None = Field(default=None, description="folder with the benchmark files; default: data.root")
 
     @field_validator("tasks", mode="before")

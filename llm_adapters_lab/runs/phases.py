@@ -8,8 +8,10 @@ from contextlib import nullcontext, suppress
 
 import torch
 
+from llm_adapters_lab.core.blending import begin_from_saved
 from llm_adapters_lab.core.injection import inject
 from llm_adapters_lab.core.merging import temporarily_merged
+from llm_adapters_lab.core.saved_adapters import looking_in
 from llm_adapters_lab.events import Finished, Stopped
 from llm_adapters_lab.runs.base_files import weight_hash
 from llm_adapters_lab.runs.recovery.failures import explained, note_failure
@@ -42,7 +44,11 @@ def run_phases(session: RunSession, fresh: bool = False) -> Generator[Position]:
         torch.manual_seed(spec.seed)
         injection = None
         if spec.adapter:
-            injection = inject(base.model, spec.adapter, tokenizer=base.tokenizer, name=session.name)
+            config = spec.adapter.with_groups(rows.groups.names)
+            with looking_in(record.folder.parent):
+                injection = inject(base.model, config, tokenizer=base.tokenizer, name=session.name)
+                if not resumed.trained and resumed.checkpoint is None:
+                    begin_from_saved(injection, base.tokenizer)
         yield Position(Phase.INJECTED)
         stage = "training"
         trained = yield from train_or_load(session, injection, resumed)

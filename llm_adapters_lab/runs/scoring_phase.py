@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from llm_adapters_lab.core.call_context import grouped
 from llm_adapters_lab.evaluation.predictions import decoding_method, evaluate
 from llm_adapters_lab.evaluation.scoring import score
 from llm_adapters_lab.events import Noticed, Scored, Scoring
@@ -40,13 +41,14 @@ def score_task(session: RunSession, name: str) -> dict[str, Any]:
                 f"{asked['trained_with']!r}. Its score may be below that of the bare base for that reason alone."
             )
         )
-    for prediction in evaluate(base.model, base.tokenizer, task, test, **options):
-        predictions.append(prediction)
-        if session.group.is_main and prediction != done.get(prediction["id"]):
-            append_line(record.folder / "predictions.jsonl", prediction)
-        if len(predictions) % plan.batch == 0 or len(predictions) == len(test):
-            session.emit(Scoring(name, len(predictions), len(test)))
-            session.checkpointer.check()
+    with grouped(base.model, session.rows.groups.test.get(name, ())):
+        for prediction in evaluate(base.model, base.tokenizer, task, test, **options):
+            predictions.append(prediction)
+            if session.group.is_main and prediction != done.get(prediction["id"]):
+                append_line(record.folder / "predictions.jsonl", prediction)
+            if len(predictions) % plan.batch == 0 or len(predictions) == len(test):
+                session.emit(Scoring(name, len(predictions), len(test)))
+                session.checkpointer.check()
     result = score(task, predictions, test, protocol=plan.protocol, rule=plan.extraction, shots=plan.shots)
     result |= asked
     session.emit(Scored(name, result))

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from llm_adapters_lab.config import Part
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.privacy import tilde
+from llm_adapters_lab.tasks.custom import check_group
 from llm_adapters_lab.tasks.formats import Control, LossOn
 from llm_adapters_lab.tasks.prompts import read_template
 from llm_adapters_lab.tasks.registry import get_task
@@ -34,6 +35,11 @@ class DataSpec(Part):
     )
     system: str | None = Field(default=None, description="system prompt of chats that have none")
     max_tokens: int = Field(default=256, ge=8, le=131072, description="longest prompt with answer, in tokens")
+    group: str = Field(
+        default="none",
+        pattern=r"^(none|task|column:.+)$",
+        description="what a row belongs to, for adapters with a part for each group: task, column:NAME of a file, none",
+    )
     loss_on: LossOn = Field(
         default="answer", description="tokens that the loss counts: of all answers of a chat, of its last, or all"
     )
@@ -59,7 +65,10 @@ class DataSpec(Part):
 
     @model_validator(mode="after")
     def _whole(self) -> DataSpec:
+        check_group("data.group", self.group, self.task)
         if self.form == "text":
+            if self.group != "none":
+                raise BadSpec("data.form = text packs documents of several groups together. Set data.group to none.")
             if self.template or self.system or self.loss_on == "last":
                 raise BadSpec("data.form = text learns whole documents: remove data.template, system and loss_on.")
             object.__setattr__(self, "loss_on", "all")

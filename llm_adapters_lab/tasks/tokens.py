@@ -26,6 +26,7 @@ class Sample:
         labels: as many labels; `IGNORED` where the loss does not count.
         extras: further model inputs of the row by name, for adapters that read the call (`CallContext.inputs`).
         starts: where in `ids` each document begins, from the second on.
+        group: what the row belongs to, such as its task, for adapters that have a part for each group; "": nothing.
     """
 
     id: str
@@ -33,6 +34,7 @@ class Sample:
     labels: tuple[int, ...]
     extras: Mapping[str, torch.Tensor] = field(default_factory=dict, compare=False)
     starts: tuple[int, ...] = ()
+    group: str = ""
 
     @property
     def counted(self) -> int:
@@ -46,7 +48,8 @@ def documents(samples: Sequence[Sample]) -> list[Sample]:
     found: list[Sample] = []
     for sample in samples:
         for start, end in pairwise((0, *sample.starts, len(sample.ids))) if sample.starts else ():
-            found.append(Sample(sample.id, sample.ids[start:end], sample.labels[start:end], sample.extras))
+            part = sample.ids[start:end], sample.labels[start:end]
+            found.append(Sample(sample.id, *part, sample.extras, group=sample.group))
         found += [] if sample.starts else [sample]
     return found
 

@@ -18,9 +18,9 @@ from llm_adapters_lab.core.modifiers.base import modified
 from llm_adapters_lab.core.quantized import scheme
 from llm_adapters_lab.events import FellBack
 from llm_adapters_lab.tasks.tokens import IGNORED, Sample, documents
-from llm_adapters_lab.training.batches import collate, collate_extras
+from llm_adapters_lab.training.batches import collate
 from llm_adapters_lab.training.distributed import sharded
-from llm_adapters_lab.training.loss import FastPaths, Objective, adds_router_loss, call_inputs
+from llm_adapters_lab.training.loss import FastPaths, Objective, adds_router_loss, call_inputs, row_inputs
 from llm_adapters_lab.training.packing import packing_obstacle
 from llm_adapters_lab.training.spec import TrainSpec
 
@@ -161,7 +161,7 @@ def rounding_noise(model: nn.Module, rows: Sequence[Sample]) -> float | None:
     if model.dtype == torch.float32 and scheme(model) != "int8":
         return None
     device, decoder = weights.device(model), model.get_submodule(Anatomy.of(model).decoder)
-    batch, extras = collate(rows, 0, device), collate_extras(rows, device)
+    batch, extras = collate(rows, 0, device), row_inputs(decoder, rows, device)
     inputs, labels = {name: batch[name] for name in ("input_ids", "attention_mask")}, batch["labels"][:, 1:]
 
     def losses(some: slice) -> torch.Tensor:
@@ -193,7 +193,8 @@ def probe_rows(samples: Sequence[Sample]) -> list[Sample]:
     """Return three rows of different lengths, two with a common beginning, with a label everywhere."""
     ids = (samples[0].ids * 8)[:16]
     made = (ids, (*ids[:6], *ids[:5:-1][:5]), ids[::-1][:9])
-    return [Sample("probe", row, row, samples[i % len(samples)].extras) for i, row in enumerate(made)]
+    like = [samples[i % len(samples)] for i in range(len(made))]
+    return [Sample("probe", row, row, s.extras, group=s.group) for s, row in zip(like, made, strict=True)]
 
 
 @contextmanager

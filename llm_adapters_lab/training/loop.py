@@ -79,7 +79,7 @@ def train(
     accelerator = accelerator or make_accelerator(plan.precision)
     broadcast_adapter(accelerator, injection)
     gradients = gradients or GradientComputer(model, injection, samples, plan, pad_id)
-    optimizer = accelerator.prepare_optimizer(make_optimizer(injection.parameters(), plan))
+    optimizer = accelerator.prepare_optimizer(make_optimizer(injection.parameters(), plan, injection.rates()))
     steps = step_count(plan, len(samples))
     state = TrainingState(injection, optimizer, accelerator.scaler, diagnostics.snapshot(injection))
     before_training(injection)

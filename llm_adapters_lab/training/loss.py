@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from llm_adapters_lab.core import weights
 from llm_adapters_lab.core.anatomy import Anatomy
-from llm_adapters_lab.core.call_context import CONTEXT_ATTRIBUTE, CallContext
+from llm_adapters_lab.core.call_context import CONTEXT_ATTRIBUTE, GROUP, CallContext
 from llm_adapters_lab.core.injection import Injection
 from llm_adapters_lab.core.modifiers.base import groups
 from llm_adapters_lab.errors import BadSpec
@@ -176,7 +176,7 @@ class Objective:
     def _layout(self, samples: Sequence[Sample]) -> tuple[Any, dict[str, torch.Tensor]]:
         """Return the rows, packed or padded as the fast paths say, and their extra inputs."""
         device, paths, samples = weights.device(self.model), self.fast_paths, documents(samples)
-        extras = collate_extras(samples, device)
+        extras = row_inputs(self._decoder, samples, device)
         if paths.packing:
             return pack(samples, share=paths.share_prefix, device=device), extras
         return collate(samples, self.pad_id, device), extras
@@ -229,6 +229,21 @@ def _configs(model: Any) -> list[Any]:
 @cache
 def _background() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, "rows")
+
+
+def row_inputs(
+    decoder: nn.Module, samples: Sequence[Sample], device: torch.device | str = "cpu"
+) -> dict[str, torch.Tensor]:
+    """Return the extra inputs of rows by name, (rows, ...) each, and the numbers of their groups if adapters know any.
+
+    Raises:
+        BadSpec: some rows lack an input that others have, or are of a group that no adapter knows.
+    """
+    extras = collate_extras(samples, device)
+    context: CallContext | None = getattr(decoder, CONTEXT_ATTRIBUTE, None)
+    if context is not None and context.groups and any(sample.group for sample in samples):
+        extras[GROUP] = send(context.numbers([sample.group for sample in samples]), device)
+    return extras
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,12 +12,27 @@ from torch import nn
 
 from llm_adapters_lab.training.spec import TrainSpec
 
+FACTOR = "factor"
+"""Key of a parameter group that holds the factor of its learning rate."""
 
-def make_optimizer(parameters: list[nn.Parameter], plan: TrainSpec) -> torch.optim.Optimizer:
-    """Return AdamW, fused into one kernel for all tensors where the device supports it."""
+
+def make_optimizer(
+    parameters: list[nn.Parameter], plan: TrainSpec, rates: Mapping[nn.Parameter, float] | None = None
+) -> torch.optim.Optimizer:
+    """Return AdamW, fused into one kernel for all tensors where the device supports it.
+
+    Args:
+        parameters: the trainable tensors.
+        plan: of the training.
+        rates: factors of the learning rate, for tensors that have one.
+    """
     # Restored moments are contiguous, and the fused kernel follows the memory order of the tensors.
     fused = all(p.device.type in ("cpu", "cuda") and p.is_contiguous() for p in parameters)
-    return torch.optim.AdamW(parameters, lr=plan.learning_rate, weight_decay=plan.weight_decay, fused=fused)
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        groups.setdefault((rates or {}).get(parameter, 1.0), []).append(parameter)
+    split = [{"params": group, FACTOR: factor} for factor, group in groups.items()]
+    return torch.optim.AdamW(split, lr=plan.learning_rate, weight_decay=plan.weight_decay, fused=fused)
 
 
 def learning_rate(plan: TrainSpec, step: int, steps: int) -> float:
@@ -29,9 +45,9 @@ def learning_rate(plan: TrainSpec, step: int, steps: int) -> float:
 
 
 def set_learning_rate(optimizer: Any, rate: float) -> None:
-    """Set the learning rate of all parameters."""
+    """Set the learning rate of all parameters, times the factor that some have."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get(FACTOR, 1.0)
 
 
 def clip_gradients(accelerator: Accelerator, parameters: list[nn.Parameter], limit: float) -> float:

@@ -78,7 +78,7 @@ def pack(samples: Sequence[Sample], *, share: bool, device: torch.device | str =
 
     Args:
         samples: the rows.
-        share: store tokens of a common beginning once.
+        share: store tokens of a common beginning once, in rows of one group.
         device: of the result.
     """
     known: dict[tuple[int, int], int] = {}
@@ -88,9 +88,11 @@ def pack(samples: Sequence[Sample], *, share: bool, device: torch.device | str =
     rows: list[list[int]] = []
     reads: list[int] = []
     labels: list[int] = []
+    roots: dict[str, int] = {}
     for number, sample in enumerate(samples):
-        # A token is identified by its parent and its id. Rows that share nothing have roots of their own.
-        parent, row = -1 if share else -1 - number, []
+        # A token is identified by its parent and its id. Rows that share nothing have roots of their own, and so have
+        # groups, for which an adapter may compute different things.
+        parent, row = -1 - (roots.setdefault(sample.group, len(roots)) if share else number), []
         for column, (token, label) in enumerate(zip(sample.ids, sample.labels, strict=True)):
             if column and label != IGNORED:
                 reads.append(parent)

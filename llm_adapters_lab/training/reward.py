@@ -24,9 +24,8 @@ from llm_adapters_lab.core import weights
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.evaluation.decoding import can_batch, context_length, drawn, greedy
 from llm_adapters_lab.tasks.tokens import IGNORED, Sample
-from llm_adapters_lab.training.batches import collate_extras
 from llm_adapters_lab.training.distributed import sharded
-from llm_adapters_lab.training.loss import Objective, call_inputs
+from llm_adapters_lab.training.loss import Objective, call_inputs, row_inputs
 from llm_adapters_lab.training.spec import TrainSpec
 
 
@@ -124,7 +123,7 @@ class RewardObjective(Objective):
                 part = numbers[start : start + size]
                 rows, choose = [samples[n // count] for n in part], drawn(uniforms[part], self.plan.temperature)
                 asked, done = [question(row) for row in rows], self.answering.is_complete
-                with call_inputs(self._decoder, collate_extras(rows, weights.device(self.model))):
+                with call_inputs(self._decoder, row_inputs(self._decoder, rows, weights.device(self.model))):
                     found += greedy(self.model, asked, self.pad_id, limit, done, choose)
         finally:
             self.model.train(training)
@@ -135,10 +134,10 @@ class RewardObjective(Objective):
     def _judged(self, sample: Sample, answers: Sequence[list[int]]) -> list[Rollout]:
         asked, rewards = question(sample), [self.answering.reward(sample.id, answer) for answer in answers]
         blank = [IGNORED] * len(asked)
-        others = [(sum(rewards) - reward) / (len(rewards) - 1) for reward in rewards]
+        gains = [reward - (sum(rewards) - reward) / (len(rewards) - 1) for reward in rewards]
         return [
-            Rollout(sample.id, (*asked, *answer), (*blank, *answer), sample.extras, (), reward, reward - baseline)
-            for answer, reward, baseline in zip(answers, rewards, others, strict=True)
+            Rollout(sample.id, (*asked, *answer), (*blank, *answer), sample.extras, (), sample.group, reward, gain)
+            for answer, reward, gain in zip(answers, rewards, gains, strict=True)
         ]
 
     def _sum(self, passes: ExitStack, prepared: Any, samples: Sequence[Sample]) -> torch.Tensor:
