@@ -38,7 +38,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -53,7 +53,6 @@ from llm_adapters_lab.tasks.prompts import TEXT, get_template, is_chat
 from llm_adapters_lab.tasks.readers import Row
 
 PREFIX = "own:"
-COLUMN = "column:"
 KEYS = tuple("instruction input output answer id form labels messages template config train test".split())
 _HUB = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
@@ -149,34 +148,19 @@ def raw_rows(name: str, split: str, root: Path | None) -> dict[str, Row]:
     return seen
 
 
-def check_group(field: str, by: str, task: str) -> None:
-    """Check that the rows of a task have the column that they are to be grouped by, as far as its name tells.
+def examine(name: str, rows: Mapping[str, Row]) -> dict[str, Example | BadRow]:
+    """Return, for each of `raw_rows`, the example that the task makes of it, or why there is none.
 
     Raises:
-        BadSpec: they have none, because only rows of one's own have columns.
+        BadSpec: the name has an unknown key or value.
     """
-    if by.startswith(COLUMN) and not task.startswith(PREFIX):
-        raise BadSpec(f"{field} = {by}, but {task} is no file with columns. Only own:FILE tasks have them.")
-
-
-def groups_of(by: str, task: str, split: str, root: Path | None, rows: Sequence[Example]) -> list[str]:
-    """Return the group of each row.
-
-    Args:
-        by: "task" for the task it was written for, which in a mixed task is not the same for all rows; "column:NAME"
-            for what its file says there.
-        task: that the rows are read from.
-        split: of the task.
-        root: the data folder, if it is not the usual one.
-        rows: of that split, in any order.
-
-    Raises:
-        LabError: the file is missing or malformed, or a row has no such column.
-    """
-    if by.startswith(COLUMN):
-        found = raw_rows(task, split, root)
-        return [found[row.id].as_text(by.removeprefix(COLUMN)) for row in rows]
-    return [task if task.startswith(PREFIX) else row.id.partition(f"/{split}/")[0] for row in rows]
+    source, found = _parse(name), dict[str, Example | BadRow]()
+    for row_id, row in rows.items():
+        try:
+            found[row_id] = _example(source, row_id, row)
+        except BadRow as error:
+            found[row_id] = error
+    return found
 
 
 def _read(source: Source, name: str, split: str, root: Path | None) -> list[Example]:
