@@ -38,7 +38,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -53,6 +53,7 @@ from llm_adapters_lab.tasks.prompts import TEXT, get_template, is_chat
 from llm_adapters_lab.tasks.readers import Row
 
 PREFIX = "own:"
+COLUMN = "column:"
 KEYS = tuple("instruction input output answer id form labels messages template config train test".split())
 _HUB = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
@@ -146,6 +147,36 @@ def raw_rows(name: str, split: str, root: Path | None) -> dict[str, Row]:
             raise BadRow(f"{row.where}: the id {row_id!r} is also the id of {where}. Give every row its own.")
         seen[row_id] = row
     return seen
+
+
+def check_group(field: str, by: str, task: str) -> None:
+    """Check that the rows of a task have the column that they are to be grouped by, as far as its name tells.
+
+    Raises:
+        BadSpec: they have none, because only rows of one's own have columns.
+    """
+    if by.startswith(COLUMN) and not task.startswith(PREFIX):
+        raise BadSpec(f"{field} = {by}, but {task} is no file with columns. Only own:FILE tasks have them.")
+
+
+def groups_of(by: str, task: str, split: str, root: Path | None, rows: Sequence[Example]) -> list[str]:
+    """Return the group of each row.
+
+    Args:
+        by: "task" for the task it was written for, which in a mixed task is not the same for all rows; "column:NAME"
+            for what its file says there.
+        task: that the rows are read from.
+        split: of the task.
+        root: the data folder, if it is not the usual one.
+        rows: of that split, in any order.
+
+    Raises:
+        LabError: the file is missing or malformed, or a row has no such column.
+    """
+    if by.startswith(COLUMN):
+        found = raw_rows(task, split, root)
+        return [found[row.id].as_text(by.removeprefix(COLUMN)) for row in rows]
+    return [task if task.startswith(PREFIX) else row.id.partition(f"/{split}/")[0] for row in rows]
 
 
 def examine(name: str, rows: Mapping[str, Row]) -> dict[str, Example | BadRow]:
