@@ -251,12 +251,13 @@ def drawn(uniforms: torch.Tensor, temperature: float) -> Choice:
     return choose
 
 
-def make_sampler(temperature: float = 0.0, seed: int = 0) -> Sampler:
+def make_sampler(temperature: float = 0.0, seed: int = 0, top_p: float = 1.0) -> Sampler:
     """Return a sampler.
 
     Args:
         temperature: T of softmax(logits / T), from which a token is drawn; 0 for the likeliest one.
         seed: of the draws.
+        top_p: tokens are drawn from the likeliest ones, which together have at least this probability.
     """
     if temperature <= 0:
         return lambda logits: int(logits.argmax())
@@ -264,9 +265,35 @@ def make_sampler(temperature: float = 0.0, seed: int = 0) -> Sampler:
 
     def draw(logits: torch.Tensor) -> int:
         probabilities = (logits.float().cpu() / temperature).softmax(-1)
+        if top_p < 1:
+            sizes, order = probabilities.sort(descending=True)
+            probabilities[order[sizes.cumsum(-1) - sizes >= top_p]] = 0
         return int(torch.multinomial(probabilities, 1, generator=generator))
 
     return draw
+
+
+class Watched:
+    """A sampler that also keeps what each token was chosen from.
+
+    Attributes:
+        probability: of the last token, softmax of its logits, at temperature 1.
+        candidates: the likeliest tokens in its place with their probabilities, most likely first.
+    """
+
+    def __init__(self, sample: Sampler, count: int = 5) -> None:
+        """Watch a sampler, and keep `count` candidates."""
+        self.sample, self.count = sample, count
+        self.probability, self.candidates = 0.0, list[tuple[int, float]]()
+
+    def __call__(self, logits: torch.Tensor) -> int:
+        """Choose a token."""
+        token = self.sample(logits)
+        found = logits.float().softmax(-1)
+        best = found.topk(min(self.count, len(found)))
+        self.probability = float(found[token])
+        self.candidates = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        return token
 
 
 def check_fits(model: Any, ids: list[int], limit: int) -> None:
