@@ -9,6 +9,7 @@ import torch
 
 from llm_adapters_lab.core.injection import Injection
 from llm_adapters_lab.core.weights import device as device_of
+from llm_adapters_lab.errors import NoView
 from llm_adapters_lab.inspection.recorder import Recorder
 from llm_adapters_lab.inspection.recording import Moments
 from llm_adapters_lab.tasks.tokens import IGNORED
@@ -52,7 +53,9 @@ class ActivityMoments:
         """
         self.injection, self.control, self.rows = injection, torch.tensor(sorted(control), dtype=torch.long), 0
         self._moments: dict[tuple[str, str], Moments] = {}
-        self._recorder()
+        if not injection.sites:
+            raise NoView(f"{injection.config.type!r} acts on the whole model and adds nothing at a site.")
+        self._keys = [key for key in self._recorder() if key in injection.sites]
 
     @torch.no_grad()
     def add(self, ids: torch.Tensor, labels: torch.Tensor) -> None:
@@ -68,7 +71,8 @@ class ActivityMoments:
         is_control = torch.isin(ids.cpu(), self.control)
         answer = (labels.cpu() != IGNORED) & ~is_control
         masks = {"prompt": ~answer & ~is_control, "answer": answer, "control": is_control}
-        for key, found in seen.items():
+        for key in self._keys:
+            found = seen[key]
             added, base = found.contributions[self.injection.name][0], found.base[0]
             share = (added.double().norm(dim=-1) / base.double().norm(dim=-1))[-len(ids) :].cpu()
             for kind, mask in masks.items():

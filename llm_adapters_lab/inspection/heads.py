@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,12 +34,16 @@ class HeadChange:
     relative: torch.Tensor
 
 
-def head_changes(injection: Injection) -> dict[str, HeadChange]:
+def head_changes(injection: Injection, keys: Sequence[str] | None = None) -> dict[str, HeadChange]:
     """Return how much an adapter changes each head of the projections q, k, v and o.
 
     ΔW of q, k or v is (heads · d_h, d_in), so head h has the rows h d_h … (h + 1) d_h - 1; ΔW of o is (d_out, heads ·
     d_h), where it has these columns. The squares of a projection's norms sum to ‖ΔW‖². Keys and values of grouped-query
     models have fewer heads than queries. The sizes are those of the model's own cache.
+
+    Args:
+        injection: the adapters.
+        keys: of the sites to look at; default: all.
 
     Returns:
         By site key.
@@ -46,7 +51,8 @@ def head_changes(injection: Injection) -> dict[str, HeadChange]:
     Raises:
         NoView: the adapter changes no weights of these projections, or the heads of the model cannot be told apart.
     """
-    keys = [key for key, site in injection.sites.items() if site.role in ROLES and site.side == "out"]
+    able = [key for key, site in injection.sites.items() if site.role in ROLES and site.side == "out"]
+    keys = [key for key in able if keys is None or key in keys]
     if not keys:
         raise NoView(f"{injection.config.type!r} is at none of the attention projections q, k, v and o.")
     first = weight_change(injection, keys[0])  # raises for methods without a change

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from llm_adapters_lab.core.injection import Injection
-from llm_adapters_lab.core.sites import OUTER, WHOLE, Site
+from llm_adapters_lab.core.sites import WHOLE, Site
 from llm_adapters_lab.core.weights import device as device_of
 from llm_adapters_lab.errors import NoView
 
@@ -245,12 +245,15 @@ def _hooks() -> Iterator[list[Any]]:
 def reading_sites(injection: Injection) -> list[str]:
     """Return the keys of the sites whose units `unit_tokens` can name, in order of layers.
 
-    Sites of one role are alike, so only the first of each role is probed.
+    Of sites with one role and adapters of the same shapes, only the first is probed.
     """
-    verdict: dict[tuple[str, str], bool] = {}
+    verdict: dict[Any, bool] = {}
+    able = []
     for key, site in injection.sites.items():
-        if site.role in OUTER[:1] or (site.role, site.side) in verdict:
-            continue
-        able = any(stream_norm(injection, site, reader.of) is not None for reader in readers(injection, key))
-        verdict[site.role, site.side] = able
-    return [key for key, site in injection.sites.items() if verdict.get((site.role, site.side))]
+        shapes = tuple((name, p.shape) for name, p in injection.adapters[key].named_parameters())
+        like = (site.role, site.side, shapes)
+        if like not in verdict:
+            found = readers(injection, key)
+            verdict[like] = any(stream_norm(injection, site, reader.of) is not None for reader in found)
+        able += [key] * verdict[like]
+    return able

@@ -23,6 +23,7 @@ SAID = 80
 LEAKING = "!"
 """Mark of a task whose test rows are in the training data."""
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_PART = re.compile(r"\d+/")
 _PROJECTIONS = ("q", "k", "v", "o", "qkv", "q_a", "q_b", "kv_a", "kv_b", "gate", "up", "gate_up", "down")
 
 
@@ -114,7 +115,11 @@ def date(at: float) -> str:
 
 
 def place(key: str) -> tuple[int | None, str]:
-    """Split a site key at its first number, the layer: "model.layers.3.mlp.up_proj" -> (3, "mlp.up_proj")."""
+    """Split a site key at its first number, the layer: "model.layers.3.mlp.up_proj" -> (3, "mlp.up_proj").
+
+    The number of a part, as in "0/model.layers.3.mlp.up_proj", is no layer and is left out.
+    """
+    key = key[found.end() :] if (found := _PART.match(key)) else key
     found = re.search(r"\d+", key)
     if found is None:
         return None, key
@@ -126,7 +131,7 @@ def site_names(keys: Iterable[str], roles: Mapping[str, str] | None = None) -> d
     """Return layer and name of each site: "model.layers.3.self_attn.q_proj" -> (3, "q").
 
     A name is the role of the site, as in a placement; where several sites of a layer have the same, it is the path in
-    the layer.
+    the layer, with the part of the adapter that is there if it has several.
 
     Args:
         keys: of the sites.
@@ -137,7 +142,14 @@ def site_names(keys: Iterable[str], roles: Mapping[str, str] | None = None) -> d
     shared = Counter(named.values())
     # One site with a path instead of a role would be torn from its row of other layers.
     doubtful = {name for (_, name), number in shared.items() if number > 1}
-    return {key: places[key] if name in doubtful else (layer, name) for key, (layer, name) in named.items()}
+    return {key: _apart(key) if name in doubtful else (layer, name) for key, (layer, name) in named.items()}
+
+
+def _apart(key: str) -> tuple[int | None, str]:
+    """Return layer and path of a site, and the number of its part if there is one."""
+    layer, path = place(key)
+    part = _PART.match(key)
+    return layer, f"{path} (part {int(part[0][:-1]) + 1})" if part else path
 
 
 def site_name(layer: int | None, name: str) -> str:

@@ -105,3 +105,14 @@ def test_sites_that_would_share_a_name_keep_their_paths():
 def test_a_known_model_names_its_sites():
     found = site_names(["h.0.attn.c_attn", "wte"], {"h.0.attn.c_attn": "qkv", "wte": "embed"})
     assert [site_name(*place) for place in found.values()] == ["qkv, layer 0", "embed"]
+
+
+def test_sites_of_the_parts_of_an_adapter_have_names_of_their_own():
+    keys = [
+        "0/model.layers.3.self_attn.q_proj",
+        "0/model.layers.3.self_attn.v_proj",
+        "1/model.layers.3.self_attn.q_proj",
+    ]
+    names = ["self_attn.q_proj (part 1)", "v", "self_attn.q_proj (part 2)"]
+    assert site_names(keys) == {key: (3, name) for key, name in zip(keys, names, strict=True)}
+    assert site_names(keys[1:]) == {keys[1]: (3, "v"), keys[2]: (3, "q")}

@@ -78,7 +78,7 @@ def unit_tokens(found: UnitTokens, tokens: Mapping[int, str], *, title: str, wor
         z=scores.tolist(),
         zmin=-most,
         zmax=most,
-        colorscale=style.LESS_MORE,
+        colorscale=[[0, "#6fb1da"], [0.5, style.PALE], [1, "#f0a06a"]],  # light enough for dark letters
         colorbar=bar("score (σ)"),
         xgap=1,
         ygap=1,

@@ -148,27 +148,39 @@ def lens_grid(
 
 
 def layer_tokens(
-    tokens: Sequence[str], values: torch.Tensor, kind: str | None, *, title: str, unit: str, words: str = ""
+    tokens: Sequence[str],
+    values: torch.Tensor,
+    kind: str | None,
+    *,
+    title: str,
+    unit: str,
+    words: str = "",
+    names: Sequence[str] = (),
 ) -> go.Figure:
     """Show a value for each layer and token, for instance what the adapter adds beside the residual stream.
 
     Args:
         tokens: of the text, (tokens,).
-        values: 0 or above, (layers, tokens).
+        values: (layers, tokens); changes, of which some are below zero, are blue where they are and orange above.
         kind: adapter type, for the colour.
         title: what is seen.
         unit: of the values.
         words: more about them.
+        names: of the rows; default: 0, 1, … for the layers.
     """
-    layers = len(values)
-    figure = new(escape(title), escape(words), "text", "layer", 190 + max(12 * layers, 120))
+    layers, names = len(values), names or [str(i) for i in range(len(values))]
+    figure = new(escape(title), escape(words), "text", "layer", 180 + max(14 * layers, 100))
     words_at = [[f"{text(t)} ({i})" for i, t in enumerate(tokens)]] * layers
-    hover, x, y = f"%{{customdata}}, layer %{{y}}<br>{escape(unit)} %{{z:.4g}}", range(len(tokens)), range(layers)
-    ramp = style.ramp(colour(kind))
-    heatmap(figure, list(x), list(y), values.tolist(), ramp, escape(unit), hover, customdata=words_at)
+    hover = f"%{{customdata}}, layer %{{y}}<br>{escape(unit)} %{{z:.4g}}"
+    x, y = list(range(len(tokens))), [escape(name) for name in names]
+    signed, most = bool((values < 0).any()), float(values.abs().nan_to_num().max()) or 1.0
+    shades = style.LESS_MORE if signed else style.ramp(colour(kind))
+    heatmap(figure, x, y, values.tolist(), shades, escape(unit), hover, customdata=words_at, zmax=most)
+    if signed:
+        figure.update_traces(zmin=-most)
     ticks = list(range(0, len(tokens), style.every(len(tokens), 30)))
     figure.update_xaxes(tickvals=ticks, ticktext=[_short(tokens[i]) for i in ticks], tickangle=-60, tickfont=SMALL)
-    figure.update_yaxes(showgrid=False, dtick=style.every(layers), autorange="reversed", ticks="")
+    figure.update_yaxes(showgrid=False, dtick=style.every(layers), autorange="reversed", ticks="", type="category")
     return figure
 
 
