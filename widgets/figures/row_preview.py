@@ -280,9 +280,8 @@ class Look:
         """Return number of rows, those that are too long, and tokens of a step, in one line."""
         over = sum(length > data.max_tokens for length in self.lengths)
         kept = [length for length in self.lengths if length <= data.max_tokens]
-        of = f" of the first {self.examined:,}" if self.examined < self.rows else ""
-        step = f"{batch * sum(kept) / len(kept):,.0f} tokens per step" if kept else "nothing to learn"
-        return f"{self.rows:,} rows · {over:,} too long{of} · {step}"
+        step = f"{batch * sum(kept) / len(kept):,.0f} tokens/step" if kept else "nothing to learn"
+        return f"{self.rows:,} rows · {over:,} too long · {step}"
 
 
 def look(spec: RunSpec) -> Look:

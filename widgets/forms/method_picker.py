@@ -112,13 +112,13 @@ def method_options() -> list[Option]:
 
 
 def chips(entry: Entry) -> tuple[str, ...]:
-    """Return what an adapter can do beyond training, in a few words."""
+    """Return what an adapter can do beyond training, and what it cannot, in a few words."""
     cls = entry.cls
     can = {
         "merges": cls.merged is not None and not cls.trains_base,
         "peft": bool(cls.peft_type),
-        "4-bit bases": not cls.trains_base,
         "experts": cls.experts,
+        "no 4-bit bases": cls.trains_base,
     }
     return tuple(word for word, yes in can.items() if yes)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from llm_adapters_lab.models import hub
 from llm_adapters_lab.models.blueprint import FOLDERS, Blueprint, blueprint
+from llm_adapters_lab.models.pypi_bases import PYPI_BASES, cache_folder
 from llm_adapters_lab.models.random_models import TINY
 from llm_adapters_lab.models.spec import PACKAGED
 from widgets.forms.picker import Option, Picker
@@ -111,7 +112,7 @@ class ModelPicker(Panel):
     def _tell(self) -> None:
         with self.widget.hold_sync():
             self.widget.pending, self.widget.error = self.pending, self.error
-            self.widget.note = f"looking for {self.value.strip()} …" if self.pending else ""
+            self.widget.note = _waiting(self.value.strip()) if self.pending else ""
         self._notify()
 
     async def _list(self) -> None:
@@ -122,6 +123,13 @@ class ModelPicker(Panel):
         own = [Option(name, group=OWN) for name in self._own]
         tiny = [Option(f"tiny:{family}", hint="2 layers · width 32", group=TINY_MODELS) for family in TINY]
         self.widget.offer([*packaged, *cached, *own, *tiny])
+
+
+def _waiting(name: str) -> str:
+    """Return what is awaited: a base from PyPI is converted when it is first used."""
+    if name in PYPI_BASES and not any(cache_folder().glob(f"{name}-*")):
+        return f"preparing {name}, which takes about a minute the first time …"
+    return f"looking for {name} …"
 
 
 def _packaged(name: str) -> str:

@@ -73,6 +73,8 @@ function render({ model, el }) {
       return words.every((word) => all.includes(word));
     };
     const found = options.filter(fits);
+    const longest = Math.max(0, ...options.map((each) => each.label.length));
+    list.style.setProperty("--lab-pick-label", `${Math.min(26, longest)}ch`);
     shown = [];
     list.replaceChildren();
     const free = model.get("free");
