@@ -4,8 +4,7 @@
 
 with x: (..., d_in), A: (r, d_in), B: (d_out, r). With `init: kaiming` or `gaussian`, B starts at zero. PiSSA starts at
 the r leading singular vectors of W, OLoRA at the first r columns and rows of W = Q R; both train the change,
-y = W x + s (B A - B_0 A_0) x, so that W does not change. Training always starts at the base. The update is linear in x:
-W' = W + s B A (- s B_0 A_0) merges exactly.
+y = W x + s (B A - B_0 A_0) x. Training starts at the base; W' = W + s B A (- s B_0 A_0) merges exactly.
 
 Parameters: r (d_in + d_out) for each site, plus 1 with a learned scale.
 
@@ -23,6 +22,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn.functional import dropout
 
+from llm_adapters_lab.adapters.shared import low_rank
 from llm_adapters_lab.adapters.shared.low_rank import MOVED, from_peft, initial_factors, product, read_peft, to_peft
 from llm_adapters_lab.core.adapter import Adapter
 from llm_adapters_lab.core.adapter_config import AdapterConfig
@@ -51,7 +51,7 @@ class LoRA(Adapter):
 
     embeds = experts = True
     family, peft_type = "Low-rank", "LORA"
-    read_peft = staticmethod(read_peft)
+    read_peft, units = staticmethod(read_peft), staticmethod(low_rank.units)
     example = {"rank": 4}
     A0: torch.Tensor
     B0: torch.Tensor

@@ -20,7 +20,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from llm_adapters_lab.adapters.shared.bottleneck import Bottleneck, BottleneckConfig, bottleneck_size
+from llm_adapters_lab.adapters.shared.bottleneck import Bottleneck, BottleneckConfig, bottleneck_size, bottleneck_units
 from llm_adapters_lab.core.adapter import Adapter
 from llm_adapters_lab.core.registry import register_adapter
 from llm_adapters_lab.core.sites import Site
@@ -39,6 +39,7 @@ class Series(Adapter):
     family = "Bottleneck"
     level = "sublayer"
     example = {"bottleneck": 8}
+    units = staticmethod(bottleneck_units)
 
     def __init__(self, config: SeriesConfig, site: Site, base: nn.Module) -> None:
         """Create a bottleneck d_out -> b -> d_out."""

@@ -31,7 +31,6 @@ class UnionConfig(ModelAdapterConfig):
     """Config of a union."""
 
     type: Literal["union"] = Field(default="union", description="name of the adapter")
-    at: Literal[""] = Field(default="", description="always empty: each part has its own placement")
     of: tuple[SerializeAsAny[AdapterConfig], ...] = Field(
         min_length=1, description="the parts, each with the fields of an adapter: [{type: series}, {type: norm-tuning}]"
     )
@@ -65,7 +64,7 @@ class UnionConfig(ModelAdapterConfig):
     @model_validator(mode="after")
     def _of_the_parts(self) -> UnionConfig:
         if any(part.start for part in self.of):
-            raise BadSpec("A union starts from a saved union: set adapter.start instead of the start of a part in of.")
+            raise BadSpec("A union starts as a whole: set adapter.start instead of the start of a part in of.")
         if sum(part.split is not None for part in self.of) > 1:
             raise BadSpec("Only one part of a union can be split, since each runs a batch twice. Remove the others.")
         return self
@@ -94,8 +93,7 @@ class Union(Adapter):
     def parameter_count(cls, config: UnionConfig, sites: Sequence[Site], world: World) -> int:
         """Return the sum over the parts."""
         own = [[site for site in sites if site.part == f"{i}/"] for i in range(len(config.of))]
-        classes = [get_adapter(part.type).cls for part in config.of]
-        return sum(c.parameter_count(part, of, world) for c, part, of in zip(classes, config.of, own, strict=True))
+        return sum(get_adapter(p.type).cls.parameter_count(p, of, world) for p, of in zip(config.of, own, strict=True))
 
     def merged(self, own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Each part is merged by itself, in the order of the parts."""

@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 
 from llm_adapters_lab.cli import (
     export_commands,
+    mark_command,
     queue_commands,
     reference_commands,
     result_commands,
@@ -38,10 +39,12 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "show": result_commands.show,
     "compare": result_commands.compare,
     "report": result_commands.report,
+    "mark": mark_command.mark,
     "rescore": result_commands.rescore,
     "rerun": run_commands.rerun,
     "export": export_commands.export,
     "merge": export_commands.merge,
+    "blend": export_commands.blend,
     "adapters": reference_commands.adapters,
     "presets": reference_commands.presets,
     "models": reference_commands.models,

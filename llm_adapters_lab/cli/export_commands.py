@@ -51,6 +51,45 @@ def export(
         say(f"on the hub: {hub.push(out, push, private)}")
 
 
+def blend(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE...", help="Runs or adapter folders.", autocompletion=complete_runs)
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder to create.")],
+    how: Annotated[
+        Literal["average", "delta", "align"],
+        typer.Option(help="Mean of the tensors, of the updates B A, or of the units in the order of the first."),
+    ] = "average",
+    weights: Annotated[str, typer.Option(metavar="W,W,...", help="One for each source; default: equal.")] = "",
+    rows: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="With align, compare units by what they do on N rows of the first run."),
+    ] = 0,
+    root: Root = Path("runs"),
+) -> None:
+    """Make one adapter of several of one method and shape."""
+    from llm_adapters_lab.config import assignments
+    from llm_adapters_lab.core.blending import blend as blended
+    from llm_adapters_lab.core.saved_adapters import looking_in
+    from llm_adapters_lab.runs.record import check_new
+
+    check_new(out)
+    given = assignments([f"weights=[{weights}]"])["weights"]
+    if not all(isinstance(weight, int | float) for weight in given):
+        raise BadSpec(f"--weights must be numbers with commas, such as 0.7,0.3; given was {weights!r:.100}.")
+    if rows and how != "align":
+        raise BadSpec("--rows is for --how align. Remove it.")
+    inputs: dict[str, Any] = {}
+    if rows:
+        from llm_adapters_lab.runs.restoring import calibration
+
+        inputs = calibration(find(sources[0], root), rows)
+    with looking_in(root):
+        found = blended(sources, how, given, **inputs)
+    found.save(out)
+    say(f"{found.config.type} adapter: {out}")
+
+
 def merge(
     source: Source,
     out: Out,

@@ -11,6 +11,18 @@ from llm_adapters_lab.config import Part
 from llm_adapters_lab.core.modifiers.configs import QuantizeConfig, SparseConfig, SplitConfig
 from llm_adapters_lab.core.placement import parse
 
+How = Literal["average", "delta", "align"]
+
+
+class BlendConfig(Part):
+    """Several saved adapters made into one."""
+
+    blend: tuple[str, ...] = Field(min_length=1, description="runs or folders of adapters of one shape")
+    how: How = Field(
+        default="average", description="of the tensors; delta: of the updates B A; align: of units in the same order"
+    )
+    weights: tuple[float, ...] = Field(default=(), description="one for each; empty for equal ones")
+
 
 class AdapterConfig(Part):
     """Fields of every adapter. Unknown keys are rejected."""
@@ -37,6 +49,10 @@ class AdapterConfig(Part):
         """
         return self
 
+    start: str | BlendConfig = Field(
+        default="", description="run or folder of a saved adapter to start from, or {blend: [...], how, weights}"
+    )
+
     def __eq__(self, other: object) -> bool:
         # The registry reads a class from the head of its file, and again when the file is imported: both are the same.
         return isinstance(other, AdapterConfig) and self.model_dump() == other.model_dump()
@@ -48,6 +64,12 @@ class AdapterConfig(Part):
     def parts(self) -> tuple[AdapterConfig, ...]:
         """The configs of the parts that the adapter is made of: itself, unless it has several."""
         return (self,)
+
+    @property
+    def saved(self) -> tuple[str, ...]:
+        """The names of all saved adapters that the config refers to."""
+        own = self.start.blend if isinstance(self.start, BlendConfig) else (self.start,) * bool(self.start)
+        return own + tuple(name for part in self.parts if part is not self for name in part.saved)
 
     @field_validator("at")
     @classmethod

@@ -16,17 +16,16 @@ from typing import Any
 from torch import nn
 
 from llm_adapters_lab._version import __version__
-from llm_adapters_lab.config import parse
 from llm_adapters_lab.core.fingerprint import check_fingerprint, fingerprint
 from llm_adapters_lab.core.injection import Injection, inject, injections
 from llm_adapters_lab.core.merging import merge
 from llm_adapters_lab.core.peft_format import from_peft
 from llm_adapters_lab.core.quantized import scheme
-from llm_adapters_lab.core.registry import get_adapter
-from llm_adapters_lab.core.tensor_files import check_alone, check_values, read_tensors, write_tensors
+from llm_adapters_lab.core.saved_adapters import Saved, read_saved
+from llm_adapters_lab.core.tensor_files import check_alone, check_values, write_tensors
 from llm_adapters_lab.core.vocabulary import extended, new_ids, new_tokens
 from llm_adapters_lab.errors import BadSpec, CannotMerge, WrongBase, listed
-from llm_adapters_lab.files import check_shard_size, read_json, share, write_json, writing_folder
+from llm_adapters_lab.files import check_shard_size, share, write_json, writing_folder
 
 
 def save_adapter(
@@ -85,18 +84,10 @@ def load_adapter(
     folder = Path(folder)
     if not os.path.isfile(folder / "adapter.json"):
         return from_peft(model, folder, name=name, tokenizer=tokenizer)
-    check_alone(folder, "adapter_config.json")
-    meta = read_json(folder / "adapter.json")
-    fields = meta.get("config")
-    if not isinstance(fields, dict) or "type" not in fields:
-        raise BadSpec(f"{folder / 'adapter.json'} names no adapter: its config has no type. Save the adapter again.")
-    config = parse(get_adapter(str(fields["type"])).config, fields, f"{folder / 'adapter.json'}: ")
-    state = read_tensors(folder / "adapter.safetensors")
-    if check_base and (before := meta.get("quantization", "none")) != (now := scheme(model)):
-        raise WrongBase(
-            f"The adapter in {folder} was trained on a base with quantization: {before}, and this one has {now}. Load "
-            "such a base, or use check_base=False; an adapter compensates for the quantisation error of its base."
-        )
+    saved = read_saved(folder)
+    config, state, meta = saved.config, saved.tensors, saved.meta
+    if check_base:
+        _check_scheme(saved, model)
     faults = [str(fault) for fault in meta.get("other_base", [])]
     tokens, rows = meta.get("tokens", {}), meta.get("token_ids", [])
     if not (isinstance(tokens, dict) and all(isinstance(start, str) for start in tokens.values())):
@@ -104,8 +95,8 @@ def load_adapter(
     if not (isinstance(rows, list) and all(type(row) is int and row >= 0 for row in rows)):
         raise BadSpec(f"{folder / 'adapter.json'}: token_ids is no list of ids. Save the adapter again.")
     with extended(model, tokenizer, tokens, again=True) as larger:
-        if (folder / "base.json").is_file():
-            faults += check_fingerprint(read_json(folder / "base.json"), model, folder, larger, refuse=check_base)
+        if saved.base:
+            faults += check_fingerprint(saved.base, model, folder, larger, refuse=check_base)
         else:
             faults.append("unknown, since the folder has no base.json")
         if tokens and rows and not {*new_ids(model)} <= {*rows}:
@@ -122,6 +113,26 @@ def load_adapter(
             injection.eject()
             raise
     return injection
+
+
+def _check_scheme(saved: Saved, model: nn.Module) -> None:
+    if (before := saved.meta.get("quantization", "none")) != (now := scheme(model)):
+        raise WrongBase(
+            f"The adapter in {saved.name} was trained on a base with quantization: {before}, and this one has {now}. "
+            "Load such a base, or use check_base=False; an adapter compensates for the quantisation error of its base."
+        )
+
+
+def check_base_of(saved: Saved, model: nn.Module, tokenizer: Any = None) -> None:
+    """Check that a model, which may be without weights, is the base of a saved adapter.
+
+    Raises:
+        WrongBase: it is another one.
+    """
+    if next(model.parameters()).device.type != "meta":
+        _check_scheme(saved, model)
+    if saved.base:
+        check_fingerprint(saved.base, model, Path(saved.name), tokenizer)
 
 
 def save_merged(

@@ -56,7 +56,7 @@ def launch(
         here = f"{spec.adapter.type} is defined in this notebook or script, where another process cannot find it."
         raise BadSpec(f"{here} Call run(spec) here, or put it in a package with an entry point.")
     if check:
-        check_spec(spec)
+        check_spec(spec, root=run.folder.parent)
     check_writable(run.folder)
     beside(run, "json").parent.mkdir(parents=True, exist_ok=True)
     with hold(beside(run, "lock")):

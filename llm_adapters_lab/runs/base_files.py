@@ -10,12 +10,14 @@ from typing import Any
 from transformers.utils.hub import cached_file
 
 from llm_adapters_lab.core.fingerprint import base_hash
+from llm_adapters_lab.core.saved_adapters import digests, looking_in
 from llm_adapters_lab.errors import LabError
 from llm_adapters_lab.files import read_json
 from llm_adapters_lab.models.blueprint import Blueprint
 from llm_adapters_lab.models.pypi_bases import PYPI_BASES
 from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.rows import Rows
+from llm_adapters_lab.runs.spec import RunSpec
 
 FILES = {
     "config": "config.json *.py",
@@ -30,6 +32,7 @@ NAMES = {
     "template": "the chat template",
     "gguf": "the GGUF file",
     "weights": "the weights",
+    "adapters": "the saved adapters that it is made from",
 }
 """The entries that `hashes` of a record may have besides "base" and "data", and what they are called."""
 _UNIMPORTANT = ("transformers_version", "_name_or_path", "chat_template")
@@ -40,6 +43,13 @@ _READ = 2**24
 def all_hashes(plan: Blueprint, base_print: dict[str, Any], rows: Rows) -> dict[str, Any]:
     """Return the hashes of everything that decides the result of a run: base, rows and the files of the base."""
     return {"base": base_hash(base_print), "data": rows.digests(), **file_hashes(plan)}
+
+
+def adapter_hashes(spec: RunSpec, root: Path) -> dict[str, Any]:
+    """Return the digests of the saved adapters that a spec names, under "adapters"; {} if it names none."""
+    with looking_in(root):
+        found = digests(spec.adapter) if spec.adapter else {}
+    return {"adapters": found} if found else {}
 
 
 def file_hashes(plan: Blueprint) -> dict[str, str]:
@@ -88,6 +98,7 @@ def outdated(record: Run) -> str:
     try:
         plan = Blueprint(*spec.base_parts)
         now = file_hashes(plan) | weight_hash(plan)
+        now = now and now | adapter_hashes(spec, record.folder.parent)
     except (LabError, OSError, ValueError):  # missing or damaged, but the result is still valid
         return ""
     names = changed(known, now) if now else []

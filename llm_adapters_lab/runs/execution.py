@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from llm_adapters_lab.core.fingerprint import fingerprint
+from llm_adapters_lab.core.saved_adapters import looking_in
 from llm_adapters_lab.models.blueprint import Blueprint
 from llm_adapters_lab.runs import base_files
 from llm_adapters_lab.runs.phases import run_phases
@@ -67,7 +68,8 @@ def run(
             check_writable(record.folder)
             note_stage(record, "rows")
             plan = Blueprint(*spec.base_parts)
-            rows = preflight(spec, plan)
+            with looking_in(root):
+                rows = preflight(spec, plan)
         group.require_shared_folder(record.folder.parent)
         locked = partial(exclusive, record, stop, lambda text: warn(text, on_event), group)
         with suppress(Stopping):  # while waiting for another process
@@ -96,7 +98,7 @@ def _session(
         note_stage(record, "weights")
         base = load_base(spec, plan)
         base_print = fingerprint(base.model, base.tokenizer)
-    hashes = base_files.all_hashes(plan, base_print, rows)
+    hashes = base_files.all_hashes(plan, base_print, rows) | base_files.adapter_hashes(spec, record.folder.parent)
     group.require_equal({f"the hash of the base {spec.base}": hashes["base"], "the hashes of the rows": hashes["data"]})
     group.require_equal({f"the hash of {base_files.NAMES[key]}": hashes.get(key) for key in base_files.FILES})
     checkpointer = Checkpointer(record, spec, hashes, stop, group)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import chain
+from pathlib import Path
 
 import torch
 from accelerate.utils import is_torch_version
 
 from llm_adapters_lab._version import __version__
-from llm_adapters_lab.core.injection import find_sites
+from llm_adapters_lab.core.blending import begin_from_saved
+from llm_adapters_lab.core.injection import find_sites, inject
+from llm_adapters_lab.core.saved_adapters import looking_in
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.evaluation.predictions import ask
 from llm_adapters_lab.evaluation.scoring import RULES
@@ -149,12 +153,13 @@ def template_notes(base: str, form: Format) -> list[str]:
     return notes
 
 
-def check_spec(spec: RunSpec, base: Blueprint | None = None) -> None:
+def check_spec(spec: RunSpec, base: Blueprint | None = None, root: str | Path | None = None) -> None:
     """Check base and placement on a model without weights, and that everything the training asks for is installed.
 
     Args:
         spec: of a run.
         base: the blueprint of its base, if it has been read.
+        root: folder of the runs that it may refer to; by default, as in `looking_in`.
 
     Raises:
         LabError: something is at fault.
@@ -171,6 +176,13 @@ def check_spec(spec: RunSpec, base: Blueprint | None = None) -> None:
         if spec.train.compile:
             require_compiler("cuda" if torch.cuda.is_available() else "cpu")
         find_sites(spec.adapter, base.anatomy, skeleton)
+        if spec.adapter.saved:
+            with looking_in(root) if root else nullcontext():
+                injection = inject(skeleton, spec.adapter, tokenizer=base.tokenizer_if_any)
+                try:
+                    begin_from_saved(injection, base.tokenizer_if_any)
+                finally:
+                    injection.eject()
 
 
 def _check_spread(base: str, quantization: str) -> None:

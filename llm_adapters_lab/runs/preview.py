@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_adapters_lab.core.injection import find_sites, inject
+from llm_adapters_lab.core.saved_adapters import looking_in
 from llm_adapters_lab.core.sites import placement_counts
 from llm_adapters_lab.errors import DataUnavailable
 from llm_adapters_lab.events import row_remarks
@@ -100,6 +101,11 @@ def dry_run(spec: RunSpec, root: str | Path = "runs") -> Forecast:
     Raises:
         LabError: the spec, the base's configuration, the placement or the rows are at fault.
     """
+    with looking_in(root):
+        return _dry_run(spec, root)
+
+
+def _dry_run(spec: RunSpec, root: str | Path) -> Forecast:
     base = Blueprint(*spec.base_parts)
     check_spec(spec, base)
     record, amount = Run(Path(root).resolve() / spec.id), size_of(spec, base)

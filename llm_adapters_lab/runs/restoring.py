@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
+
+import torch
 
 from llm_adapters_lab.core.injection import Injection
 from llm_adapters_lab.core.saving import load_adapter
@@ -12,6 +15,7 @@ from llm_adapters_lab.models.blueprint import Blueprint
 from llm_adapters_lab.models.loading import Base
 from llm_adapters_lab.runs.base_files import outdated
 from llm_adapters_lab.runs.record import Run
+from llm_adapters_lab.runs.rows import read_rows
 from llm_adapters_lab.runs.spec import RunSpec
 
 
@@ -39,6 +43,18 @@ def restore(record: Run, base: Base | None = None, name: str = "default") -> tup
     if spec.adapter is None:
         return base, None
     return base, load_adapter(base.model, record.folder / "adapter", name=name, tokenizer=base.tokenizer)
+
+
+def calibration(record: Run, count: int) -> dict[str, Any]:
+    """Return the base of a run as "model", and as "ids" its first training rows, cut to the shortest of them.
+
+    Raises:
+        LabError: base or rows cannot be read.
+    """
+    base = load_base(record.spec)
+    samples = read_rows(record.spec).samples(base.tokenizer, record.spec.data)[0][:count]
+    length = min(len(sample.ids) for sample in samples)
+    return {"model": base.model, "ids": torch.tensor([sample.ids[:length] for sample in samples])}
 
 
 def load_base(spec: RunSpec, plan: Blueprint | None = None) -> Base:

@@ -45,7 +45,7 @@ def enqueue(specs: Sequence[RunSpec], root: str | Path = "runs") -> list[Run]:
     faults = {}
     for spec in todo:
         try:
-            check_spec(spec)
+            check_spec(spec, root=top)
         except LabError as error:
             faults[spec.id] = str(error)
     reject(faults)

@@ -18,10 +18,11 @@ from typing import Any
 from llm_adapters_lab.config import flat
 from llm_adapters_lab.core.fingerprint import fingerprint
 from llm_adapters_lab.core.injection import Injection, injections
+from llm_adapters_lab.core.saved_adapters import looking_in
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.events import Event
 from llm_adapters_lab.models.blueprint import Blueprint
-from llm_adapters_lab.runs.base_files import all_hashes
+from llm_adapters_lab.runs.base_files import adapter_hashes, all_hashes
 from llm_adapters_lab.runs.execution import run
 from llm_adapters_lab.runs.forecast.fits import require_memory
 from llm_adapters_lab.runs.phases import run_phases
@@ -179,8 +180,9 @@ def _study(
         check_writable(record.folder)
         if (scored := spec.eval.model_dump_json()) not in rows:
             rows[scored] = read_rows(spec)
-        check_spec(spec, plan)
-        require_memory(spec, rows[scored], plan)
+        with looking_in(record.folder.parent):
+            check_spec(spec, plan)
+            require_memory(spec, rows[scored], plan)
         check_rows(spec, rows[scored], plan)
     base = load_base(first, plan)
     trainer, base_print, runs = (
@@ -190,7 +192,7 @@ def _study(
     )
     for number, (spec, record) in enumerate(todo):
         own = rows[spec.eval.model_dump_json()]
-        hashes = all_hashes(base.blueprint, base_print, own)
+        hashes = all_hashes(base.blueprint, base_print, own) | adapter_hashes(spec, record.folder.parent)
         checkpointer = Checkpointer(record, spec, hashes, stop, group)
         listener, name, gradients = on_event and partial(on_event, record), f"study{number}", partial(Member, trainer)
         session = RunSession(spec, base, base_print, own, record, checkpointer, listener, name, gradients)

@@ -72,7 +72,7 @@ def sweep(
     points = what.points()
     work = _Scheduler(points, executor or Local(), Path(root).resolve(), stop or threading.Event(), on_update, every)
     todo = [point for point in points if point.spec.id in work.waiting]
-    check_points(todo)
+    check_points(todo, root)
     work.update()
     if work.waiting or work.active():
         with work.executor.opened(work.root, [point.spec for point in todo]):
@@ -81,7 +81,7 @@ def sweep(
     return work.runs()
 
 
-def check_points(points: Sequence[Point]) -> None:
+def check_points(points: Sequence[Point], root: str | Path = "runs") -> None:
     """Check model, placement and rows of every run.
 
     Raises:
@@ -95,7 +95,7 @@ def check_points(points: Sequence[Point]) -> None:
             if rows not in read:
                 read.add(rows)
                 read_rows(spec)
-            check_spec(spec)
+            check_spec(spec, root=root)
         except LabError as error:
             faults[describe_changes(changes)] = str(error)
     reject(faults)

@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 from llm_adapters_lab.cli.app import app
 from llm_adapters_lab.runs import presets
+from llm_adapters_lab.runs.execution import run
+from llm_adapters_lab.runs.spec import RunSpec
 
 
 def lab(*arguments):
@@ -68,7 +70,7 @@ def test_help_in_a_process():
         ("adapter.rnak=16", "'adapter.rnak' is not a known key. Did you mean 'rank'?"),
         ("trian.batch=4", "'trian' is not a known key. Did you mean 'train'?"),
         ("adapter.type=lorra", "There is no adapter 'lorra'. Did you mean 'lora' or"),
-        ("adapter=housby", "There is no adapter 'housby'. Did you mean 'houlsby'?"),
+        ("adapter=housby", "There is no adapter 'housby'. Did you mean 'houlsby'"),
         ("adapter={type: houlsby, rank: 3}", "'adapter.rank' is not a known key."),
         ("data.task=mini-adsub", "There is no task 'mini-adsub'. Did you mean 'mini-addsub'"),
         ("eval.tasks=mini-bol", "There is no task 'mini-bol'. Did you mean 'mini-bool'"),
@@ -414,3 +416,38 @@ def test_what_falls_back_and_what_is_estimated_is_shown(spec, tmp_path, monkeypa
     shown = lab("run", spec, *changes, "--root", tmp_path).stdout
     assert "train.packing: prefix puts virtual tokens before every row; computed without it." in shown
     assert re.search(r"memory of the training: about \d+ MB \(weights 5 MB, ", shown)
+
+
+def test_blend_makes_one_adapter_of_several(tmp_path):
+    root = tmp_path / "runs"
+    ids = [
+        run(
+            RunSpec.parse(
+                {
+                    "adapter": {"type": "series", "bottleneck": 4},
+                    "data": {"task": "mini-math", "rows": 16},
+                    "train": {"batch": 8, "max_steps": 2},
+                    "eval": {"tasks": ["mini-bool"], "rows": 2},
+                    "seed": seed,
+                }
+            ),
+            root=root,
+        ).id
+        for seed in (0, 1)
+    ]
+    options = ["--root", str(root), "--out"]
+    for number, more in enumerate(
+        ([], ["--weights", "0.7,0.3"], ["--how", "align"], ["--how", "align", "--rows", "8"])
+    ):
+        result = lab("blend", *ids, *more, *options, str(tmp_path / f"out{number}"))
+        assert result.exit_code == 0, result.output
+        assert (tmp_path / f"out{number}" / "adapter.safetensors").is_file()
+    for more, told in (
+        (["--weights", "1"], "as many finite weights"),
+        (["--rows", "3"], "--how align"),
+        (["--weights", "a,"], "numbers"),
+    ):
+        result = lab("blend", *ids, *more, *options, str(tmp_path / "new"))
+        assert result.exit_code == 2
+        assert told in result.stderr
+        assert not (tmp_path / "new").exists()

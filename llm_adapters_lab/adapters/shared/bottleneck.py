@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn.functional import dropout
 
+from llm_adapters_lab.core.adapter import Units
 from llm_adapters_lab.core.adapter_config import AdapterConfig
 
 NONLINEARITY = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "linear": nn.Identity}
@@ -70,6 +71,15 @@ class Bottleneck(nn.Module):
         branch: torch.Tensor = self.up(hidden)
         # Not multiplying by one saves a copy of the branch.
         return branch if isinstance(self.scale, float) and self.scale == 1.0 else branch * self.scale
+
+
+def bottleneck_units(config: BottleneckConfig) -> Units:
+    """Return the hidden units of a `Bottleneck` that an adapter holds as `bottleneck`."""
+    axes = {"bottleneck.down.weight": 0, "bottleneck.up.weight": 1} | (
+        {"bottleneck.down.bias": 0} if config.bias else {}
+    )
+    symmetry: dict[str, Literal["sign", "linear"]] = {"tanh": "sign", "linear": "linear"}
+    return Units(axes, symmetry.get(config.nonlinearity, "order"))
 
 
 def bottleneck_size(config: BottleneckConfig, d_in: int, d_out: int) -> int:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.functional import embedding, linear, pad
 
 from llm_adapters_lab.core import weights
+from llm_adapters_lab.core.adapter import Units
 from llm_adapters_lab.core.sites import Site
 from llm_adapters_lab.errors import CannotConvert, CannotInject, CannotMerge, StateMismatch
 
@@ -74,6 +75,11 @@ def initial_factors(
 def product(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Return B A x, (..., d_out); for token ids x (...), the rows x of B A, (..., d_in)."""
     return linear(linear(x, a), b) if x.is_floating_point() else embedding(x, b) @ a
+
+
+def units(config: Any) -> Units | None:
+    """Return the r dimensions between A and B, unless these are moved from the base, or scaled by a learned number."""
+    return None if config.init in MOVED or config.scale == "learned" else Units({"A": 0, "B": 1}, "linear")
 
 
 class Remembered:
