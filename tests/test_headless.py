@@ -22,7 +22,7 @@ from llm_adapters_lab.runs.execution import run
 from llm_adapters_lab.runs.notebook_parameters import FAST, given, papermill_line
 from llm_adapters_lab.runs.record import Run, list_runs
 from llm_adapters_lab.runs.spec import RunSpec
-from widgets.panels.run_panel import RunPanel
+from widgets import Lab
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "papermill_runs"
@@ -229,14 +229,14 @@ def test_panel_notebook_command_line_and_python_give_bit_identical_runs(tmp_path
     file.write_text(yaml.safe_dump(SMALL), encoding="utf-8")
     found = {"python": run(spec, root=tmp_path / "python")}
 
-    panel = RunPanel(spec, tmp_path / "click")
-    panel.start.click()
-    assert panel.run is not None
-    assert list(follow(panel.run))[-1]["event"] == "Finished"
-    panel.close()
+    lab = Lab(tmp_path / "click", spec)
+    lab.bar.start.click()
+    assert not lab.problem.value
+    assert list(follow(Run(tmp_path / "click" / spec.id)))[-1]["event"] == "Finished"
+    lab.close()
 
-    lab = [sys.executable, "-m", "llm_adapters_lab", "run", str(file), "--root", str(tmp_path / "line"), "--json"]
-    printed = subprocess.run(lab, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    line = [sys.executable, "-m", "llm_adapters_lab", "run", str(file), "--root", str(tmp_path / "line"), "--json"]
+    printed = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     code, _, stderr = papermill("run", tmp_path / "out.ipynb", {**SMALL, "root": str(tmp_path / "notebook")})
     assert code == 0, stderr
 

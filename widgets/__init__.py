@@ -1,4 +1,4 @@
-"""Panels for JupyterLab, Notebook, VS Code and Voila; `Lab()` is all of them in one."""
+"""The lab for JupyterLab, Notebook, VS Code and Voila: `Lab()` has five places, each of which also works on its own."""
 
 from __future__ import annotations
 
@@ -9,25 +9,21 @@ from llm_adapters_lab._lazy import attach
 if TYPE_CHECKING:
     from widgets.forms.form import Form as Form
     from widgets.lab import Lab as Lab
-    from widgets.panels.chat_panel import ChatPanel as ChatPanel
-    from widgets.panels.data_panel import DataPanel as DataPanel
+    from widgets.panels.compare_place import ComparePanel as ComparePanel
     from widgets.panels.inspect_panel import InspectPanel as InspectPanel
-    from widgets.panels.model_panel import ModelPanel as ModelPanel
-    from widgets.panels.run_panel import RunPanel as RunPanel
-    from widgets.panels.runs_panel import RunsPanel as RunsPanel
-    from widgets.panels.spec_files import ExportPanel as ExportPanel
+    from widgets.panels.monitor_panel import MonitorPanel as MonitorPanel
+    from widgets.panels.playground_panel import PlaygroundPanel as PlaygroundPanel
+    from widgets.panels.setup_panel import SetupPanel as SetupPanel
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "forms.form": "Form",
         "lab": "Lab",
-        "panels.chat_panel": "ChatPanel",
-        "panels.data_panel": "DataPanel",
+        "panels.compare_place": "ComparePanel",
         "panels.inspect_panel": "InspectPanel",
-        "panels.model_panel": "ModelPanel",
-        "panels.run_panel": "RunPanel",
-        "panels.runs_panel": "RunsPanel",
-        "panels.spec_files": "ExportPanel",
+        "panels.monitor_panel": "MonitorPanel",
+        "panels.playground_panel": "PlaygroundPanel",
+        "panels.setup_panel": "SetupPanel",
     },
 )

@@ -1,206 +1,256 @@
-"""All panels in one, around the spec being edited and the run being followed.
+"""The lab: one draft in Setup, many runs, and one selection that Monitor, Compare, Inspect and Playground show.
 
-The values in all panels make up one `RunSpec`, whose run id is in the status bar. The tab Monitor shows its run; if
-that is active, the tab stays with it whatever is edited. All state is on disk or in the panels: a new lab, for instance
-after a restart of the kernel, opens with the active run.
+All state is on disk or in the fields of Setup: a new lab, for instance after a restart of the kernel, shows the runs
+that are active and those in the queue. In a kernel `Lab()` returns at once, and the page fills when PyTorch is loaded.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import ipywidgets as W
 
-from llm_adapters_lab.errors import LabError
-from llm_adapters_lab.evaluation.spec import EvalSpec
 from llm_adapters_lab.markup import el
-from llm_adapters_lab.runs.background import working
-from llm_adapters_lab.runs.record import Run
-from llm_adapters_lab.runs.spec import RunSpec
-from llm_adapters_lab.runs.status import State, spec_of, state
-from llm_adapters_lab.tasks.registry import all_tasks
-from llm_adapters_lab.training.spec import TrainSpec
-from widgets.forms.form import Form
-from widgets.kit.elements import Collapsible
-from widgets.kit.panel import Panel, guarded, page
-from widgets.kit.status import StatusBar
-from widgets.panels.chat_panel import ChatPanel
-from widgets.panels.data_panel import DataPanel
-from widgets.panels.inspect_panel import InspectPanel
-from widgets.panels.model_panel import ModelPanel
-from widgets.panels.run_panel import RunPanel
-from widgets.panels.runs_panel import RunsPanel
-from widgets.panels.spec_files import ExportPanel, UploadPanel
+from llm_adapters_lab.runs.queue import queued
+from llm_adapters_lab.runs.record import check_writable
+from llm_adapters_lab.runs.status import spec_of
+from widgets import panels
+from widgets.kit.panel import Panel, error_markup, guarded, page, schedule
+from widgets.kit.workspace import Workspace
 
-FIRST_PRESET = "quickstart"
-"""The preset that a new lab starts with."""
-SEARCH_SECONDS = 5.0
-"""Seconds between two searches for other active runs."""
-TABS = ("Setup", "Data", "Training", "Monitor", "Compare", "Inspect", "Playground")
+if TYPE_CHECKING:
+    from llm_adapters_lab.runs.spec import RunSpec
+
+PLACES = ("Setup", "Monitor", "Compare", "Inspect", "Playground")
+EVERY = 1.0
+"""Seconds between two looks at the runs."""
+PATIENCE = 1.0
+"""Seconds to wait for a page, which may not be open."""
+_SHELL = ("bar", "tabs", "coach", "setup")
 
 
 class Lab(Panel):
     """The whole laboratory.
 
     Attributes:
-        model: base, adapter, placement.
-        data: training data.
-        train: training.
-        evaluation: evaluation.
-        run: the run being followed.
-        runs: all runs.
-        inspect: views into one run.
-        chat: prompts for one run.
-        export: the spec as code.
-        upload: a spec from a file.
-        bar: id, state and Start.
-        tabs: the tabs.
+        workspace: the runs and the selection.
+        bar: the draft in two lines, with Start.
+        setup: the draft.
+        monitor: active, queued and recent runs.
+        compare: results side by side.
+        inspect: views into a run.
+        playground: prompts for several runs.
+        tabs: the places.
+        coach: the tour of a beginner; None otherwise.
     """
 
     def __init__(
-        self, root: str | Path = "runs", spec: RunSpec | None = None, *, run_id: str = "", process: bool = True
+        self,
+        root: str | Path = "runs",
+        spec: RunSpec | None = None,
+        *,
+        run_id: str = "",
+        process: bool = True,
+        level: Literal["full", "beginner"] = "full",
+        locked: Collection[str] = (),
+        text: Literal["normal", "large"] = "normal",
     ) -> None:
         """Build the lab.
 
         Args:
             root: folder of all runs.
-            spec: the initial spec.
-            run_id: instead of a spec, any unambiguous prefix of the id of a run to show. By default, the active run
-                that was started last; if none is active, a preset that takes less than a minute.
+            spec: the initial draft; by default, a preset that takes less than a minute.
+            run_id: any unambiguous prefix of the id of a run to show.
             process: start runs in separate processes, which survive page and kernel; otherwise in a thread of the
                 kernel, which knows adapters defined in its cells.
+            level: "beginner" shows six fields and a tour.
+            locked: dotted fields of a spec that cannot be changed, such as "train.epochs"; or parts, such as "eval".
+            text: "large" for a projector.
+
+        Raises:
+            CannotWrite: runs cannot be kept under `root`.
         """
         super().__init__()
-        self.root = Path(root).resolve()
-        self._spec: RunSpec | None = None
-        self._last_search, self._shown_in = 0.0, dict[Any, str]()
-        first = spec_of(run_id, self.root) if run_id else spec or self._active() or RunSpec.load(FIRST_PRESET)
-        with self.silently():
-            self._build(first, process)
-        self.spec = first
-        if self.run.run_id and self.run.state.name != "unfinished":
-            self.open("Monitor")
+        check_writable(Path(root))
+        self.workspace = Workspace(root, process=process)
+        self._given: dict[str, Any] = {"spec": spec, "run_id": run_id, "level": level, "locked": tuple(locked)}
+        self._open = "Setup"
+        self._slots = {name: W.VBox() for name in PLACES}
+        self._body = W.VBox(
+            [W.HTML(el("div", "Loading PyTorch and transformers …", class_="lab-loading", role="status"))]
+        )
+        self.widget = page(self.problem, self._body)
+        if text == "large":
+            self.widget.add_class("lab-large")
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # no kernel
+            _load()
+            self._show_all()
+        else:
+            self._task = loop.create_task(self._arrive())
+
+    def __getattr__(self, name: str) -> Any:
+        """Build a place, or the bar with Setup, when it is first used."""
+        if "_slots" not in self.__dict__ or (name not in _SHELL and name.title() not in PLACES):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        if name in _SHELL:
+            self._build()
+        else:
+            self.__dict__[name] = found = getattr(panels, f"{name.title()}Panel")(self.workspace)
+            self._slots[name.title()].children = [found.widget]
+        return self.__dict__[name]
+
+    @property
+    def root(self) -> Path:
+        """Folder of all runs."""
+        return self.workspace.root
 
     @property
     def spec(self) -> RunSpec | None:
-        """The spec that Start runs, or None while a panel has an invalid value; setting it fills all panels."""
-        return self._spec
+        """The spec that Start runs, the first of a sweep, or None while it is not valid; setting it fills Setup."""
+        found: RunSpec | None = self.setup.spec
+        return found
 
     @spec.setter
     def spec(self, spec: RunSpec) -> None:
-        with self.silently():
-            self.model.spec = self.data.spec = spec
-            self.train.value, self.evaluation.value = spec.train, spec.eval
-        self._changed()
+        self.setup.spec = spec
 
-    def open(self, tab: str) -> None:
-        """Open a tab by its title."""
-        self.tabs.selected_index = TABS.index(tab)
-
-    @guarded
-    def follow(self, run_id: str) -> None:
-        """Show a run in the tabs Monitor, Inspect and Playground; the other panels keep their values."""
-        self.run.spec = spec_of(run_id, self.root)
-        self.open("Monitor")
+    def open(self, place: str) -> None:
+        """Open a place by its name."""
+        self.tabs.selected_index = PLACES.index(place)
 
     def close(self) -> None:
-        """Stop polling and close all panels. Runs continue."""
-        for panel in (self.run, self.runs, self.inspect, self.chat):
-            panel.close()
+        """Stop looking at runs and close all places. Runs continue."""
+        for name in PLACES:
+            if (found := self.__dict__.get(name.lower())) is not None:
+                found.close()
+        if "bar" in self.__dict__:
+            self.bar.costs.stop()
         super().close()
 
-    def _active(self) -> RunSpec | None:
-        for run in working(self.root):
-            try:
-                return spec_of(run.id, self.root)
-            except LabError:  # of another version of the lab
-                continue
-        return None
-
-    def _build(self, spec: RunSpec, process: bool) -> None:
-        scored = [name for name, task in all_tasks().items() if "test" in task.splits]
-        self.model, self.data = ModelPanel(spec, self.root), DataPanel(spec)
-        self.train = Form(TrainSpec, spec.train, prefix="train.")
-        self.evaluation = Form(EvalSpec, spec.eval, offers={"tasks": scored}, prefix="eval.")
-        self.run = RunPanel(spec, self.root, process=process)
-        self.runs, self.inspect, self.chat = RunsPanel(self.root), InspectPanel(self.root), ChatPanel(self.root)
-        self.export, self.upload = ExportPanel(spec), UploadPanel(self._load)
-        self.bar = StatusBar(self._start, self.follow)
-        heads = [W.HTML(el("h3", name)) for name in ("Training", "Evaluation")]
-        forms = W.VBox([heads[0], self.train.widget, heads[1], self.evaluation.widget])
-        later = [panel.widget for panel in (self.run, self.runs, self.inspect, self.chat)]
-        self.tabs = W.Tab([self.model.widget, self.data.widget, forms, *later], titles=TABS, selected_index=0)
-        export = Collapsible("Export as code (YAML · Python · CLI · papermill)", self.export.widget)
-        upload = Collapsible("Load a spec from a file", self.upload.widget)
-        self.widget = page(self.bar.widget, self.problem, self.tabs, export.widget, upload.widget)
-        for panel in (self.model, self.data, self.train, self.evaluation):
-            panel.observe(self._changed)
-        self.run.observe(self._update_bar)
-        self.run.on_clone(self._load)
-        self.runs.on_open(self.follow)
-        self.tabs.observe(self._opened, "selected_index")
-
-    @guarded
-    def _changed(self, _: Any = None) -> None:
-        """Make one spec of the values in the panels."""
-        if self.quiet:
+    async def _arrive(self) -> None:
+        """Load what the places need without blocking the event loop, build them one by one, and follow the runs."""
+        try:
+            await asyncio.to_thread(_load)
+            for name in PLACES:
+                getattr(self, name.lower())
+                await self._caught_up()
+            self._show_all()
+        except Exception as error:
+            self.problem.value = error_markup(error)
             return
-        chosen, data, train, score = self.model.spec, self.data.form.value, self.train.value, self.evaluation.value
-        self._spec = None
-        if chosen and data and train and score:
-            self._spec = chosen.model_copy(update={"data": data, "train": train, "eval": score})
-            self.data.use_context(self._spec)
-            if not self.run.state.works:
-                self.run.spec = self._spec
-        self.export.spec = self._spec
-        self._estimate()
-        self._update_bar()
+        while True:
+            await asyncio.sleep(EVERY)
+            self.bar.beat.beat += 1
+            try:
+                await self.workspace.runs.refresh_soon()
+            except Exception as error:
+                self.problem.value = error_markup(error)
 
-    def _estimate(self) -> None:
-        """Estimate the cost of the spec while the tab that shows it is open."""
-        self.model.costs.show(self._spec if TABS[self.tabs.selected_index] == "Setup" else None)
+    async def _caught_up(self) -> None:
+        """Wait for the page, if there is one, to load what was built: modules of widgets have two seconds to load."""
+        beat = self.bar.beat
+        beat.beat += 1
+        until = time.monotonic() + PATIENCE
+        while beat.seen < beat.beat and time.monotonic() < until:
+            await asyncio.sleep(0.02)
+
+    def _show_all(self) -> None:
+        """Build what is missing, and open Monitor if there is something to see."""
+        for name in PLACES:
+            getattr(self, name.lower())
+        runs, wanted = self.workspace.runs, self._given["run_id"]
+        if wanted or (runs.working() and self._given["spec"] is None):
+            self.open("Monitor")
+
+    def _build(self) -> None:
+        """Build Setup, the bar and the tabs."""
+        spec, level, locked, run_id = (self._given[name] for name in ("spec", "level", "locked", "run_id"))
+        runs, selection = self.workspace.runs, self.workspace.selection
+        if run_id:
+            spec = spec_of(run_id, self.root)
+        working = [each.id for each in runs.working()]
+        selection.ids = [spec.id] if run_id else working[:1] or list(runs.entries)[:1]
+        setup = self.__dict__["setup"] = panels.SetupPanel(self.workspace, spec, level=level, locked=locked)
+        self.__dict__["bar"] = panels.DraftBar(panels.CostStrip(self.root), self._start)
+        self._slots["Setup"].children = [setup.widget]
+        self.__dict__["tabs"] = W.Tab(list(self._slots.values()), titles=PLACES, selected_index=0)
+        self.__dict__["coach"] = self._tour() if level == "beginner" else None
+        tour = [self.coach.widget] if self.coach else []
+        self._body.children = [self.bar.widget, *tour, self.tabs]
+        setup.observe(self._update)
+        runs.observe(self._update)
+        self.workspace.on_go(self.open)
+        self.workspace.on_clone(self._clone)
+        self.tabs.observe(self._opened, "selected_index")
+        self._update()
+
+    def _tour(self) -> Any:
+        mark, setup, bar = panels.Mark, self.setup, self.bar
+        marks = [
+            mark("The model", "Pick a base. nano is small enough for any computer.", "Setup", setup.cards["base"]),
+            mark("The method", "What is trained, and how large it is.", "Setup", setup.cards["adapter"]),
+            mark("The data", "What it learns. See rows shows them as the model does.", "Setup", setup.cards["data"]),
+            mark("Start", "Look at the cost in the bar, then start. You may close the page.", "Setup", bar.widget),
+            mark("The result", "Watch it in Monitor; compare runs and look inside next.", "", self.tabs),
+        ]
+        return panels.Coach(marks, self.open)
 
     @guarded
-    def _update_bar(self, _: Any = None) -> None:
-        parts: dict[str, Any] = {"Setup": self.model.spec, "Data": self.data.form.value}
-        parts["Training"] = self.train.value and self.evaluation.value
-        found, detail = State("unfinished"), ""
-        if self._spec and self._spec.id == self.run.run_id:
-            found = self.run.state
-            detail = self.run.progress.text.value if found.works else ""
-        elif self._spec:
-            found = state(Run(self.root / self._spec.id))
-        self.bar.show(self._spec, found, detail, [name for name, value in parts.items() if not value])
-        if time.monotonic() - self._last_search > SEARCH_SECONDS:
-            self._last_search = time.monotonic()
-            own = self._spec.id if self._spec else ""
-            self.bar.show_others([run for run in working(self.root) if run.id != own])
+    def _update(self, _: Any = None) -> None:
+        """Show the draft and the number of runs."""
+        runs, setup = self.workspace.runs, self.setup
+        draft = setup.draft
+        known = runs.entries.get(draft.spec.id) if draft and len(draft.points) == 1 else None
+        busy = len(queued(self.root)) + len(runs.working())
+        self.bar.show(draft, setup.faults, known, busy, setup.waiting)
+        self.bar.costs.show(draft)
+        titles = list(PLACES)
+        titles[0] += " ✗" if setup.faults else ""
+        titles[1] += f" ● {busy}" if busy else ""
+        titles[2] += f" ({len(runs.entries)})" if runs.entries else ""
+        if tuple(titles) != self.tabs.titles:
+            self.tabs.titles = titles
 
     @guarded
     def _start(self) -> None:
-        if self._spec is not None:
-            self.run.spec = self._spec
-            self.open("Monitor")
-            self.run.start.click()
-            self._last_search = 0.0
-            self._update_bar()
+        schedule(self._start_draft)
 
-    @guarded
-    def _load(self, spec: RunSpec) -> None:
-        """Fill the panels with a spec from a file or another run."""
-        self.spec = spec
+    async def _start_draft(self) -> None:
+        """Start or queue the runs of the draft, and show them."""
+        draft = self.setup.draft
+        if draft is None:
+            return
+        self.bar.start.disabled = True
+        try:
+            started = await asyncio.to_thread(panels.start, draft.specs, self.workspace)
+            self.workspace.runs.refresh()
+            self.workspace.selection.ids = [run.id for run in started]
+            self.problem.value = ""
+            self.open("Monitor")
+        except Exception as error:
+            self.problem.value = error_markup(error)
+        self._update()
+
+    def _clone(self, spec: RunSpec, parent: str) -> None:
+        """Make a spec the draft, as a copy of a run."""
+        self.setup.copy(spec, self.workspace.runs.names.get(parent, parent))
         self.open("Setup")
 
     @guarded
     def _opened(self, change: Any) -> None:
-        """Refresh the panel of a tab that was opened."""
-        self._estimate()
-        panels: dict[str, Any] = {"Compare": self.runs, "Inspect": self.inspect, "Playground": self.chat}
-        panel = panels.get(TABS[change["new"]])
-        if panel is None:
-            return
-        panel.refresh()
-        if panel is not self.runs and self._shown_in.get(panel) != self.run.run_id and self.run.is_adapted:
-            panel.run_id = self._shown_in[panel] = self.run.run_id
+        """Tell the places which of them is shown."""
+        for name, told in ((self._open, "hidden"), (PLACES[change["new"]], "opened")):
+            getattr(getattr(self, name.lower()), told, lambda: None)()
+        self._open = PLACES[change["new"]]
+
+
+def _load() -> None:
+    """Import what the places need."""
+    for name in panels.__all__:
+        getattr(panels, name)

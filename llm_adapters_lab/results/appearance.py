@@ -97,11 +97,12 @@ def colours(fields: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     kinds = {groups[run]: given.get("adapter.type") for run, given in fields.items()}
     if len(set(kinds.values())) == len(order):
         return {run: colour(kinds[group]) for run, group in groups.items()}
-    values = {groups[run]: given.get(apart[0]) for run, given in fields.items() if given}
-    if len(apart) == 1 and all(type(value) in (int, float) for value in values.values()):
-        ranked = sorted(set(values.values()))
-        step = (len(SCALE) - 1) / max(1, len(ranked) - 1)
-        return {run: SCALE[round(ranked.index(values[group]) * step)] for run, group in groups.items() if fields[run]}
+    values = {run: given.get(apart[0]) for run, given in fields.items()} if len(apart) == 1 else {}
+    numbers = {run: value for run, value in values.items() if isinstance(value, int | float)}
+    if numbers and len(numbers) == len(fields):
+        ranked = sorted(set(numbers.values()))
+        step = (len(SCALE) - 1) / (len(ranked) - 1)
+        return {run: SCALE[round(ranked.index(value) * step)] for run, value in numbers.items()}
     return {
         run: BASE if kinds[group] is None else SEVERAL[order[group] % len(SEVERAL)] for run, group in groups.items()
     }

@@ -53,8 +53,10 @@ def strange():
 
 def test_every_adapter_has_a_form_that_starts_with_its_defaults():
     for entry in all_adapters().values():
-        form = Form(entry.config)
-        assert form.value == entry.config(), entry.name
+        required = any(field.is_required() for field in entry.config.model_fields.values())
+        given = entry.config(**entry.cls.example) if required else entry.config()
+        form = Form(entry.config, given if required else None)
+        assert form.value == given, entry.name
         assert {*form.fields} == {*entry.config.model_fields} - {"type"} - ({"at"} if not entry.at else set())
 
         again = Form(entry.config, form.value)
@@ -105,24 +107,82 @@ def test_annotations_choose_the_controls():
     form = Form(TrainSpec)
     assert {name: type(form.controls[name].entry) for name in KINDS} == KINDS
     assert "after the warm-up" in form.controls["schedule"].entry.tooltip
-    assert "&gt; 0, ≤ 10" in all_markup(form.widget)
+    assert "> 0, ≤ 10" in form.controls["learning_rate"].entry.tooltip
 
 
-def test_a_slider_moves_the_number_and_back():
+def test_number_fields_may_hold_lists():
+    form = Form(TrainSpec, lists=True)
+    form.controls["learning_rate"].entry.value = "1e-3, 3e-3; 0.01,"
+    form.controls["max_steps"].entry.value = "20, 40"
+    assert form.value.learning_rate == 1e-3 and form.value.max_steps == 20
+    assert form.varied == {"learning_rate": [1e-3, 3e-3, 0.01], "max_steps": [20, 40]}
+    form.controls["batch"].entry.value = "8, 0, x"
+    assert form.value is None and form.varied == {}
+    assert plain(form.errors["batch"].value).count("batch must be") == 2
+    form.controls["batch"].entry.value = "8"
+    assert form.value.batch == 8 and len(form.varied) == 2
+    form.value = TrainSpec()
+    assert form.varied == {} and form.value == TrainSpec()
+
+
+def test_a_form_without_lists_refuses_them():
     form = Form(TrainSpec)
-    text, slider = form.controls["learning_rate"].widget.children
-    assert isinstance(slider, W.FloatLogSlider)
-    slider.value = 0.01
-    assert form.value.learning_rate == 0.01
-    text.value = "0.5"
-    assert slider.value == pytest.approx(0.5)
-    text.value = "1e-20"  # outside the range of the slider
-    assert form.value.learning_rate == 1e-20
-    size, powers = form.controls["batch"].widget.children
-    powers.value = 64
-    assert (size.value, form.value.batch) == ("64", 64)
-    size.value = "20"
-    assert form.value.batch == 20
+    form.controls["batch"].entry.value = "8, 16"
+    assert form.value is None and "8, 16" in form.errors["batch"].value
+
+
+def test_seeds_can_be_counted():
+    form = Form(RunSpec, skip=("base", "adapter", "data", "train", "eval"), lists=True)
+    form.controls["seed"].entry.value = "3 seeds"
+    assert form.varied == {"seed": [0, 1, 2]} and form.value.seed == 0
+    form.controls["seed"].entry.value = "0 seeds"
+    assert form.value is None
+
+
+def test_a_number_may_be_a_multiple_of_another():
+    config = all_adapters()["lora"].config
+    form = Form(config, config(rank=8, alpha=16), lists=True, ties={"alpha": "rank"})
+    alpha, rank = form.controls["alpha"].entry, form.controls["rank"].entry
+    assert alpha.value == "2 × rank" and form.tied == {"alpha": ("rank", 2.0)}
+    rank.value = "64"
+    assert form.value.alpha == 128.0
+    rank.value = "2, 4"
+    assert form.value.alpha == 4.0 and form.varied == {"rank": [2, 4]}
+    alpha.value = "0.5*rank"
+    assert form.value.alpha == 1.0
+    alpha.value = "rank × rank"
+    assert form.value is None and "alpha" in form.errors["alpha"].value
+    alpha.value = "16"
+    assert form.value.alpha == 16.0 and form.tied == {}
+    form.value = config(rank=3, alpha=0.1)  # no short factor
+    assert alpha.value == "0.1" and form.value == config(rank=3, alpha=0.1)
+
+
+def test_essential_fields_come_first_and_the_others_are_folded():
+    form = Form(TrainSpec, first=("batch", "learning_rate"))
+    assert form.essentials.children == (form.boxes["batch"], form.boxes["learning_rate"])
+    assert len(form.others.children) == len(form.controls) - 2 and not form.more.button.value
+    form.controls["clip"].entry.value = "-1"
+    assert form.more.button.value  # its message must not be hidden
+    assert {*form.fields} == {*TrainSpec.model_fields}
+
+
+def test_fields_are_found_by_name_or_description():
+    form = Form(TrainSpec, first=("batch",))
+    assert form.find("moments") == 0
+    assert form.find("decay") >= 2 and form.more.button.value
+    shown = [name for name, box in form.boxes.items() if "lab-hidden" not in box._dom_classes]
+    assert "weight_decay" in shown and "batch" not in shown
+    assert form.find(" ") == len(form.controls)
+    assert all("lab-hidden" not in box._dom_classes for box in form.boxes.values()) and not form.more.button.value
+
+
+def test_locked_fields_cannot_be_changed_by_hand():
+    form = Form(TrainSpec)
+    form.lock(["batch", "batch"])
+    assert form.controls["batch"].entry.disabled and form.controls["batch"].entry.description == "batch 🔒"
+    form.value = TrainSpec(batch=4)
+    assert form.value.batch == 4 and not form.controls["clip"].entry.disabled
 
 
 def test_a_field_may_be_a_number_or_a_word():

@@ -1,4 +1,4 @@
-"""Runs in a thread of the kernel, through the panel that starts them."""
+"""Runs in a thread of the kernel, started as the lab starts them."""
 
 from pathlib import Path
 
@@ -11,49 +11,56 @@ from llm_adapters_lab.runs.execution import run
 from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.status import state as seen_elsewhere
 from widgets.kit import kernel_runs
-from widgets.panels.run_panel import RunPanel
+from widgets.kit.launching import start
+from widgets.kit.workspace import Workspace
+from widgets.panels.monitor_panel import MonitorPanel
 
 
-def panel_of(root: Path, **changes: object) -> RunPanel:
-    return RunPanel(small(**changes), root, process=False)
+def started(root: Path, **changes: object) -> Run:
+    (record,) = start([small(**changes)], Workspace(root, process=False))
+    return record
 
 
 def test_a_run_in_a_thread_is_the_same_run(tmp_path: Path) -> None:
-    panel = panel_of(tmp_path / "thread")
-    panel.start.click()
-    assert panel.problem.value == "" and panel.state.name == "running"
-    until(lambda: panel.state.name == "finished", panel.refresh)
+    record = started(tmp_path / "thread")
+    until(lambda: kernel_runs.state(record).name == "finished")
     assert not (tmp_path / "thread/.processes").exists()
-    record = Run(tmp_path / "thread" / panel.run_id)
     assert timeless(record) == timeless(run(small(), root=tmp_path / "here"))
     kernel_runs.launch(small(), tmp_path / "thread")
     assert kernel_runs.state(record).name == "finished"  # it is not repeated
 
 
 def test_stop_and_resume_and_one_at_a_time(tmp_path: Path) -> None:
-    panel = panel_of(tmp_path, train=LONG)
-    panel.start.click()
-    until(lambda: "tokens/s" in panel.progress.text.value, panel.refresh)
-    assert seen_elsewhere(Run(tmp_path / panel.run_id)).name == "running"
-    with pytest.raises(LabError, match=f"{panel.run_id} is running in this kernel"):
+    record = started(tmp_path, train=LONG)
+    steps = lambda: [event["step"] for event in record.events("Step")]  # noqa: E731
+    until(lambda: record.log.exists() and steps())
+    assert seen_elsewhere(record).name == "running"
+    with pytest.raises(LabError, match=f"{record.id} is running in this kernel"):
         kernel_runs.launch(small(), tmp_path)
-    panel.stop.click()
-    assert panel.state.name in ("stopping", "stopped")
-    until(lambda: panel.state.name == "stopped", panel.refresh)
-    reached = panel.curves.points()[0][0][-1]
-    assert f"Resume continues after step {reached}" in panel.status.value
+    kernel_runs.stop(record)
+    assert kernel_runs.state(record).name in ("stopping", "stopped")
+    until(lambda: kernel_runs.state(record).name == "stopped")
+    reached = steps()[-1]
+    panel = MonitorPanel(Workspace(tmp_path, process=False))
+    panel.workspace.selection.ids = [record.id]
+    panel.opened()
+    assert f"after step {reached}" in panel.say.value + panel.head.value + panel.resume.tooltip
     panel.resume.click()
-    until(lambda: panel.curves.points()[0][0][-1:] > [reached], panel.refresh)
-    panel.stop.click()
-    until(lambda: panel.state.name == "stopped", panel.refresh)
+    until(lambda: steps()[-1] > reached)
+    kernel_runs.stop(record)
+    until(lambda: kernel_runs.state(record).name == "stopped")
+    panel.close()
+
+
+def test_several_runs_cannot_share_a_kernel(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match="2 runs cannot share this kernel"):
+        start([small(), small(seed=1)], Workspace(tmp_path, process=False))
 
 
 def test_an_error_before_the_record_begins_is_shown(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("instruction,answer\nHow many?,1\nAnd now?,2\n", encoding="utf-8")
     task = f"own:{tmp_path / 'rows.csv'}?answer=answer"
     data = {"task": task, "validation": 8, "template": "qa"}
-    panel = panel_of(tmp_path / "runs", data=data, eval={"tasks": []})
-    panel.start.click()
-    until(lambda: panel.state.name == "failed", panel.refresh)
-    assert "✗" in panel.error.value and "validation" in panel.error.value
-    assert not panel.resume.disabled
+    record = started(tmp_path / "runs", data=data, eval={"tasks": []})
+    until(lambda: kernel_runs.state(record).name == "failed")
+    assert "validation" in kernel_runs.state(record).reason

@@ -78,6 +78,32 @@ def segments(options: Any, tooltip: str, **traits: Any) -> Any:
     return W.ToggleButtons(options=options, tooltip=tooltip, **traits).add_class("lab-segments")
 
 
+class Shared:
+    """Makes widgets that share a layout and, by kind, a style: a page has to load each that is not shared.
+
+    Set no trait of the layout or style of one of them. To hide one, use `hide`.
+    """
+
+    def __init__(self) -> None:
+        """Start without styles."""
+        self._layout = W.Layout(width="auto", min_width="0")
+        self._styles: dict[Any, Any] = {}
+
+    def make(self, kind: Any, **traits: Any) -> Any:
+        """Return a widget of a kind."""
+        style = {"style": self._styles[kind]} if kind in self._styles else {}
+        made = kind(layout=self._layout, **traits, **style)
+        if "style" in made.trait_names():
+            self._styles.setdefault(kind, made.style)
+        return made
+
+
+def hide(hidden: object, *widgets: Any) -> None:
+    """Hide widgets, or show them again, whose layouts may be shared."""
+    for widget in widgets:
+        (widget.add_class if hidden else widget.remove_class)("lab-hidden")
+
+
 def show_if(shown: object, *widgets: Any) -> None:
     """Show or hide widgets; hidden ones take no space."""
     for widget in widgets:
@@ -109,11 +135,34 @@ class CopyButton(anywidget.AnyWidget):
     label = traitlets.Unicode("Copy").tag(sync=True)
 
 
-class AccessibleNames(anywidget.AnyWidget):
-    """An invisible widget that gives the controls around it the names that screen readers need.
+class CopyMenu(anywidget.AnyWidget):
+    """A menu that copies one of several `texts`, by name, to the clipboard, in the browser."""
 
-    The names come from tooltips and from the labels next to the controls. ipywidgets gives slider handles no name, and
-    its empty labels hide the titles of text boxes from browsers.
+    _esm = static("copy_menu.js")
+    texts = traitlets.Dict().tag(sync=True)
+    label = traitlets.Unicode("Copy as …").tag(sync=True)
+
+
+class Heartbeat(anywidget.AnyWidget):
+    """A place that stays empty while `beat` changes, and else says for how long the kernel has not answered.
+
+    After a restart of the kernel a page looks as before, but nothing in it works. `seen` follows `beat` once the page
+    has processed everything that was sent before it.
+    """
+
+    _esm = static("heartbeat.js")
+    beat = traitlets.Int(0).tag(sync=True)
+    seen = traitlets.Int(0).tag(sync=True)
+    patience = traitlets.Int(20).tag(sync=True)
+
+
+class AccessibleNames(anywidget.AnyWidget):
+    """An invisible widget that helps the controls around it.
+
+    It gives them the names that screen readers need, shows the tooltip of the field that has the focus below it, lets
+    the arrow keys change numbers, and moves the focus to a field that is clicked in a message. The names come from
+    tooltips and from the labels next to the controls. ipywidgets gives slider handles no name, and its empty labels
+    hide the titles of text boxes from browsers.
     """
 
     _esm = static("accessible_names.js")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from llm_adapters_lab.tasks.registry import get_task
 from widgets.kit.elements import button, field, row, show_if
 from widgets.kit.loaded_runs import LoadedRun, free_memory, load_run
 from widgets.kit.panel import Panel
+from widgets.kit.panel import schedule as schedule
 
 NO_RUN = "There is no finished run with an adapter yet. Runs appear here when they finish."
 
@@ -203,21 +204,6 @@ class FinishedRunPanel(Panel):
         if self.box.value != before:
             self._box_changed()
         self.missing.value = "" if found else NO_RUN
-
-
-def schedule(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Schedule a coroutine in the kernel's event loop; outside a kernel, run it to completion."""
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        asyncio.run(work())
-        return
-    task = loop.create_task(work())
-    _tasks.add(task)  # the loop itself keeps only a weak reference
-    task.add_done_callback(_tasks.discard)
-
-
-_tasks: set[asyncio.Task[None]] = set()
 
 
 def _has_adapter(run: Run) -> bool:

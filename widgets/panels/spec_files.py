@@ -16,6 +16,7 @@ from llm_adapters_lab.runs.notebook_parameters import LIMITS
 from llm_adapters_lab.runs.presets import fields_in, spec_presets
 from llm_adapters_lab.runs.spec import RunSpec
 from widgets.forms.form import labelled
+from widgets.kit.draft import Draft, explicit
 from widgets.kit.elements import CopyButton, button, row, text_area
 from widgets.kit.panel import Panel, errors_in, guarded, note
 
@@ -28,12 +29,16 @@ def file_name(spec: RunSpec) -> str:
     return f"{spec.id}.yaml"
 
 
-def as_code(spec: RunSpec) -> dict[str, str]:
-    """Return a spec as code, by form; fields with default values are left out."""
-    fields = spec.model_dump(mode="json", exclude_defaults=True)
-    if spec.adapter is not None:
-        fields["adapter"] = {"type": spec.adapter.type, **fields["adapter"]}
-    fields, file = {"base": spec.base, **fields}, file_name(spec)
+def as_code(spec: RunSpec, draft: Draft | None = None) -> dict[str, str]:
+    """Return a spec as code, by form; fields with default values are left out, except for those that decide most.
+
+    Args:
+        spec: of one run.
+        draft: with several runs, which become a sweep.
+    """
+    if draft is not None and len(draft.points) > 1:
+        return _sweep_code(draft)
+    fields, file = explicit(spec), file_name(spec)
     plain = pprint.pformat(fields, sort_dicts=False, width=100)
     command = ["python", "-m", "llm_adapters_lab", "run", file]
     papermill = ["papermill", NOTEBOOK, f"{spec.id}.ipynb", "-f", file, *LIMITS, "--log-output"]
@@ -42,6 +47,17 @@ def as_code(spec: RunSpec) -> dict[str, str]:
         "Python": f"from llm_adapters_lab import RunSpec, run\n\nspec = RunSpec.parse({plain})\nrecord = run(spec)\n",
         "CLI": shlex.join(command),
         "papermill": shlex.join(papermill),
+    }
+
+
+def _sweep_code(draft: Draft) -> dict[str, str]:
+    file = "my-sweep.yaml"
+    plain = pprint.pformat(dict(draft.fields), sort_dicts=False, width=100)
+    command = ["python", "-m", "llm_adapters_lab", "sweep", file]
+    return {
+        "YAML": f"# {file}: {draft.count()}\n{draft.sweep_file()}",
+        "Python": f"from llm_adapters_lab import Sweep, sweep\n\nruns = sweep(Sweep.parse({plain}))\n",
+        "CLI": shlex.join(command),
     }
 
 
@@ -67,11 +83,15 @@ class ExportPanel(Panel):
 
     @spec.setter
     def spec(self, spec: RunSpec | None) -> None:
+        self.show(spec)
+
+    def show(self, spec: RunSpec | None, draft: Draft | None = None) -> None:
+        """Show a spec, or a draft with several runs."""
         self._spec, self.status.value = spec, ""
         self.save.disabled = spec is None
-        code = as_code(spec) if spec else dict.fromkeys(FORMS, "")
+        code = as_code(spec, draft) if spec else {}
         for name in FORMS:
-            self.texts[name].value = self.copies[name].text = code[name]
+            self.texts[name].value = self.copies[name].text = code.get(name, "")
 
     def _save(self, _: Any) -> None:
         if self._spec is None:

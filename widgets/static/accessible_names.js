@@ -8,15 +8,69 @@ function names(lab) {
     if (label) handle.setAttribute("aria-label", pair ? `${label} ${end}` : `${label} slider`);
   }
 }
+function help(lab, tip, event) {
+  const field = event.target.closest?.(".lab-field");
+  const text = field && event.target.title;
+  tip.hidden = !text || event.type === "focusout";
+  if (tip.hidden) return;
+  tip.textContent = text;
+  const box = field.getBoundingClientRect(), whole = lab.getBoundingClientRect();
+  const left = Math.min(box.left - whole.left, whole.width - 330);
+  tip.style.cssText = `left: ${Math.max(0, left)}px; top: ${box.bottom - whole.top + 2}px`;
+}
+// 1, 2, 5, 10, … for real numbers, powers of two for whole ones, on every number of a list
+function turn(box, up) {
+  const real = box.closest(".lab-real");
+  const next = text => {
+    const value = Number(text);
+    if (!text.trim() || !isFinite(value) || value < 0) return text;
+    if (!real) return String(up ? Math.max(1, value * 2) : Math.max(value > 1 ? 1 : 0, Math.floor(value / 2)));
+    if (!value) return text;
+    const ten = 10 ** Math.floor(Math.log10(value) + 1e-9), digit = value / ten;
+    const steps = up ? [2, 5, 10] : [5, 2, 1];
+    const found = up ? steps.find(s => s > digit * 1.001) : steps.find(s => s < digit * 0.999) ?? 0.5;
+    return String(Number((found * ten).toPrecision(3)));
+  };
+  box.value = box.value.split(",").map(next).map(part => part.trim()).join(", ");
+  for (const kind of ["input", "change"]) box.dispatchEvent(new Event(kind, { bubbles: true }));
+}
+function find(lab, place) {
+  const setup = [...lab.querySelectorAll(".lm-TabBar-tab")].find(tab => tab.textContent.trim().startsWith("Setup"));
+  setup?.dispatchEvent(new PointerEvent("pointerdown", { bubbles: true, button: 0 }));
+  setTimeout(() => {
+    const box = lab.querySelector(`.lab-at-${place} :is(input, textarea, select, button)`);
+    box?.scrollIntoView({ block: "center" });
+    box?.focus({ preventScroll: true });
+  }, 60);
+}
 function render({ el }) {
-  let watch;
+  const undo = [];
   requestAnimationFrame(() => {  // by then el is in the page
     const lab = el.closest(".lab");
     if (!lab) return;
-    watch = new MutationObserver(() => names(lab));
+    const tip = document.createElement("div");
+    tip.className = "lab-tip";
+    tip.hidden = true;
+    lab.append(tip);
+    const on = (kind, act) => { lab.addEventListener(kind, act); undo.push(() => lab.removeEventListener(kind, act)); };
+    on("focusin", event => help(lab, tip, event));
+    on("focusout", event => help(lab, tip, event));
+    on("keydown", event => {
+      const box = event.target;
+      if (!["ArrowUp", "ArrowDown"].includes(event.key) || !box.matches?.(":is(.lab-whole, .lab-real) input")) return;
+      event.preventDefault();
+      turn(box, event.key === "ArrowUp");
+    });
+    on("click", event => {
+      const link = event.target.closest?.(".lab-goto");
+      const place = link && [...link.classList].find(name => name.startsWith("lab-to-"));
+      if (place) { event.preventDefault(); find(lab, place.slice(7)); }
+    });
+    const watch = new MutationObserver(() => names(lab));
     watch.observe(lab, { childList: true, subtree: true });
+    undo.push(() => watch.disconnect(), () => tip.remove());
     names(lab);
   });
-  return () => watch?.disconnect();
+  return () => undo.forEach(act => act());
 }
 export default { render };
