@@ -202,6 +202,11 @@ class Adapter(nn.Module):
     """In adapters whose tensors are generated for a group, a method that takes the config and the name of a group, or
     "mean", and returns the config of an ordinary adapter and its tensors, see `bake`."""
 
+    @staticmethod
+    def by_group(config: Any) -> Mapping[str, tuple[str, ...]]:
+        """Return, for tensors with a row for each group or for a part of its name, the names of these rows."""
+        return {}
+
     def rates(self) -> Mapping[str, float]:
         """Return, for tensors that learn faster or slower than others, the factor of their learning rate by name."""
         return {}

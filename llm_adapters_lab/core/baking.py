@@ -1,10 +1,14 @@
-"""Bake an adapter whose tensors are generated for a group into an ordinary one, which merges and needs no groups."""
+"""What becomes of adapters with a part for each group: ordinary adapters of one group, and parts for new groups."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
+from llm_adapters_lab.core.adapter_config import AdapterConfig
 from llm_adapters_lab.core.injection import Injection, inject
+from llm_adapters_lab.core.registry import get_adapter
 from llm_adapters_lab.errors import CannotConvert
 
 
@@ -34,3 +38,22 @@ def bake(injection: Injection, group: str = "mean") -> Injection:
     plain.load_state_dict({name: tensor for own in made.values() for name, tensor in own.items()})
     plain.prompt, plain.other_base = kept[1:]
     return plain
+
+
+def for_groups(tensors: Mapping[str, torch.Tensor], old: AdapterConfig, new: AdapterConfig) -> dict[str, torch.Tensor]:
+    """Return saved tensors with rows for the groups of another config; a group that is not known has the mean row.
+
+    Args:
+        tensors: as `Injection.saved_tensors` returns them.
+        old: the config that they were saved with.
+        new: another one of the same method.
+    """
+    found = dict(tensors)
+    for number, (before, after) in enumerate(zip(old.parts, new.parts, strict=True)):
+        prefix = "" if before is old else f"{number}/"
+        known, wanted = (get_adapter(config.type).cls.by_group(config) for config in (before, after))
+        for key in tensors:
+            if key.startswith(prefix) and (name := key.rpartition("/")[2]) in known:
+                own, mean = dict(zip(known[name], tensors[key], strict=True)), tensors[key].mean(0)
+                found[key] = torch.stack([own.get(row, mean) for row in wanted[name]])
+    return found
