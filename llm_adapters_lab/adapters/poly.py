@@ -3,8 +3,8 @@
     y_s += (α / r) B_ts Σ_i A_ti x_i,  A_ts = Σ_k w_tsk A_sk,  B_ts = Σ_k w_tsk B_sk,  w_tsk = σ(Z_tsk) / Σ_k σ(Z_tsk)
 
 with K skills, x and y in S blocks, A: (S, K, r, d_in / S), B: (S, K, d_out / S, r), and a row of the router Z:
-(T, S, K) for each of T groups, such as tasks. One block is Polytropon, several are multi-head routing (MHR). Factors
-are averaged, not products. B starts at zero, so training starts at the base. A call without groups has the mean of w.
+(T, S, K) for each of T groups. One block is Polytropon, several are multi-head routing (MHR). Factors are averaged, not
+products. B is zero at first, so training starts at the base. A call without groups has the mean of w.
 
 Parameters: r K (d_in + d_out) + T S K for each site, whatever S is in the first term.
 
@@ -49,31 +49,34 @@ class Poly(Grouped):
     example = {"rank": 2, "skills": 3, "blocks": 2}
 
     def __init__(self, config: PolyConfig, site: Site, base: nn.Module) -> None:
-        """Create A (S, K, r, d_in / S), B (S, K, d_out / S, r) and Z (T, S, K)."""
+        """Create A (S, K, r, d_in / S), whose spread is that of LoRA, B (S, K, d_out / S, r) and Z (T, S, K)."""
         super().__init__(config, site, base)
         s, k, r = config.blocks, config.skills, config.rank
         if site.d_in % s or site.d_out % s:
             raise CannotInject(f"blocks = {s} does not divide the widths {site.d_in} and {site.d_out} of {site.path}.")
         self.scale, self.faster = config.alpha / r, config.router_rate
-        bound = 1 / math.sqrt(site.d_in)  # that of LoRA, whatever S is
-        self.A = nn.Parameter(torch.empty(s, k, r, site.d_in // s).uniform_(-bound, bound))
+        self.A = nn.Parameter(torch.empty(s, k, r, site.d_in // s).uniform_(-1, 1) / math.sqrt(site.d_in))
         self.B = nn.Parameter(torch.zeros(s, k, site.d_out // s, r))
         self.Z = nn.Parameter(torch.empty(max(1, len(self.groups)), s, k).uniform_(-1e-3, 1e-3))
 
     @staticmethod
     def per_site(config: PolyConfig, site: Site) -> int:
         """Return r K (d_in + d_out) + T S K."""
-        router = max(1, len(config.groups)) * config.blocks
-        return config.skills * (config.rank * (site.d_in + site.d_out) + router)
+        factors = config.rank * (site.d_in + site.d_out) if config.train == "all" else 0
+        return config.skills * (factors + max(1, len(config.groups)) * config.blocks)
 
     def rates(self) -> dict[str, float]:
         """Return the factor of the router."""
         return {"Z": self.faster}
 
+    @staticmethod
+    def by_group(config: PolyConfig) -> dict[str, tuple[str, ...]]:
+        """Return the rows of the router."""
+        return {"Z": config.groups or ("",)}
+
     def factors(self, groups: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return A (G, r, d_in) and B (G, d_out, r) of groups, or those of the mean mixture, with G = 1."""
-        w = skills.mixtures(self.Z)
-        w = w[groups] if groups else w.mean(0, keepdim=True)
+        w = skills.mixtures(self.Z, groups)
         a, b = torch.einsum("gsk,skri->grsi", w, self.A), torch.einsum("gsk,skor->gsor", w, self.B)
         return a.flatten(2), b.flatten(1, 2)
 

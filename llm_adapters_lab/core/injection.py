@@ -66,7 +66,8 @@ class Injection:
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the trainable tensors in order of sites; shared ones occur once."""
-        return list(dict.fromkeys(p for adapter in self.adapters.values() for p in adapter.parameters()))
+        found = dict.fromkeys(p for adapter in self.adapters.values() for p in adapter.parameters())
+        return [p for p in found if p.requires_grad]
 
     def rates(self) -> dict[nn.Parameter, float]:
         """Return the factors of the learning rate of the tensors that have one, see `Adapter.rates`."""

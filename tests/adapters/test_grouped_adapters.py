@@ -9,7 +9,7 @@ from contract import logits, tokens
 from torch import nn
 
 from llm_adapters_lab import inject
-from llm_adapters_lab.core import bake, grouped, load_adapter, save_adapter
+from llm_adapters_lab.core import World, bake, grouped, load_adapter, save_adapter
 from llm_adapters_lab.core.call_context import context_of
 from llm_adapters_lab.core.injection import Injection
 from llm_adapters_lab.core.merging import merge
@@ -195,3 +195,67 @@ def test_equal_blocks_are_polytropon_and_the_rank_stays() -> None:
 def test_blocks_must_divide_the_widths() -> None:
     with pytest.raises(CannotInject, match="blocks = 5 does not divide the widths 32 and 32"):
         inject(random_models.tiny("tiny:llama"), get_adapter("poly").config(blocks=5, at="q"))
+
+
+def test_equal_embeddings_are_equal_weights_and_only_groups_that_occur_learn() -> None:
+    model, injection = adapted("hyper")
+    network = next(iter(injection.adapters.values())).network
+    table = network.tables["group"]
+    with torch.no_grad():
+        table[2] = table[0]
+    with grouped(model, ["de", "de"]):
+        one = logits(model, tokens())
+    with grouped(model, ["it", "it"]):
+        assert torch.equal(logits(model, tokens()), one)
+    with grouped(model, ["de", "fr"]):
+        model(input_ids=tokens()).logits.square().mean().backward()
+    assert [bool(row.any()) for row in table.grad] == [True, True, False]
+
+
+def test_pairs_have_an_embedding_for_each_end() -> None:
+    pairs = ("de-en", "fr-en", "de-it")
+    model, injection = adapted("hyper", groups=pairs, pairs=True, bias=True, reads="input")
+    network = next(iter(injection.adapters.values())).network
+    assert network.rows == {"source": ("de", "fr"), "target": ("en", "it")}
+    with grouped(model, ["de-en", "fr-en"]):
+        before = logits(model, tokens())
+        with torch.no_grad():
+            network.tables["target"][1] += 1
+        assert torch.equal(logits(model, tokens()), before)
+        with torch.no_grad():
+            network.tables["source"][1] += 1
+        after = logits(model, tokens())
+    assert torch.equal(after[0], before[0])
+    assert not torch.allclose(after[1], before[1], atol=1e-4)
+
+
+def test_rescaled_matrices_start_alike_whatever_the_size_of_the_code() -> None:
+    spread: dict[bool, list[float]] = {}
+    for rescale in (True, False):
+        for code in (16, 64, 256, 1024):
+            torch.manual_seed(1)
+            config = get_adapter("hyper").config(code=code, hidden=256, rescale=rescale, groups=NAMES)
+            injection = inject(random_models.tiny("tiny:llama"), config)
+            made = [a.network([0], a.site)["down"].detach() for a in injection.adapters.values()]
+            spread.setdefault(rescale, []).append(float(torch.cat([m.flatten() for m in made]).std()))
+    assert max(spread[True]) / min(spread[True]) < 1.1
+    assert 7 < spread[False][-1] / spread[False][0] < 9
+
+
+def test_the_generator_does_not_grow_with_the_layers() -> None:
+    config = get_adapter("hyper").config(embedding=4, groups=NAMES)
+    counts = [inject(random_models.tiny("tiny:llama"), config, at=at).count() for at in ("attn@0+mlp@0", "attn+mlp")]
+    assert counts[1] - counts[0] == 4  # the embedding of one layer more
+
+
+@ALL
+def test_only_what_belongs_to_groups_is_trained_if_asked(case: str) -> None:
+    model, injection = adapted(case, train="groups")
+    trained = injection.parameters()
+    names = get_adapter(case).cls.by_group(injection.config)
+    tables = [p for a in injection.adapters.values() for name, p in a.named_parameters() if name in names]
+    assert len(trained) == len(set(tables)) and set(trained) == set(tables)
+    world = World(model, injection.anatomy)
+    sites = list(injection.sites.values())
+    assert injection.count() == get_adapter(case).cls.parameter_count(injection.config, sites, world)
+    assert all(p.shape[0] == len(NAMES) for p in trained)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from llm_adapters_lab.core.call_context import context_of
+from llm_adapters_lab.core.registry import get_adapter
 from llm_adapters_lab.core.tensor_files import read_tensors
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.events import Event, Step
@@ -141,3 +142,23 @@ def test_a_group_of_which_all_rows_are_too_long_is_refused(tmp_path: Path) -> No
     plan = spec(data=data, eval={})
     with pytest.raises(BadSpec, match="No row of the group 'fr' is left to train on"):
         preflight(plan, Blueprint(*plan.base_parts))
+
+
+@pytest.mark.parametrize("adapter", [POLY, {"type": "hyper", "bottleneck": 4, "embedding": 8}])
+def test_a_new_group_starts_from_a_trained_run_and_trains_its_own_part_alone(
+    adapter: dict[str, Any], tmp_path: Path
+) -> None:
+    first = run(spec(adapter=adapter), root=tmp_path)
+    data = {"task": "mini-rules-plus-there", "group": "task", "rows": 16}
+    changes = {"data": data, "eval": {"tasks": ["mini-rules-plus-there"], "rows": 2}}
+    second = run(spec(adapter={**adapter, "start": first.id, "train": "groups"}, **changes), root=tmp_path)
+    before, after = (read_tensors(r.folder / "adapter" / "adapter.safetensors") for r in (first, second))
+    own = get_adapter(adapter["type"]).cls.by_group(restore(second)[1].config)  # type: ignore[union-attr]
+    assert before.keys() == after.keys()
+    for name, tensor in after.items():
+        if name.rpartition("/")[2] in own:
+            mean = before[name].mean(0, keepdim=True)
+            assert tensor.shape == mean.shape and not torch.equal(tensor, mean)
+            assert torch.allclose(tensor, mean, atol=1.0)
+        else:
+            assert torch.equal(tensor, before[name])

@@ -33,6 +33,7 @@ def test_these_presets_there_are() -> None:
         *("adapterH", "adapterP", "houlsby", "pfeiffer", "parallel-sublayer", "parallel-linear", "parallel-qkv"),
         *("scaled-parallel", "scaled-parallel-learned", "rslora", "pissa", "houlsby-whole"),
         *("adapter-plus", "hydra-text", "sparse-series", "large-sparse", "mosa", "one-bit-parallel"),
+        *("polytropon", "mhr", "hyperformer", "hyperformer-plus", "hyper-adapters"),
     }
     assert set(spec_presets()) == PAPER | {"quickstart"}
     assert not set(adapter_presets()) & set(all_adapters()), "an adapter's own name would hide the preset"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import nn
 from torch.nn.functional import linear
 
-from llm_adapters_lab.core.adapter import Adapter
+from llm_adapters_lab.core import weights
+from llm_adapters_lab.core.adapter import Adapter, Place, World
 from llm_adapters_lab.core.adapter_config import AdapterConfig
 from llm_adapters_lab.core.sites import Site
 from llm_adapters_lab.errors import BadSpec, CannotInject, choices
@@ -21,6 +22,10 @@ class GroupedConfig(AdapterConfig):
 
     groups: tuple[str, ...] = Field(
         default=(), description="names of the groups; default: those of the training rows, see data.group"
+    )
+
+    train: Literal["all", "groups"] = Field(
+        default="all", description="groups: only what each group has of its own, with the rest as it is at the start"
     )
 
     def with_groups(self, names: Sequence[str]) -> Self:
@@ -46,6 +51,21 @@ class Grouped(Adapter):
         """Remember the groups."""
         super().__init__(config, site, base)
         self.groups = config.groups
+
+    @classmethod
+    def build(cls, config: Any, places: Mapping[str, Place], world: World) -> dict[str, Adapter]:
+        """Return an adapter for each site, joined by what they share, and freeze what is not trained."""
+        adapters = super().build(config, places, world)
+        with torch.device(weights.device(world.model)):
+            cls.join(config, adapters)
+        for adapter in adapters.values() if config.train == "groups" else ():
+            for name, parameter in adapter.named_parameters():
+                parameter.requires_grad_(name in cls.by_group(config))
+        return adapters
+
+    @classmethod
+    def join(cls, config: Any, adapters: Mapping[str, Any]) -> None:
+        """Let the adapters of an injection share what they do; by default nothing."""
 
     def present(self) -> tuple[list[int], torch.Tensor | None]:
         """Return the own numbers of the G groups in the running call, and where each is.

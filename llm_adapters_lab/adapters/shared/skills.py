@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,10 +12,16 @@ PEFT = ("poly_lora_A", "poly_lora_B", "poly_router.module_logits")
 MOST_TASKS = 10_000
 
 
-def mixtures(router: torch.Tensor) -> torch.Tensor:
-    """Return w, the share of each skill in every block of every group: σ(Z) / Σ_k σ(Z), (T, S, K)."""
+def mixtures(router: torch.Tensor, groups: Sequence[int]) -> torch.Tensor:
+    """Return w, the share of each skill in every block of G groups: σ(Z) / Σ_k σ(Z), (G, S, K).
+
+    Args:
+        router: Z, (T, S, K).
+        groups: their numbers; for none, the mean of all shares is returned, with G = 1.
+    """
     opened = router.sigmoid()
-    return opened / opened.sum(-1, keepdim=True)
+    shares = opened / opened.sum(-1, keepdim=True)
+    return shares[list(groups)] if groups else shares.mean(0, keepdim=True)
 
 
 def to_peft(adapter: Any, config: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
