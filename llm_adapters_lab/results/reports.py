@@ -25,20 +25,25 @@ from llm_adapters_lab.privacy import to_write
 from llm_adapters_lab.results import plots
 from llm_adapters_lab.results.appearance import Look, looks
 from llm_adapters_lab.results.comparison import FORMAT_NOTE, compare, leak, mean_accuracy, notes, task_names
-from llm_adapters_lab.results.formatting import cell, heads, likelihoods_cell, percent
+from llm_adapters_lab.results.entry_groups import EntryGroup
+from llm_adapters_lab.results.formatting import cell, clock, heads, likelihoods_cell, percent, size, spread
+from llm_adapters_lab.results.group_tests import cautions
+from llm_adapters_lab.results.overview import Overview, overview
 from llm_adapters_lab.results.paired_tests import differing_questions, pairs
-from llm_adapters_lab.results.seed_groups import groups
+from llm_adapters_lab.results.plots import groups as group_plots
 from llm_adapters_lab.runs.record import Run, check_writable
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+COMPACT = 8
+"""Number of runs from which on results are shown by groups of seeds instead of by run."""
 EXAMPLES, ANSWERS, LONGEST, ROWS = 2, 40, 1200, 200
 """Questions shown of each task, answers shown where runs disagree, characters of a text, rows of a figure's table."""
 
 
 def report(runs: Sequence[Run], path: str | Path, more: Sequence[go.Figure] = ()) -> Path:
-    """Write an HTML report that needs no network, about 5 MB.
+    """Write an HTML report that needs no network, about 5 MB: it holds the library that draws its figures.
 
     Args:
         runs: what to show, in this order; of an unfinished run, what there is so far.
@@ -59,7 +64,11 @@ def report(runs: Sequence[Run], path: str | Path, more: Sequence[go.Figure] = ()
     from plotly.offline import get_plotlyjs
 
     seen, tasks, rows = looks(runs), task_names(runs), compare(runs)
-    paired = pairs([run for run in runs if next(run.predictions(), None)])
+    found = overview(runs)
+    shown = found if len(runs) >= COMPACT or any(len(group.entries) > 1 for group in found.groups) else None
+    if shown:
+        seen = shown.looks()
+    paired = [] if shown else pairs([run for run in runs if next(run.predictions(), None)])
     bases, library = ", ".join(dict.fromkeys(Path(run.spec.base).name for run in runs)), get_plotlyjs()
     files = resources.files(__package__)
     css, draw, page = ((files / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js", "html.j2"))
@@ -71,20 +80,25 @@ def report(runs: Sequence[Run], path: str | Path, more: Sequence[go.Figure] = ()
             runs=runs,
             looks=seen,
             title=f"{len(runs)} runs on {bases}" if len(runs) > 1 else f"{seen[runs[0].id].name} on {bases}",
-            lead=_lead(runs, seen, rows),
+            lead=_lead(found, seen),
+            overview=shown if shown and shown.ranked else None,
+            group_rows=[] if shown is None else shown.rows(),
+            cautions=[] if shown is None else cautions(shown.rivals),
             policy=f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:",
             tasks={task: [_score(run, task) for run in runs] for task in tasks},
             means=[mean_accuracy(run, tasks) for run in runs],
             format_note=FORMAT_NOTE,
             summaries={run.id: run.summary for run in runs},
             rows={row["run"]: row for row in rows},
-            figures=_figures(runs, more),
+            figures=_figures(runs, more, seen, shown if shown and shown.ranked else None),
             examples=list(_examples(runs)),
             recipes={run.id: _recipe(run) for run in runs},
             css=Html(css),
             library=Html(library),
             draw=Html(draw),
             cell=cell,
+            clock=clock,
+            size=size,
             percent=percent,
             short=_short,
             likelihoods=likelihoods_cell,
@@ -122,33 +136,68 @@ def _recipe(run: Run) -> str:
     return to_yaml(run.spec.model_dump(mode="json"))
 
 
-def _lead(runs: Sequence[Run], seen: dict[str, Look], rows: Sequence[dict[str, Any]]) -> str:
-    """Return a sentence on which run is best, by how much, and at what cost."""
-    tasks = task_names(runs)
-    means = {run.id: mean for run in runs if (mean := mean_accuracy(run, tasks)) is not None}
-    if not means:
+def _lead(found: Overview, seen: dict[str, Look]) -> str:
+    """Return which group of seeds is best, whether that is certain, and at what cost."""
+    if not found.ranked:
         return "Nothing has been scored yet."
-    best = max(means, key=means.__getitem__)
-    where = f"on {tasks[0]}" if len(tasks) == 1 else f"on average over {len(tasks)} datasets"
-    size, share = next((row["trainable_parameters"], row["share_of_base"]) for row in rows if row["run"] == best)
-    words = f"Best {where}: {seen[best].name}, {percent(means[best])} correct"
-    words += f" with {size:,} trained parameters, {percent(share, 2)} of the base" if size else ""
-    bare = [percent(means[run.id]) for run in runs if run.id in means and run.id != best and run.spec.adapter is None]
-    return words + (f". The base alone reaches {' and '.join(bare)}." if bare else ".")
+    best, tasks = found.ranked[0], found.tasks
+    where = f"on {tasks[0]}" if len(tasks) == 1 else f"over {len(tasks)} datasets"
+    size, whole = best.value("trainable"), best.entries[0].run.summary.get("base_parameters")
+    cost = (
+        f", with {round(size):,} trainable parameters ({percent(size / whole, 2)} of the base)"
+        if size and whole
+        else ""
+    )
+    words = f"Highest mean accuracy {where}: {_called(best, seen)}, {spread(best.means(tasks))}{cost}."
+    same = [_called(rival.group, seen) for rival in found.rivals if not rival.sign]
+    if same:
+        listed = same[0] if len(same) == 1 else f"{len(same)} others"
+        words += f" The data do not separate it from {listed}."
+    bare = [group for group in found.ranked if group.fields.get("adapter.type") is None and group is not best]
+    reached = " and ".join(spread(group.means(tasks)) for group in bare)
+    return words + (f" The base without an adapter reaches {reached}." if bare else "")
 
 
-def _figures(runs: Sequence[Run], more: Sequence[go.Figure]) -> dict[str, Any]:
-    trained = [run for run in runs if next(run.events("Step"), None)]
-    scored, found = bool(task_names(runs)), groups(runs)
-    moved = [(run, len(list(run.events("Norms")))) for run in trained]
-    return {
-        "accuracy": _figure(plots.accuracy(*runs)) if scored else None,
-        "means": _figure(plots.means(found)) if any(len(group.runs) > 1 for group in found) else None,
-        "parameters": _figure(plots.parameters_against_accuracy(*runs)) if scored and trained else None,
-        "losses": _figure(plots.loss_curve(*trained)) if trained else None,
-        "norms": [_figure((plots.norm_evolution if n > 2 else plots.norm_heatmap)(run)) for run, n in moved if n],
-        "more": [_figure(figure) for figure in more],
-    }
+def _called(group: EntryGroup, seen: dict[str, Look]) -> str:
+    return group.name if len(group.entries) > 1 else seen[group.id].name
+
+
+def _figures(
+    runs: Sequence[Run], more: Sequence[go.Figure], seen: dict[str, Look], found: Overview | None
+) -> dict[str, Any]:
+    trained, scored = [run for run in runs if next(run.events("Step"), None)], bool(task_names(runs))
+    figures: dict[str, Any] = dict.fromkeys(("accuracy", "means", "parameters", "losses"))
+    if found:
+        shades, tasks, height = found.colours, found.tasks, 300
+        ranked = [tier.groups for tier in found.tiers]
+        drawn = {
+            "means": (group_plots.tiers(ranked, tasks, shades, height), "Mean accuracy over the datasets"),
+            "accuracy": (group_plots.by_task(found.ranked, tasks, shades, height), "Accuracy on each dataset"),
+        }
+        if trained:
+            costs = group_plots.against_parameters(found.groups, tasks, shades, 420)
+            drawn["parameters"] = (costs, "Accuracy vs trainable parameters")
+            drawn["losses"] = (group_plots.loss_curves(found.groups, shades, 420), "Training loss, smoothed")
+        figures |= {name: _figure(_titled(*each)) for name, each in drawn.items()}
+    elif scored:
+        figures["accuracy"] = _figure(plots.accuracy(*runs))
+        figures["parameters"] = _figure(plots.parameters_against_accuracy(*runs)) if trained else None
+    if trained and not found:
+        figures["losses"] = _figure(plots.loss_curve(*trained))
+    norms = []
+    for run in trained:
+        if number := len(list(run.events("Norms"))):
+            norms.append(
+                _figure((plots.norm_evolution if number > 2 else plots.norm_heatmap)(run, name=seen[run.id].name))
+            )
+    return figures | {"norms": norms, "more": [_figure(figure) for figure in more]}
+
+
+def _titled(figure: go.Figure, title: str) -> go.Figure:
+    """Give a figure that has none a title."""
+    top = (figure.layout.margin.t or 0) + 44
+    figure.update_layout(title={"text": title, "subtitle": {"text": ""}}, margin={"t": top})
+    return figure.update_layout(height=figure.layout.height + 44)
 
 
 def _figure(figure: go.Figure) -> dict[str, Any]:

@@ -109,9 +109,9 @@ def test_accuracy_bars_carry_intervals_and_the_mean(three: list[Run]):
     assert list(mean.y) == [62.5]
     assert bar.y[0] + bar.error_y.array[0] == pytest.approx(70.07, abs=0.01)
     assert bar.y[0] - bar.error_y.arrayminus[0] == pytest.approx(29.93, abs=0.01)
-    (majority,) = named(figure, "always the most common answer")
+    (majority,) = named(figure, "majority baseline")
     assert [y for y in majority.y if y is not None] == [10.0] * 4
-    assert not named(figure, "random guess")[0].visible
+    assert not named(figure, "chance level")[0].visible
 
 
 def test_datasets_that_only_some_runs_have_give_no_mean_there(tmp_path: Path):

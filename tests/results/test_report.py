@@ -66,17 +66,18 @@ def test_figures_are_stored_as_plain_json(page: Page):
     titles = [figure["layout"]["title"]["text"] for figure in figures]
     assert titles == [
         "Accuracy on each dataset",
-        "What the parameters buy",
+        "Accuracy vs trainable parameters",
         "Training loss",
-        "Moved by training: lora",
+        "Distance from initialisation: lora",
     ]
 
 
 def test_results_read_without_scripts(page: Page):
     for words in ("65.0 %", "43.3–81.9", "90 % in format", "1,000", "2.00 %", "1.700 → 0.700", "finished"):
         assert words in page.text
-    assert "Best on average over 2 datasets: lora, 45.0 % correct with 1,000 trained parameters" in page.text
-    assert "The base alone reaches 5.0 %." in page.text
+    lead = "Highest mean accuracy over 2 datasets: lora, 45.0 %, with 1,000 trainable parameters (2.00 % of the base)."
+    assert lead in page.text
+    assert "The base without an adapter reaches 5.0 %." in page.text
     assert "a jump in accuracy can be format, not knowledge" in page.text
 
 
@@ -101,6 +102,34 @@ def test_unfinished_runs_and_repeated_runs_are_shown_once(tmp_path: Path):
     assert "unfinished" in page.text
 
 
+def test_seeds_are_averaged_before_one_is_called_best(tmp_path: Path):
+    right = {2: (19, 5, 6), 4: (11, 11, 11)}  # one lucky seed of the worse rank
+    runs = [
+        make_run(tmp_path, {"type": "lora", "rank": rank}, {"a": found}, seed=seed)
+        for rank, seeds in right.items()
+        for seed, found in enumerate(seeds)
+    ]
+    page = Page(report(runs, tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert "Highest mean accuracy on a: lora r4 q,v, 55.0 ± 0.0 % (3 seeds)" in page.text
+    assert "The data do not separate it from lora r2 q,v." in page.text
+    assert "50.0 ± 39.1 %" in page.text
+
+
+def test_figures_of_many_runs_stay_compact(tmp_path: Path):
+    runs = [make_run(tmp_path, {"type": "lora", "rank": rank}, {"a": rank}) for rank in range(1, 13)]
+    page = Page(report(runs, tmp_path / "r.html").read_text(encoding="utf-8"))
+    layouts = {
+        figure["layout"]["title"]["text"]: figure["layout"]
+        for figure in (json.loads(script) for script in page.scripts if script.startswith("{"))
+    }
+    for title in ("Mean accuracy over the datasets", "Accuracy on each dataset", "Accuracy vs trainable parameters"):
+        assert layouts[title]["height"] < 700 and not layouts[title].get("showlegend")
+    assert not layouts["Training loss, smoothed"]["showlegend"]
+    moved = [title for title in layouts if "initialisation" in title]
+    assert len(moved) == 12  # all names differ
+    assert [tag for tag, _ in page.elements].count("details") > 12
+
+
 def test_no_runs_are_refused(tmp_path: Path):
     with pytest.raises(BadSpec, match="at least one run"):
         report([], tmp_path / "r.html")
@@ -119,7 +148,7 @@ def test_without_scripts_there_is_a_table_for_every_figure(page: Page):
     for words in (
         "Training loss",
         "loss (nats per label token)",
-        "Moved by training: lora",
+        "Distance from initialisation: lora",
         "0.7358",
     ):
         assert words in page.text
@@ -176,5 +205,5 @@ def test_curves_of_norms_get_a_slider(tmp_path: Path):
     run = make_run(tmp_path, {"type": "lora"}, {"a": 1})
     run.append(Norms(7, {"model.layers.0.q": 1.0}))
     text = report([run], tmp_path / "r.html").read_text(encoding="utf-8")
-    assert "Moved so far: lora" in text
+    assert "Distance from initialisation over training: lora" in text
     assert '"sliders":[{' in text

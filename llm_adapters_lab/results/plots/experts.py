@@ -38,7 +38,7 @@ def expert_loads(before: Mapping[str, ExpertLoad], after: Mapping[str, ExpertLoa
     small = widest <= MOST_LABELLED
     words = f"share of the assignments of {tokens:,} tokens{', in percent' * small}; colour: relative to an even share"
     height = 150 + max(160, min(34 * len(rows), 900))
-    figure = new(f"Load of the experts: {name}", words, "expert", "layer", height)
+    figure = new(f"Expert load: {name}", words, "expert", "layer", height)
     second = figure.layout.xaxis.to_plotly_json() | {"domain": [0.53, 1], "anchor": "y"}
     figure.update_layout(xaxis={"domain": [0, 0.47]}, xaxis2=second, margin={"t": 104})
     for loads, label, axis in ((before, "without the adapter", "x"), (after, f"with {name}", "x2")):

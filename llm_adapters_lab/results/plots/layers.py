@@ -39,7 +39,7 @@ def ablation_bars(found: Ablation, kind: str | None, *, unit: str = "nats per to
     whole, name, score = found.base - found.full, escape(kind or "base"), escape(score)
     bars = [value - found.full for value in found.without.values()]
     words = f"{score} with the whole adapter {found.full:.3f}, without any of it {found.base:.3f}"
-    figure = new(f"One layer switched off: {name}", words, "layer", f"change of {score} ({escape(unit)})")
+    figure = new(f"Layer ablation: {name}", words, "layer", f"change of {score} ({escape(unit)})")
     figure.add_bar(
         x=list(found.without),
         y=bars,
@@ -68,7 +68,7 @@ def stream_similarity(cosine: torch.Tensor, cka: torch.Tensor, kind: str | None)
     Returns:
         Lines over the layers: cosine as mean over the tokens with a band from least to largest, and CKA dashed.
     """
-    title = f"The stream with and without the adapter: {escape(kind or 'base')}"
+    title = f"Residual-stream similarity: {escape(kind or 'base')}"
     figure = new(title, "1: unchanged; band: least to largest cosine among the tokens", "after layer", "similarity")
     at, shade = list(range(len(cosine))), colour(kind)
     low, high = cosine.min(dim=1).values.tolist(), cosine.max(dim=1).values.tolist()
@@ -106,7 +106,7 @@ def interpolation_curve(
     """
     name, score = escape(kind or "base"), escape(score)
     words = "its contribution at every site multiplied; 0: base, 1: as trained"
-    figure = new(f"More or less of the adapter: {name}", words, "factor λ", f"{score} ({escape(unit)})")
+    figure = new(f"Scaling λ: {name}", words, "factor λ", f"{score} ({escape(unit)})")
     if not points:
         return say(figure, "no factors were tried")
     for at in {0, 1} & {round(scale, 6) for scale, _ in points}:
@@ -148,7 +148,7 @@ def placement(anatomy: Anatomy, sites: Iterable[Site], kind: str | None) -> go.F
     words = (
         "filled: adapted; ⊕: added to the stream" if taken else "acts on the whole model, at no place within a layer"
     )
-    title, height = f"Where it sits: {escape(kind or 'base')}", int(192 + (size + 8) * len(rows))
+    title, height = f"Placement: {escape(kind or 'base')}", int(192 + (size + 8) * len(rows))
     figure = new(title, words, "", "layer", height)
     for row in range(layers):
         figure.add_shape(type="line", x0=-0.7, x1=len(columns) - 0.3, y0=row, y1=row, line={"color": GRID, "width": 2})

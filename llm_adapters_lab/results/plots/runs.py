@@ -27,7 +27,7 @@ ROOM = 8
 def loss_curve(*runs: Run) -> go.Figure:
     """Show the loss of each step, and of the held-out rows if there are any.
 
-    From 40 steps on the single batches are drawn thin below their running mean. Learning rate, gradient norm and speed
+    From 40 steps on the raw losses are drawn thin below their running mean. Learning rate, gradient norm and speed
     are in the hover text. Unfinished runs are shown as far as they are.
 
     Args:
@@ -70,11 +70,11 @@ def loss_curve(*runs: Run) -> go.Figure:
                 mode="lines+markers",
                 line={"color": look.colour, "width": 1, "dash": "dot"},
                 marker={"size": 8, "symbol": f"{SYMBOLS[look.turn % 4]}-open", "line": {"width": 2}},
-                hovertemplate=f"<b>{label}</b>, step %{{x}}<br>held-out loss %{{y:.3f}}<extra></extra>",
+                hovertemplate=f"<b>{label}</b>, step %{{x}}<br>validation loss %{{y:.3f}}<extra></extra>",
                 **shared,
             )
-    words = "thin: single batches, bold: running mean" if smooth else "line: loss of each batch"
-    figure.layout.title.subtitle.text = words + "; markers: held-out rows" * held_out
+    words = "thin: raw, bold: smoothed" if smooth else "loss of each batch"
+    figure.layout.title.subtitle.text = words + "; markers: validation loss" * held_out
     _rates(figure)
     return figure if figure.data else say(figure, "no training steps")
 
@@ -131,7 +131,7 @@ def accuracy(*runs: Run) -> go.Figure:
         if mean is not None:
             hover = [f"<b>mean of {len(tasks)} datasets</b>, {label}<br>{percent(mean)}<extra></extra>"]
             figure.add_bar(x=[len(tasks) + 0.25], y=[100 * mean], hovertemplate=hover, showlegend=False, **bars)
-    for key, name, dash in (("chance", "random guess", "dot"), ("majority", "always the most common answer", "solid")):
+    for key, name, dash in (("chance", "chance level", "dot"), ("majority", "majority baseline", "solid")):
         levels = [next(s[task][key] for s in scores.values() if task in s) for task in tasks]
         known = [(i, 100 * level) for i, level in enumerate(levels) if level is not None]
         x = [x for i, _ in known for x in (i - 0.44, i + 0.44, None)]
@@ -159,7 +159,7 @@ def parameters_against_accuracy(*runs: Run) -> go.Figure:
     """
     tasks, seen, sizes = task_names(runs), looks(runs), list[float]()
     words = f"mean over {len(tasks)} dataset{'s' * (len(tasks) != 1)}; dashed: base without adapter"
-    figure = new("What the parameters buy", words, "trainable parameters", "mean accuracy (%)")
+    figure = new("Accuracy vs trainable parameters", words, "trainable parameters", "mean accuracy (%)")
     crowded = len(runs) > ROOM  # names beside the points would cover each other
     for run in runs:
         look, mean, size = seen[run.id], mean_accuracy(run, tasks), run.summary.get("trainable_parameters")

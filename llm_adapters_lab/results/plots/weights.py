@@ -20,29 +20,32 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 FRAMES, INDICES = 40, 60
+MOVED = "Distance from initialisation"
 
 
-def norm_heatmap(run: Run) -> go.Figure:
+def norm_heatmap(run: Run, name: str = "") -> go.Figure:
     """Show how far training has moved the adapter at each site: layers down, kinds of site across.
 
     Args:
         run: a run with at least one `Norms` event.
+        name: of the run, for the title; by default its adapter type.
 
     Returns:
         A heat map of the Frobenius norms of the change since the start; empty cells are places without an adapter.
     """
     look = looks([run])[run.id]
     last = [*deque(run.events("Norms"), maxlen=1), {"step": 0, "norms": {}}][0]
-    words = f"Frobenius norm of the change, step {last['step']}"
-    return _sites(f"Moved by training: {escape(look.name)}", words, [last["norms"]], ["norm"], look.colour, "norm")
+    words = f"‖θ − θ₀‖ at each site, step {last['step']}"
+    return _sites(f"{MOVED}: {escape(name or look.name)}", words, [last["norms"]], ["norm"], look.colour, "norm")
 
 
-def norm_evolution(run: Run, roles: Mapping[str, str] | None = None) -> go.Figure:
+def norm_evolution(run: Run, roles: Mapping[str, str] | None = None, name: str = "") -> go.Figure:
     """Show the same over the course of training, with a slider for the step.
 
     Args:
         run: a run with at least one `Norms` event.
         roles: of the sites, see `site_names`.
+        name: of the run, for the title; by default its adapter type.
 
     Returns:
         A heat map for each recorded step, at most 40 of them, all on one scale; the last one is shown first.
@@ -53,8 +56,8 @@ def norm_evolution(run: Run, roles: Mapping[str, str] | None = None) -> go.Figur
     kept = events[:: -math.ceil(len(events) / FRAMES)][::-1] if events else []
     keys = {key: None for e in kept for key in e["norms"]}
     values = [{key: e["norms"].get(key) for key in keys} for e in kept]
-    names, title = [f"step {e['step']}" for e in kept], f"Moved so far: {escape(look.name)}"
-    figure = _sites(title, "Frobenius norm of the change since the start", values, names, look.colour, "norm", roles)
+    names, title = [f"step {e['step']}" for e in kept], f"{MOVED} over training: {escape(name or look.name)}"
+    figure = _sites(title, "‖θ − θ₀‖ at each site", values, names, look.colour, "norm", roles)
     marks = [
         {"label": str(e["step"]), "method": "restyle", "args": [{"visible": [i == j for j in range(len(kept))]}]}
         for i, e in enumerate(kept)
@@ -78,8 +81,8 @@ def site_norms(
         roles: of the sites, see `site_names`.
     """
     shown = {key: 100 * norm.relative if relative else norm.change for key, norm in values.items()}
-    words = "‖ΔW‖ / ‖W‖ in percent, Frobenius norms" if relative else "‖ΔW‖, Frobenius norm"
-    title = f"Size of the change at each site: {escape(kind or 'base')}"
+    words = "‖ΔW‖ / ‖W‖ at each site in percent" if relative else "‖ΔW‖ at each site"
+    title = f"{'Relative update norm' if relative else 'Update norm'}: {escape(kind or 'base')}"
     return _sites(title, words, [shown], ["change"], colour(kind), "% of ‖W‖" if relative else "‖ΔW‖", roles)
 
 
@@ -131,7 +134,7 @@ def spectra(
     words = "one line for each site, later layers stronger"
     if ranks:
         words += f"; effective rank {ranks[0]:.1f} to {ranks[-1]:.1f}, median {ranks[len(ranks) // 2]:.1f}"
-    title = f"Singular values of the change: {escape(kind or 'base')}"
+    title = f"Singular values of ΔW: {escape(kind or 'base')}"
     figure = new(title, words, "index", "singular value of ΔW")
     for key, found in values.items():
         label = escape(site_name(*places[key]))
