@@ -9,7 +9,7 @@ from llm_adapters_lab._lazy import attach
 if TYPE_CHECKING:
     from widgets.forms.form import Form as Form
     from widgets.lab import Lab as Lab
-    from widgets.panels.compare_place import ComparePanel as ComparePanel
+    from widgets.panels.compare_panel import ComparePanel as ComparePanel
     from widgets.panels.inspect_panel import InspectPanel as InspectPanel
     from widgets.panels.monitor_panel import MonitorPanel as MonitorPanel
     from widgets.panels.playground_panel import PlaygroundPanel as PlaygroundPanel
@@ -20,7 +20,7 @@ __getattr__, __dir__, __all__ = attach(
     {
         "forms.form": "Form",
         "lab": "Lab",
-        "panels.compare_place": "ComparePanel",
+        "panels.compare_panel": "ComparePanel",
         "panels.inspect_panel": "InspectPanel",
         "panels.monitor_panel": "MonitorPanel",
         "panels.playground_panel": "PlaygroundPanel",

@@ -27,6 +27,8 @@ SCALE = ("#7b6bd6", "#3f88c5", "#1f9e89", "#6aa84f", "#c79a00", "#d9702b")
 """From the lowest to the highest value of a field, in runs that differ only in that."""
 MOST = 3
 """Maximum number of differing fields in a name."""
+SHORT = {"adapter.type": "type", "adapter.at": "placement", "train.learning_rate": "lr"}
+"""Fields that are not called by the last part of their key."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def short_names(fields: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     for run, given in fields.items():
         twins = [fields[other] for other in fields if parts[other] == parts[run]]
         keys = [key for key in _differing(given, twins) if key not in parts[run]]
-        apart = [f"{key.rpartition('.')[2]}={given[key]}" for key in keys[:MOST]]
+        apart = [f"{SHORT.get(key) or key.rpartition('.')[2]}={given[key]}" for key in keys[:MOST]]
         names[run] = " ".join([*parts[run].values(), *apart])
     return names
 

@@ -11,13 +11,12 @@ from functools import cached_property
 from typing import Any
 
 from llm_adapters_lab.evaluation.statistics import mean_interval
-from llm_adapters_lab.results.appearance import short_names
+from llm_adapters_lab.results.appearance import SHORT, short_names
 from llm_adapters_lab.results.run_index import Entry
 from llm_adapters_lab.training.spec import NOT_IN_ID
 
 _NO_RESULT = {"seed", "state", *(f"train.{name}" for name in NOT_IN_ID)}
 _SEED = " s0"
-_NAMES = {"adapter.type": "type", "adapter.at": "placement", "train.learning_rate": "lr"}
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ def short_labels(groups: Sequence[EntryGroup]) -> list[str]:
 
 def field_name(key: str) -> str:
     """Return the name of a field, given by dotted key, for a head or an axis."""
-    return _NAMES.get(key) or key.rpartition(".")[2].replace("_", " ")
+    return SHORT.get(key) or key.rpartition(".")[2].replace("_", " ")
 
 
 def informative(entries: Sequence[Entry], keys: Sequence[str] | None = None) -> list[str]:

@@ -59,7 +59,9 @@ def specs(groups: Sequence[EntryGroup]) -> Html:
     if not fields:
         return el("div", "The specs of these runs do not differ." if entries else "", class_="lab-muted")
     if len(groups) > SPECS:
-        lines = [el("tr", el("th", key, scope="row"), el("td", _counted(groups, key))) for key in fields]
+        lines = [
+            el("tr", el("th", key, scope="row"), el("td", _counted(groups, key), class_="lab-long")) for key in fields
+        ]
         top = el("tr", el("th", "field", scope="col"), el("th", f"values (number of the {len(groups)} rows)"))
     else:
         lines = []
@@ -76,7 +78,10 @@ def specs(groups: Sequence[EntryGroup]) -> Html:
 def _spec_cell(group: EntryGroup, key: str) -> str:
     if group.fields.get("adapter.type") is None and key.startswith(("adapter.", "train.")):
         return "no adapter" if key == "adapter.type" else NONE
-    return words(group.fields[key]) if group.fields.get(key) not in (None, "") else NONE
+    value = group.fields.get(key)
+    if value is None or value == "":
+        return NONE
+    return f"{value:g}" if isinstance(value, float) else words(value)
 
 
 def _counted(groups: Sequence[EntryGroup], key: str) -> str:
@@ -147,12 +152,13 @@ class ItemView(Panel):
         parts = (self.first, self.second, self.outcome, self.task, self.search, self.back, self.position, self.forward)
         self.widget = W.VBox([row(*parts).add_class("lab-items-bar"), self.problem, self.list])
 
-    def show(self, entries: Sequence[Entry], names: Mapping[str, str]) -> None:
-        """Offer runs, the first two of which are shown unless two others were chosen before."""
-        self._entries = {entry.id: entry for entry in entries}
-        options = [(names.get(entry.id, entry.id), entry.id) for entry in entries]
+    def show(self, groups: Sequence[EntryGroup], names: Mapping[str, str]) -> None:
+        """Offer runs; those shown are of the first two groups, unless others were chosen before."""
+        self._entries = {entry.id: entry for group in groups for entry in group.scored}
+        options = [(names.get(run_id, run_id), run_id) for run_id in self._entries]
         wanted = [self.first.value, self.second.value]
-        spare = [run_id for _, run_id in options if run_id not in wanted]
+        firsts = [group.scored[0].id for group in groups if group.scored]
+        spare = [run_id for run_id in dict.fromkeys((*firsts, *self._entries)) if run_id not in wanted]
         with self.silently():
             for box, old in zip((self.first, self.second), wanted, strict=True):
                 box.options = options

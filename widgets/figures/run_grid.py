@@ -189,7 +189,7 @@ def row_id(group: EntryGroup) -> str:
 
 def head(shown: Sequence[Column], rows: Iterable[Mapping[str, Any]], order: Sequence[str]) -> list[dict[str, Any]]:
     """Return columns as plain data, with their widths and the rank in which they give way on a narrow page."""
-    widest = [len(column.label) + 2 for column in shown]
+    widest = [len(column.label) + 3 for column in shown]
     for one in rows:
         widest = [max(least, len(cell)) for least, cell in zip(widest, one["cells"], strict=True)]
     widths = [round(min(_WIDEST, max(_NARROWEST, size * _CHARACTER + _PADDING))) for size in widest]

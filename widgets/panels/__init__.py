@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from widgets.kit.launching import start as start
     from widgets.panels.coach import Coach as Coach
     from widgets.panels.coach import Mark as Mark
-    from widgets.panels.compare_place import ComparePanel as ComparePanel
+    from widgets.panels.compare_panel import ComparePanel as ComparePanel
     from widgets.panels.draft_bar import DraftBar as DraftBar
     from widgets.panels.inspect_panel import InspectPanel as InspectPanel
     from widgets.panels.monitor_panel import MonitorPanel as MonitorPanel
@@ -22,7 +22,7 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "coach": "Coach Mark",
-        "compare_place": "ComparePanel",
+        "compare_panel": "ComparePanel",
         "draft_bar": "CostStrip DraftBar start",
         "inspect_panel": "InspectPanel",
         "monitor_panel": "MonitorPanel",

@@ -84,7 +84,7 @@ def tiers(ranked: Sequence[Sequence[EntryGroup]], tasks: Sequence[str], colours:
         label = {"text": f"tier {number}", "font": {"size": 12, "color": INK}, "showarrow": False}
         figure.add_annotation(x=1, xref="paper", xanchor="left", y=start, **label)
         start += len(tier)
-    figure.update_xaxes(range=_span(means, ends), showgrid=True, gridcolor=GRID, ticksuffix=" %")
+    figure.update_xaxes(range=_span(ends), showgrid=True, gridcolor=GRID, ticksuffix=" %")
     figure.update_layout(margin={"r": 48})
     return figure
 
@@ -130,7 +130,8 @@ def by_task(groups: Sequence[EntryGroup], tasks: Sequence[str], colours: Colours
             **figure.layout.xaxis.to_plotly_json(),
             "domain": [number * width, (number + 1) * width - gap],
             "range": [0, 165],
-            "tickvals": [0, 50, 100],
+            "tickvals": [0, 50, 100] if len(columns) < 4 else [0, 100],
+            "tickangle": 0,
             "showgrid": True,
             "gridcolor": GRID,
             "title": {"text": escape(_short(name, 120 // len(columns))), "font": {"size": 12}, "standoff": 2},
@@ -169,7 +170,9 @@ def against_parameters(groups: Sequence[EntryGroup], tasks: Sequence[str], colou
         line={"color": INK, "width": 1.4, "dash": "dot", "shape": "hv"},
         hoverinfo="skip",
     )
-    named = set(front[-NAMED:]) if len(points) > NAMED else set(range(len(points)))
+    few = len(points) <= 2 * NAMED  # else the names would cover each other
+    named = set(range(len(points))) if len(points) <= NAMED else set(front[-NAMED:] if few else ())
+    sides = ["left" if size > points[len(points) // 2][0] else "right" for size, *_ in points]
     names = dict(zip((group.id for *_, group in points), _names([g for *_, g in points]), strict=True))
     figure.add_scatter(
         x=[size for size, *_ in points],
@@ -177,7 +180,8 @@ def against_parameters(groups: Sequence[EntryGroup], tasks: Sequence[str], colou
         mode="markers+text",
         name="groups",
         text=[names[key] if i in named else "" for i, (_, _, key, _) in enumerate(points)],
-        textposition=["top left" if i in front else "bottom right" for i in range(len(points))],  # nothing is there
+        # Above a point of the front there is none; below the last one, there is no room to the right.
+        textposition=["top left" if i in front else f"bottom {side}" for i, side in enumerate(sides)],
         textfont={"size": 12},
         cliponaxis=False,
         marker={"color": [colours.get(key, INK) for _, _, key, _ in points], "size": 11},
@@ -193,7 +197,8 @@ def against_parameters(groups: Sequence[EntryGroup], tasks: Sequence[str], colou
     room = max(0.25, 0.08 * (high - low))
     ticks = [m * 10**e for e in range(math.floor(low) - 1, math.ceil(high) + 1) for m in (1, 2, 5)]
     figure.update_xaxes(type="log", range=[low - 2 * room, high + room], tickvals=ticks, tickformat="~s")
-    figure.update_yaxes(range=_span([m for _, m, *_ in points], [g.interval(tasks) for *_, g in points]))
+    known = [group for _, level, group in sized if level is not None]
+    figure.update_yaxes(range=_span([group.interval(tasks) for group in known]))
     return figure
 
 
@@ -359,15 +364,18 @@ def _whiskers(means: Sequence[float], ends: Sequence[tuple[float, float]], width
     return {"array": up, "arrayminus": down, "thickness": width, "width": 3, "color": INK}
 
 
-def _span(means: Sequence[float], ends: Sequence[tuple[float, float]]) -> list[float]:
+def _span(ends: Sequence[tuple[float, float]]) -> list[float]:
     """Return the range of an axis of accuracies in percent, with a margin."""
     low, high = 100 * min(e[0] for e in ends), 100 * max(e[1] for e in ends)
     room = max(1.0, 0.06 * (high - low))
-    return [max(-2.0, low - room), min(102.0, high + room)] if means else [0, 100]
+    return [max(-2.0, low - room), min(102.0, high + room)]
 
 
 def _value(entry: Entry, key: str) -> str:
-    return words(entry.fields[key]) if entry.fields.get(key) not in (None, "") else (NONE if key else "")
+    value = entry.fields.get(key)
+    if value is None or value == "":
+        return NONE if key else ""
+    return f"{value:g}" if isinstance(value, float) else words(value)
 
 
 def _order(value: str) -> tuple[int, float, str]:

@@ -163,7 +163,7 @@ def arrange(
         rows[key] = run_grid.row(group, shown, tasks)
         lines.append((key, 0))
         for one in by_seed(group.entries, names, together=False) if key in open and len(group.entries) > 1 else ():
-            rows[one.id] = run_grid.row(one, shown, tasks)
+            rows[one.id] = run_grid.row(one, shown, tasks) | {"name": f"seed {one.fields['seed']}"}
             lines.append((one.id, 1))
     inside = [entry for group in groups for entry in group.entries]
     order = run_grid.importance(known, ranked)
@@ -569,13 +569,10 @@ class ComparePanel(Panel):
         show_if(view not in WIDE, self._beside)
         try:
             if view == "Specs":
-                groups = [*found.groups, *found.unscored]
-                if found.reference in groups:
-                    groups = [found.reference, *(group for group in groups if group is not found.reference)]
-                self.markup.value = await asyncio.to_thread(specs, groups)
+                self.markup.value = await asyncio.to_thread(specs, self._by_interest())
             elif view == "Items":
                 names = self.workspace.runs.names
-                self.items.show([run for group in self._by_interest() for run in group.scored], names)
+                self.items.show(self._by_interest(), names)
             else:
                 self.figure.figure = await asyncio.to_thread(lambda: draw(view, found, options).to_plotly_json())
         except Exception as error:

@@ -18,7 +18,7 @@ from llm_adapters_lab.runs.record import Run, write_note
 from llm_adapters_lab.runs.spec import RunSpec
 from widgets.figures.run_grid import GROUP
 from widgets.kit.workspace import Question, Workspace
-from widgets.panels.compare_place import VIEWS, ComparePanel
+from widgets.panels.compare_panel import VIEWS, ComparePanel
 
 LORA, SERIES = {"type": "lora", "rank": 4}, {"type": "series"}
 
@@ -88,7 +88,7 @@ def test_one_line_for_each_group_of_seeds_with_mean_and_deviation(six: dict[str,
 def test_groups_unfold_and_the_luckiest_seed_is_never_marked(six: dict[str, Run], tmp_path: Path) -> None:
     panel = ComparePanel(tmp_path)
     panel.table.unfolded = [f"{GROUP}{six['r4 s0'].id}"]
-    assert names(panel)[:4] == ["lora r4 q,v", "lora r4 q,v s0", "lora r4 q,v s1", "lora r4 q,v s2"]
+    assert names(panel)[:4] == ["lora r4 q,v", "seed 0", "seed 1", "seed 2"]
     assert [depth for _, depth in panel.table.lines] == [0, 1, 1, 1, 0, 0, 0]
     panel.together.value = False
     assert names(panel)[:2] == ["lora r4 q,v s1", "lora r4 q,v s0"]
@@ -273,7 +273,9 @@ def test_items_are_filtered_and_open_inspect(six: dict[str, Run], tmp_path: Path
     panel.opened()
     panel.view.value = "Items"
     items = panel.items
-    assert [items.first.value, items.second.value] == [six["r4 s0"].id, six["r4 s1"].id]
+    assert [items.first.value, items.second.value] == [six["r4 s0"].id, six["series"].id]
+    assert items.position.value == "1–2 of 2"
+    items.second.value = six["r4 s1"].id
     assert items.list.items == []
     items.second.value = six["base"].id
     assert items.position.value == "1–13 of 13"
