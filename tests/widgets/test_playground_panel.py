@@ -143,7 +143,7 @@ def test_tokens_carry_their_probabilities(copied: Finished) -> None:
 
 def test_a_mix_is_the_weighted_sum(copied: Finished) -> None:
     panel = panel_of(copied, "lora", "own")
-    panel.limit.value = 8
+    panel.settings.limit.value = 8
     panel.mixed.value = True
     first, second = copied[1]["lora"], copied[1]["own"]
     panel.sliders[first].value, panel.sliders[second].value = 1.0, 0.0
@@ -180,7 +180,7 @@ def test_what_cannot_be_mixed_is_named(copied: Finished) -> None:
 
 def test_the_mix_is_answered_anew_while_others_still_answer(copied: Finished) -> None:
     panel = panel_of(copied, "lora")
-    panel.template.value, panel.question.value, panel.limit.value = RAW, "once upon a time", 100
+    panel.template.value, panel.question.value, panel.settings.limit.value = RAW, "once upon a time", 100
     panel.mixed.value = True
 
     async def use() -> None:
@@ -280,7 +280,7 @@ def test_a_prompt_that_does_not_fit_is_refused(copied: Finished) -> None:
     with pytest.raises(BadSpec, match="empty"):
         check_fits(model, [], 10)
     panel = panel_of(copied, "lora")
-    panel.template.value, panel.question.value, panel.limit.value = RAW, "coin " * limit, 10
+    panel.template.value, panel.question.value, panel.settings.limit.value = RAW, "coin " * limit, 10
     asyncio.run(panel.answer())
     assert all("that is more than the" in turns[-1]["problem"] for turns in panel.grid.turns.values())
     assert not panel.generate.disabled
@@ -288,7 +288,7 @@ def test_a_prompt_that_does_not_fit_is_refused(copied: Finished) -> None:
 
 def test_stop_takes_effect_at_the_next_token_and_the_loop_stays_responsive(copied: Finished) -> None:
     panel = panel_of(copied, "lora")
-    panel.template.value, panel.question.value, panel.limit.value = RAW, "once upon a time", 100
+    panel.template.value, panel.question.value, panel.settings.limit.value = RAW, "once upon a time", 100
     mine = copied[1]["lora"]
 
     async def use() -> int:
@@ -334,7 +334,7 @@ def test_stop_takes_effect_while_the_model_is_loading(copied: Finished) -> None:
 
 def test_parts_add_up_to_the_whole(copied: Finished) -> None:
     panel = panel_of(copied, "lora")
-    panel.template.value, panel.question.value, panel.limit.value = RAW, "once upon a time", 60
+    panel.template.value, panel.question.value, panel.settings.limit.value = RAW, "once upon a time", 60
     parts: list[Any] = []
     panel.grid.observe(lambda change: parts.extend(change["new"]), "part")
     generate(panel)
@@ -385,14 +385,14 @@ def test_hostile_text_stays_text(copied: Finished) -> None:
     assert panel.seen.value.count("&lt;img") == 2
     assert "&amp;lt;" not in panel.seen.value
     assert panel.input.layout.display == ""
-    panel.limit.value = 2
+    panel.settings.limit.value = 2
     generate(panel)
     panel.mode.value = "batch"
     panel.question.value = HOSTILE
     generate(panel)
-    assert "&lt;img" in panel.table.value
-    panel._earlier.button.value = True
-    panel.past.value = 0
+    assert "&lt;img" in panel.table.table.value
+    panel.history.fold.button.value = True
+    panel.history.list.value = 0
     assert panel.question.value == HOSTILE
     panel.system.value = HOSTILE
     panel.examples.task.options = (HOSTILE,)  # an unknown task
@@ -477,12 +477,12 @@ def test_a_batch_fills_a_table_and_a_file(copied: Finished) -> None:
     panel.mode.value = "batch"
     panel.question.value = "tom has 3 coins .\n\n  what is 3 + 4 ?  \n"
     generate(panel)
-    panel.save.click()
-    assert panel.delivery.file is not None
-    rows = list(csv.reader(io.StringIO(panel.delivery.file.data.decode())))
+    panel.table.save.click()
+    assert panel.table.delivery.file is not None
+    rows = list(csv.reader(io.StringIO(panel.table.delivery.file.data.decode())))
     assert rows[0] == ["prompt", "base", "lora r4 q,v,down s0", panel.names[copied[1]["prefix"]]]
     assert [row[0] for row in rows[1:]] == ["tom has 3 coins .", "what is 3 + 4 ?"]
-    assert panel.table.value.count("<tr>") == 3
+    assert panel.table.table.value.count("<tr>") == 3
     panel.mode.value = "single"
     panel.question.value = "what is 3 + 4 ?"
     generate(panel)
@@ -500,17 +500,17 @@ def test_prompts_are_remembered_across_sessions(copied: Finished) -> None:
     generate(panel)
     said = texts(panel)
     later = panel_of(copied, "prefix")
-    later._earlier.button.value = True
-    (label, number), *_ = later.past.options
+    later.history.fold.button.value = True
+    (label, number), *_ = later.history.list.options
     assert "what is 3 + 4 ?" in label
-    later.past.value = number
+    later.history.list.value = number
     assert later.question.value == "what is 3 + 4 ?"
     assert [turns[0]["text"] for turns in later.grid.turns.values()] == list(said.values())
     assert later.grid.columns[1]["name"] == panel.names[copied[1]["lora"]]
     generate(later)
     assert [column["key"] for column in later.grid.columns] == ["base", copied[1]["prefix"]]
-    later.clear.click()
-    assert later.past.options == ()
+    later.history.clear.click()
+    assert later.history.list.options == ()
     assert not (copied[0] / FILE).exists()
     assert FILE not in later.workspace.runs.entries
 
@@ -549,7 +549,7 @@ def test_a_chat_has_turns_and_a_system_prompt(tmp_path: Path) -> None:
     assert panel.prompt.startswith("<s>system : add</s>user : ")
     assert panel.problem.value == panel.warning.value == ""
     assert panel.system.layout.display == ""
-    panel.limit.value = 6
+    panel.settings.limit.value = 6
     generate(panel)
     panel.question.value = "what is </s> 3 ?"  # typed text stays text
     _, ids, form = panel._written(panel.examples.tokenizer, "base", panel._typed(), ())
@@ -578,7 +578,7 @@ def test_a_chat_has_turns_and_a_system_prompt(tmp_path: Path) -> None:
 def test_a_conversation_ends_with_a_plain_template_and_another_example(tmp_path: Path) -> None:
     run(small("lora", data={"task": "mini-addsub", "rows": 8, "template": TEMPLATE}), root=tmp_path)
     panel = PlaygroundPanel(tmp_path)
-    panel.limit.value = 2
+    panel.settings.limit.value = 2
     for end in (lambda: setattr(panel.template, "value", "qa"), panel.examples.another.click):
         panel.template.value = TEMPLATE
         generate(panel)

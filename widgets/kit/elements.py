@@ -59,6 +59,11 @@ def row(*children: Any) -> Any:
     return W.HBox(children, layout=W.Layout(flex_flow="row wrap", align_items="center"))
 
 
+def toolbar(*children: Any) -> Any:
+    """Return controls side by side, close together, as wide as the page; they wrap."""
+    return W.Box(children, layout=W.Layout(width="auto")).add_class("lab-toolbar")
+
+
 def column(*children: Any, css: str = "") -> Any:
     """Return widgets below each other, as wide as the page; `css` is a class of the stylesheet."""
     made = W.VBox(children, layout=W.Layout(width="auto"))

@@ -8,8 +8,6 @@ and a click on Stop takes effect at the next token.
 from __future__ import annotations
 
 import asyncio
-import csv
-import io
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +16,6 @@ from typing import Any
 import ipywidgets as W
 
 from llm_adapters_lab.errors import BadSpec, LabError
-from llm_adapters_lab.evaluation.decoding import make_sampler
 from llm_adapters_lab.evaluation.scoring import RULES
 from llm_adapters_lab.files import read_json
 from llm_adapters_lab.markup import Html, el
@@ -31,23 +28,22 @@ from llm_adapters_lab.tasks.formats import Format, get_format
 from llm_adapters_lab.tasks.registry import get_task
 from llm_adapters_lab.tasks.tokens import prompt_ids
 from widgets.figures.answer_grid import AnswerGrid
+from widgets.figures.answer_table import AnswerTable
+from widgets.forms.decoding_settings import DecodingSettings
+from widgets.forms.history_list import HistoryList
 from widgets.forms.prompt_box import PromptBox
 from widgets.kit.answers import Answer, Voice
-from widgets.kit.delivery import Delivery
-from widgets.kit.elements import Collapsible, button, field, segments, show_if
+from widgets.kit.elements import Collapsible, button, field, segments, show_if, toolbar
 from widgets.kit.loaded_runs import LoadedRun, free_memory, load_run
-from widgets.kit.panel import Panel, error_markup, error_text, guarded
-from widgets.kit.prompt_history import MOST, PromptHistory
+from widgets.kit.panel import Panel, error_markup, error_text, guarded, schedule
+from widgets.kit.prompt_history import Entry as Remembered
 from widgets.kit.workspace import Question, Workspace
-from widgets.panels.finished_run import schedule
 from widgets.panels.question_picker import QuestionPicker
 
 RAW = "none (raw text)"
-MAX_NEW_TOKENS = 4096
 MAX_ADAPTERS = 3
 MAX_PROMPTS = 200
 """Number of prompts in a batch."""
-GREEDY = "Temperature 0 is greedy decoding, as in the evaluation: always the likeliest token."
 EVERY = 0.1
 """Seconds between two updates of the page while answers are generated."""
 BARE, MIX = "base", "mix"
@@ -73,6 +69,8 @@ class PlaygroundPanel(Panel):
         answers: the answers by column: "base", run ids, "mix".
         grid: shows them.
         sliders: the weights of the mix by run id.
+        settings: how answers are generated.
+        table: the answers to a batch.
         history: earlier prompts.
         status: what the panel is doing.
         warning: in what the prompt differs from those of the training and of the evaluation.
@@ -102,10 +100,6 @@ class PlaygroundPanel(Panel):
         self._prompts: dict[str, dict[str, tuple[str, str]]] = {}
         self._question: Question | None = None
         self._takes = 0
-        self._table: list[list[str]] = []
-        self._kept: list[dict[str, Any]] = []
-        self._earlier: Collapsible
-        self.history = PromptHistory(self.workspace.root)
         self.sliders: dict[str, Any] = {}
         self._build()
         if run_id:
@@ -402,8 +396,7 @@ class PlaygroundPanel(Panel):
         self.grid.show(self._columns(), self._all_turns())
 
     def _new(self, voice: Voice, ids: list[int], form: Format | None) -> Answer:
-        sampler = make_sampler(self.temperature.value, self.seed.value, self.top_p.value)
-        return Answer(voice, ids, form, self.limit.value, sampler)
+        return Answer(voice, ids, form, self.settings.limit.value, self.settings.sampler())
 
     async def _generate(self) -> None:
         """Generate the active answers in turns, and show what they have so far."""
@@ -491,7 +484,8 @@ class PlaygroundPanel(Panel):
         if len(lines) > MAX_PROMPTS:
             raise BadSpec(f"There are {len(lines)} prompts; a batch has at most {MAX_PROMPTS}. Remove some.")
         names = [column["name"] for column in self._columns()]
-        self._table, shown = [["prompt", *names]], 0.0
+        self.table.clear(["prompt", *names])
+        shown = 0.0
         for number, line in enumerate(lines, 1):
             texts = []
             for key, voice in self._voices.items():
@@ -509,24 +503,11 @@ class PlaygroundPanel(Panel):
                     break
             if self._stopped:
                 break
-            self._table.append([line, *texts])
+            self.table.rows.append([line, *texts])
             if number == len(lines) or time.monotonic() - shown > 0.5:
                 shown = time.monotonic()
-                self._show_table()
-        self._show_table()
-
-    def _show_table(self) -> None:
-        head, *rows = self._table
-        cells = [el("tr", *(el("td", text) for text in row)) for row in rows]
-        body = el("table", el("thead", el("tr", *(el("th", text, scope="col") for text in head))), el("tbody", *cells))
-        self.table.value = el("div", body, class_="lab-batch", tabindex="0")
-        self.save.disabled = not rows
-
-    @guarded
-    def _save(self, _: Any) -> None:
-        text = io.StringIO()
-        csv.writer(text).writerows(self._table)
-        self.delivery.deliver("answers.csv", text.getvalue().encode())
+                self.table.show()
+        self.table.show()
 
     # Conversation and history
 
@@ -556,28 +537,10 @@ class PlaygroundPanel(Panel):
         if any(text for _, text in answers):
             values = {"question": self.question.value, "input": self.input.value, "system": self.system.value}
             self.history.add({"at": time.time(), **values, "template": self.template.value, "answers": answers})
-            self._list_history()
 
     @guarded
-    def _list_history(self, _: Any = None) -> None:
-        entries = self.history.read()[::-1] if self._earlier.button.value else []
-        with self.silently():
-            options = []
-            for number, entry in enumerate(entries):
-                said = "; ".join(f"{name}: {' '.join(text.split())[:40]}" for name, text in entry["answers"])
-                asked = " ".join(entry["question"].split())[:60]
-                options.append((f"{ago(entry['at'])} · {asked} → {said}", number))
-            self.past.options = options
-            self.past.value = None
-        self._kept = entries
-        self.clear.disabled = not entries
-
-    @guarded
-    def _recall(self, change: Any) -> None:
+    def _recall(self, entry: Remembered) -> None:
         """Show an earlier prompt with its answers."""
-        if self.quiet or change["new"] is None:
-            return
-        entry = self._kept[change["new"]]
         known = [value for _, value in self.template.options]
         with self.silently():
             self.mode.value = "single"
@@ -593,11 +556,6 @@ class PlaygroundPanel(Panel):
         turns = {key: [{"asked": "", "text": text}] for key, (_, text) in answers.items()}
         self.grid.show(columns, turns)
         self.status.value = f"from {ago(entry['at'])}; Generate answers it again"
-
-    @guarded
-    def _forget(self, _: Any) -> None:
-        self.history.clear()
-        self._list_history()
 
     # The question
 
@@ -625,7 +583,7 @@ class PlaygroundPanel(Panel):
                 return
             self._asked = asked
             with self.silently():
-                self.limit.value = min(self.examples.max_new_tokens, MAX_NEW_TOKENS)
+                self.settings.limit.value = self.examples.max_new_tokens
                 self._offer_templates(asked)
             self._put(example)
         except Exception as error:
@@ -707,18 +665,11 @@ class PlaygroundPanel(Panel):
             self.seen.value = text_box(self.prompt, "lab-box lab-prompt")
 
     @guarded
-    def _sampled(self, _: Any = None) -> None:
-        """Tell whether decoding is greedy."""
-        greedy = self.temperature.value == 0
-        self.top_p.disabled = self.seed.disabled = greedy
-        self.greedy.value = el("span", "greedy" if greedy else "sampled", class_="lab-muted", title=GREEDY)
-
-    @guarded
     def _mode_changed(self, _: Any = None) -> None:
         batch = self.mode.value == "batch"
         self.question.rows = 8 if batch else 3
         self.question.placeholder = "One prompt on each line." if batch else PLACEHOLDER
-        show_if(batch, self._batch)
+        show_if(batch, self.table.widget)
         show_if(not batch, self.grid, self.tinted, self.gold, self.inspect)
         self._changed()
 
@@ -765,7 +716,9 @@ class PlaygroundPanel(Panel):
         self._stopped = True
 
     def _build(self) -> None:
-        self.grid, self.examples, self.delivery = AnswerGrid(), QuestionPicker(), Delivery()
+        self.grid, self.examples = AnswerGrid(), QuestionPicker()
+        self.settings, self.table = DecodingSettings(), AnswerTable()
+        self.history = HistoryList(self.workspace.root, self._recall)
         self.examples.task.layout.width = "240px"
         self.gold, self.seen, self.warning, self.status = W.HTML(), W.HTML(), W.HTML(), W.Label()
         self.status.add_class("lab-end")
@@ -789,16 +742,6 @@ class PlaygroundPanel(Panel):
         )
         self.system = W.Text(placeholder="system prompt: none", tooltip="System prompt of the chat")
         self.system.add_class("lab-grow")
-        self.limit = self._number("max new tokens", "158px", W.BoundedIntText, value=32, min=1, max=MAX_NEW_TOKENS)
-        self.limit.tooltip = "Maximum length of an answer, in tokens"
-        self.temperature = self._number("temperature", "136px", W.BoundedFloatText, value=0, min=0, max=5, step=0.1)
-        self.temperature.tooltip = GREEDY
-        self.top_p = self._number("top-p", "96px", W.BoundedFloatText, value=1, min=0.01, max=1, step=0.05)
-        self.top_p.tooltip = "Draw from the likeliest tokens that together have this probability"
-        self.seed = self._number("seed", "96px", W.BoundedIntText, value=0, min=0, max=2**31 - 1)
-        self.seed.tooltip = "Seed of the draws; each column uses the same"
-        self.greedy = W.HTML()
-        self.temperature.observe(self._sampled, "value")
         self.generate = button("Generate", "Generate all answers (Shift+Enter)", "primary")
         self.generate.on_click(lambda _: schedule(self.answer))
         self.stop = button("Stop", "Stop at the next token", disabled=True, click=self._stop)
@@ -806,34 +749,19 @@ class PlaygroundPanel(Panel):
         self.follow = button("Follow up", "Keep these answers, and ask the next question", click=self._follow_up)
         self.restart = button("New conversation", "Forget the turns so far", click=self._restart)
         self._weights = W.Box(layout=W.Layout(display="none")).add_class("lab-weights")
-        self.table = W.HTML()
-        self.save = button("Save as CSV", "Save the table", disabled=True, click=self._save)
-        self._batch = W.VBox([self.table, _toolbar(self.save, self.delivery.widget)], layout=W.Layout(width="auto"))
-        self.past = W.Select(rows=6, tooltip="Earlier prompts", layout=W.Layout(width="auto"))
-        self.past.observe(self._recall, "value")
-        self.clear = button("Clear", f"Forget the last {MOST} prompts, kept in the folder of runs", click=self._forget)
-        self._earlier = Collapsible("History", W.VBox([self.past, self.clear], layout=W.Layout(width="auto")))
-        self._earlier.button.observe(self._list_history, "value")
         seen = Collapsible("The prompt as the model sees it", self.seen)
-        settings = _toolbar(
-            *(self.generate, self.stop, self.limit, self.temperature, self.top_p, self.seed, self.greedy, self.inspect)
-        )
-        top = _toolbar(self.mode, self.examples.task, self.examples.another, self.template, self.system)
+        settings = toolbar(self.generate, self.stop, *self.settings.widgets, self.inspect)
+        top = toolbar(self.mode, self.examples.task, self.examples.another, self.template, self.system)
         talking = (self.adder, self.mixed, self.tinted, self.follow, self.restart, self.gold, self.status)
-        talk = _toolbar(*talking)
+        talk = toolbar(*talking)
         talk.add_class("lab-talk")
         shown = [self.question, self.input, settings, self.warning, self.problem, talk, self._weights]
         setup = button("Go to Setup", "Start a run", "primary", click=lambda _: self.workspace.go("Setup"))
         self._empty = W.VBox([W.HTML(el("div", NOTHING)), setup]).add_class("lab-empty")
-        self._full = W.VBox([top, *shown, self.grid, self._batch, self._earlier.widget, seen.widget])
+        self._full = W.VBox([top, *shown, self.grid, self.table.widget, self.history.widget, seen.widget])
         self._full.add_class("lab-rows")
         self.widget = W.VBox([self._empty, self._full]).add_class("lab-playground")
-        show_if(False, self._batch, self.follow, self.restart, self.input, self.system)
-        self._sampled()
-
-    def _number(self, label: str, width: str, kind: Any, **traits: Any) -> Any:
-        made = field(kind, label, width, **traits)
-        return made.add_class("lab-setting")
+        show_if(False, self.table.widget, self.follow, self.restart, self.input, self.system)
 
 
 def _answers(entry: Entry) -> bool:
@@ -850,7 +778,3 @@ def _system(text: str) -> str:
 
 def _column(key: str, name: str, title: str, colour: str, note: str, *, removable: bool = False) -> dict[str, Any]:
     return {"key": key, "name": name, "title": title, "colour": colour, "note": note, "removable": removable}
-
-
-def _toolbar(*children: Any) -> Any:
-    return W.Box(children, layout=W.Layout(width="auto")).add_class("lab-toolbar")

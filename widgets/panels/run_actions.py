@@ -25,12 +25,11 @@ from llm_adapters_lab.runs.marks import mark
 from llm_adapters_lab.runs.record import Run, write_note
 from llm_adapters_lab.runs.restoring import restore
 from widgets.kit.delivery import MOST, Delivery
-from widgets.kit.elements import button, column, field, segments, show_if, text_area
+from widgets.kit.elements import button, column, field, segments, show_if, text_area, toolbar
 from widgets.kit.loaded_runs import free_memory
 from widgets.kit.markdown import markdown
-from widgets.kit.panel import Panel, error_markup, guarded
+from widgets.kit.panel import Panel, error_markup, guarded, schedule
 from widgets.kit.workspace import Workspace
-from widgets.panels.finished_run import schedule
 
 T = TypeVar("T")
 MERGED = "merged"
@@ -120,16 +119,16 @@ class RunActions(Panel):
         self.save = button("Save", "Write the folder", "primary", click=self._then(self.export))
         self.cancel = button("Cancel", "Close this form", click=lambda _: show_if(False, self.form))
         self.form = W.VBox(
-            [_toolbar(self.format, self.folder, self.save, self.cancel), self.size], layout=W.Layout(width="auto")
+            [toolbar(self.format, self.folder, self.save, self.cancel), self.size], layout=W.Layout(width="auto")
         )
         self.text, self.preview = text_area("Note in Markdown", 6, continuous_update=False), W.HTML()
         self.text.placeholder = "A note in Markdown; it is saved when you leave the field."
         self.note = W.GridBox([self.text, self.preview]).add_class("lab-notes")
         self.fetch = button("Download report", "Save the report through the browser")
         self.fetch.on_click(self._fetch)
-        line = _toolbar(self.status, self.fetch, self.delivery.widget).add_class("lab-actions-status")
+        line = toolbar(self.status, self.fetch, self.delivery.widget).add_class("lab-actions-status")
         marks = (self.star, self.head, self.tags, self.baseline, self.notes)
-        rows = _toolbar(*marks, self.report, self.adapter, self.exporting, self.merging)
+        rows = toolbar(*marks, self.report, self.adapter, self.exporting, self.merging)
         self.widget = column(rows, self.form, self.note, line, self.problem, css="lab-actions")
         show_if(False, self.form, self.note, self.fetch, line)
         self._line = line
@@ -349,7 +348,3 @@ def _common(entries: Sequence[Entry]) -> list[str]:
 
 def _counted(runs: Sequence[Any]) -> str:
     return "1 run" if len(runs) == 1 else f"{len(runs)} runs selected" if runs else "No run is selected"
-
-
-def _toolbar(*children: Any) -> Any:
-    return W.Box(children, layout=W.Layout(width="auto")).add_class("lab-toolbar")
