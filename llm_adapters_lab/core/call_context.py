@@ -88,7 +88,7 @@ class AdapterCache(DynamicCache):
 
 GROUP = "group"
 """Name of the input that holds the number of each row's group."""
-OF_A_CALL = ("rows", "mask", "cache", "token_rows", "_given", "_packed_rows")
+OF_A_CALL = ("rows", "mask", "cache", "positions", "token_rows", "_given", "_packed_rows")
 """What a call context holds only while a call runs."""
 
 
@@ -100,6 +100,7 @@ class CallContext:
         mask: 1 for tokens, 0 for padding, (B, columns so far); None if nothing is padded.
         cache: of the call, if it has one.
         token_rows: in a packed call, the row of each token (the first one, if rows share it), (T,).
+        positions: of the tokens of this call in their rows, across the cache, (B or 1, T).
         inputs: additional inputs by name, (B, ...) each.
         groups: names of the groups that the adapters know, in order of their numbers.
         group: number of each row's group in the layout of the tokens, (B, 1), or (1, T) in a packed call; None if the
@@ -111,6 +112,7 @@ class CallContext:
         self.rows: int | None = None
         self.mask: torch.Tensor | None = None
         self.cache: AdapterCache | None = None
+        self.positions: torch.Tensor | None = None
         self.token_rows: torch.Tensor | None = None
         self.readers: dict[str, bool] = {}  # by name of the injection: whether it looks back
         self.groups: list[str] = []
@@ -213,6 +215,7 @@ class CallContext:
         inputs = kwargs["inputs_embeds"] if kwargs.get("input_ids") is None else kwargs["input_ids"]
         self._thread = get_ident()
         self.rows, self.mask, self.cache = self._packed_rows or len(inputs), mask if padded else None, cache
+        self.positions = _positions(kwargs, mask, inputs.shape[1], inputs.device)
         for name, value in self.inputs.items():
             if len(value) != self.rows:
                 raise CannotInject(f"The input {name!r} has {len(value)} rows where the model runs {self.rows}.")
@@ -224,7 +227,7 @@ class CallContext:
         """Reset the context after a call."""
         if self._thread != get_ident():
             return  # the call was refused
-        self.rows = self.mask = self.cache = None
+        self.rows = self.mask = self.cache = self.positions = None
         for module, function in self._checkpointed:
             module.__dict__["_gradient_checkpointing_func"] = function
         self._checkpointed = []
@@ -272,6 +275,17 @@ class CallContext:
             yield
         finally:
             self.__dict__.update(now)
+
+
+def _positions(kwargs: dict[str, Any], mask: Any, count: int, device: torch.device) -> torch.Tensor:
+    given = kwargs.get("position_ids")
+    if isinstance(given, torch.Tensor) and given.ndim == 2:
+        return given
+    if mask is not None and mask.shape[1] >= count:
+        return (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -count:]  # type: ignore[no-any-return]
+    cache = kwargs.get("past_key_values")
+    past = cache.get_seq_length() if cache is not None and hasattr(cache, "get_seq_length") else 0
+    return torch.arange(past, past + count, device=device)[None]
 
 
 CONTEXT_ATTRIBUTE = "call_context"

@@ -5,6 +5,8 @@ stack(model, "sums")                               # enable only this one
 stack(model, "stories", "sums")                    # one after the other, in this order
 mix(model, {"sums": 0.7, "stories": 0.3})          # y + 0.7 Δ_sums(x, y) + 0.3 Δ_stories(x, y)
 merge_mix(model)                                   # W + 0.7 ΔW_sums + 0.3 ΔW_stories, without adapters
+compose(model, Stack("a", Average("b", "c")))       # a, then the mean of what b and c change; rules nest
+compose(model, Route({"a": "de", "b": "fr"}))      # by the group of each row: with grouped(model, ["de", "fr"]): ...
 stack(model)                                       # the base alone
 """
 
@@ -17,10 +19,12 @@ from torch import nn
 
 from llm_adapters_lab.config import finite
 from llm_adapters_lab.core import weights
+from llm_adapters_lab.core.call_context import attach_context
 from llm_adapters_lab.core.hooks import AdapterChain, chain_name
 from llm_adapters_lab.core.injection import Injection, injections
 from llm_adapters_lab.core.merging import changed_tensors, check_unshared, check_writable
 from llm_adapters_lab.core.rounding import measure, probe
+from llm_adapters_lab.core.rules import Route, Rule, Stack
 from llm_adapters_lab.errors import BadSpec, CannotMerge, choices
 
 
@@ -36,7 +40,7 @@ def stack(model: nn.Module, *names: str) -> None:
     """
     _named(model, names)
     for chain in _chains(model):
-        chain.mix = {}
+        chain.mix, chain.rule = {}, None
         chain.off = set(chain) - set(names)
         chain.turns |= {name: (i, chain.turns[name][1]) for i, name in enumerate(names, 1) if name in chain}
 
@@ -58,21 +62,57 @@ def mix(model: nn.Module, shares: Mapping[str, float]) -> None:
     mixed = _named(model, shares)
     if not shares:
         raise BadSpec("A mix needs at least one adapter; `stack(model)` switches all off.")
-    for name, injection in mixed.items():
-        if any(adapter.scope == "model" or adapter.trains_base for adapter in injection.adapters.values()):
-            raise BadSpec(f"{name!r} is {injection.config.type!r}, whose effects do not add up; stack it instead.")
     if bad := [name for name, share in shares.items() if not finite(share)]:
         raise BadSpec(f"The shares of a mix are numbers that are finite in fp32; that of {', '.join(bad)} is not.")
+    _check_sites(mixed)
+    for chain in _chains(model):
+        chain.mix = {name: float(shares[name]) for name in chain if name in shares}
+        chain.rule, chain.off = None, set(chain) - set(shares)
+
+
+def compose(model: nn.Module, rule: Rule) -> None:
+    """Enable the adapters that a rule names, let them act together by it, and disable all others.
+
+    Args:
+        model: the model that they are in.
+        rule: of `rules`; `stack` and `mix` are shorthands for the simplest.
+
+    Raises:
+        BadSpec: a name is unknown; an adapter acts on the whole model or on the base's own parameters, or sits at
+            experts, where rows cannot be told apart; or one would read what another changes.
+    """
+    if type(rule) is Stack and all(isinstance(member, str) for member in rule.members):
+        stack(model, *rule.names())
+        return
+    named = _named(model, dict.fromkeys(rule.names()))
+    if not named:
+        raise BadSpec("A rule needs at least one adapter; `stack(model)` switches all off.")
+    _check_sites(named)
+    groups = [group for each in rule.rules() if isinstance(each, Route) for group in each.groups]
+    if by_row := any(each.by_row for each in rule.rules()):
+        for name, injection in named.items():
+            if any(site.routed for site in injection.sites.values()):
+                raise BadSpec(f"{name!r} is at experts, which get the tokens of all rows mixed; it cannot be routed.")
+    context = None
+    for name, injection in named.items() if by_row else ():
+        decoder = model.get_submodule(injection.anatomy.decoder)
+        back = any(adapter.looks_back for adapter in injection.adapters.values())
+        context = attach_context(decoder, name, looks_back=back, groups=groups)
+    for chain in _chains(model):
+        chain.mix, chain.rule, chain.call, chain.off = {}, rule, context, set(chain) - set(named)
+
+
+def _check_sites(named: Mapping[str, Injection]) -> None:
+    """Check that the changes of adapters add up."""
     at: dict[str, set[tuple[str, str]]] = {}
-    for name, injection in mixed.items():
+    for name, injection in named.items():
+        if any(adapter.scope == "model" or adapter.trains_base for adapter in injection.adapters.values()):
+            raise BadSpec(f"{name!r} is {injection.config.type!r}, whose effects do not add up; stack it instead.")
         for site in injection.sites.values():
             here = at.setdefault(site.path, set())
             here.add((name, chain_name(site)))
             if len(names := sorted({n for n, _ in here})) > 1 and len({chain for _, chain in here}) > 1:
                 raise BadSpec(f"{' and '.join(map(repr, names))} follow one another at {site.path}: they do not mix.")
-    for chain in _chains(model):
-        chain.mix = {name: float(shares[name]) for name in chain if name in shares}
-        chain.off = set(chain) - set(shares)
 
 
 def merge_mix(model: nn.Module, *, round: bool = False) -> nn.Module:

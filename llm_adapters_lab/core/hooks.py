@@ -37,6 +37,8 @@ class AdapterChain(nn.ModuleDict):
         muted: names that are disabled within a context; a name may occur several times.
         mix: weights by name. If not empty, the adapters are not applied one after the other: each reads the output of
             the base, and their changes are added with these weights.
+        rule: how they act together, if neither one after the other nor as a mix; see `rules`.
+        call: the context that the rule reads, or None.
         slices: names of adapters that share a batch: the rows are split into as many equal slices, and each adapter is
             applied to its own slice only. If empty, all are applied to all rows.
     """
@@ -48,6 +50,8 @@ class AdapterChain(nn.ModuleDict):
         self.off: set[str] = set()
         self.muted: list[str] = []
         self.mix: dict[str, float] = {}
+        self.rule: Any = None
+        self.call: Any = None
         self.slices: list[str] = []
         # Of the running calls, by thread.
         self.x: dict[int, torch.Tensor] = {}
@@ -82,18 +86,28 @@ class AdapterChain(nn.ModuleDict):
 
     def _run(self, active: dict[str, Any], x: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor:
         out, x = y, y if x is None else x
+        if self.rule is not None:
+
+            def apply(name: str, before: torch.Tensor) -> torch.Tensor:
+                return self._one(active[name], x, before)[1] if name in active else before
+
+            folded: torch.Tensor = self.rule.fold(apply, y, self.call)
+            return folded.to(y.dtype)
         for name, adapter in active.items():
-            tensors = concatenated(adapter.parameters(), adapter.buffers())
-            dtype = next((t.dtype for t in tensors if t.is_floating_point()), y.dtype)
-            # Under autocast, a cast here would only be a copy of x that is kept for the backward pass.
-            dtype = y.dtype if torch.is_autocast_enabled(y.device.type) else dtype
-            before = (y if self.mix else out).to(dtype)
-            if self.table:
-                after = before + weights.row_scale(self.table[0]) * adapter(x, torch.zeros_like(before))
-            else:
-                after = adapter(before if x is out else x.to(dtype), before)
-            out = out.to(dtype) + self.mix[name] * (after - before) if self.mix else after
+            before, after = self._one(adapter, x, y if self.mix else out)
+            out = out.to(before.dtype) + self.mix[name] * (after - before) if self.mix else after
         return out.to(y.dtype)
+
+    def _one(self, adapter: Any, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return y in the dtype of an adapter, and what the adapter makes of it."""
+        tensors = concatenated(adapter.parameters(), adapter.buffers())
+        dtype = next((t.dtype for t in tensors if t.is_floating_point()), y.dtype)
+        # Under autocast, a cast here would only be a copy of x that is kept for the backward pass.
+        dtype = y.dtype if torch.is_autocast_enabled(y.device.type) else dtype
+        before = y.to(dtype)
+        if self.table:
+            return before, before + weights.row_scale(self.table[0]) * adapter(x, torch.zeros_like(before))
+        return before, adapter(before if x is y else x.to(dtype), before)
 
 
 class Sequence(nn.ModuleList):

@@ -224,7 +224,7 @@ class Injection:
                 self._frozen.append(parameter)
                 parameter.requires_grad_(False)
         chains = [module for module in self.model.modules() if isinstance(module, AdapterChain)]
-        mixed = any(chain.mix for chain in chains)
+        mixed = any(chain.mix or chain.rule is not None for chain in chains)
         last = max((turn for chain in chains for turn, _ in chain.turns.values()), default=0)
         for index, (key, host) in enumerate(self._hosts.items()):
             chain = attach(self.model, host, self.sites.get(key))
@@ -236,7 +236,7 @@ class Injection:
                 chain.turns[self.name] = (last + 1, index)
             chain[self.name] = adapter
             if mixed:
-                chain.off.add(self.name)  # only the adapters named in a mix are on
+                chain.off.add(self.name)  # only the adapters named in a mix or rule are on
         if readers := [a for a in self.adapters.values() if a.needs_context or a.looks_back]:
             decoder = self.model.get_submodule(self.anatomy.decoder)
             back, groups = any(a.looks_back for a in readers), [name for a in readers for name in a.groups]

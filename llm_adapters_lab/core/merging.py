@@ -100,6 +100,8 @@ def _check_alone(injection: Injection) -> None:
         raise CannotMerge(f"The adapter {name!r} has been ejected or merged already.")
     for key in injection.adapters:
         chain = injection.chain(key)
+        if chain.rule is not None:
+            raise CannotMerge(f"Adapters are composed; undo it with `stack(model, {name!r})` first.")
         if chain.mix:
             raise CannotMerge("A mix is set; merge it with `merge_mix(model)`, or undo it with `stack(model, name)`.")
         if name not in chain.active():

@@ -81,7 +81,8 @@ def interpolation(
     Raises:
         NoView: the method adds nothing at a site that could be scaled.
     """
-    before = [(chain, set(chain.off), dict(chain.mix)) for chain in model.modules() if isinstance(chain, AdapterChain)]
+    chains = [chain for chain in model.modules() if isinstance(chain, AdapterChain)]
+    before = [(chain, set(chain.off), dict(chain.mix), chain.rule) for chain in chains]
     result = []
     try:
         for scale in scales:
@@ -91,6 +92,6 @@ def interpolation(
                 raise NoView(f"There is no contribution to scale: {error}") from None
             result.append((scale, score(model, ids)))
     finally:
-        for chain, off, shares in before:
-            chain.off, chain.mix = off, shares
+        for chain, off, shares, rule in before:
+            chain.off, chain.mix, chain.rule = off, shares, rule
     return result
