@@ -48,7 +48,8 @@ GUESSES = [
     ),
     ([{"question": "?", "answer": letter} for letter in "ABC"], "instruction=question&form=letter"),
     ([{"problem": "?", "context": "c", "answer": "x"}], "instruction=problem&input=context"),
-    ([{"a": "?", "b": "c"}], "instruction=a"),
+    ([{"a": "?", "b": "c"}], "instruction=a&answer=b"),
+    ([{"a": "?"}], "instruction=a"),
     ([{"messages": TURNS}], ""),
     ([{"talk": TURNS, "n": 1}], "messages=talk"),
     ([{"prompt": "a", "completion": "b"}], ""),
@@ -69,9 +70,11 @@ def test_columns_are_guessed(rows, keys):
 
 def test_a_choice_changes_the_name_and_what_is_read():
     rows = [{"a": f"ask {n}", "b": "x", "c": str(n % 2), "d": HOSTILE} for n in range(8)]
-    mapping, heard = opened(rows, "x.csv")
-    assert "neither an 'output' nor an 'answer'" in mapping.told.value.replace("&#x27;", "'")
-    assert mapping.told.value.count("row ") >= 4 and "and 4 more" in mapping.told.value
+    mapping, heard = opened(rows, "x.csv", keys="?instruction=a")
+    assert "Choose the column with the answer" in mapping.problem.value and not mapping.told.value
+    mapping.form.value, mapping.columns["answer"].value = "number", "b"
+    assert "8 of 8 rows cannot be read" in mapping.told.value and "and 4 more" in mapping.told.value
+    mapping.form.value = "text"
     mapping.columns["answer"].value = "c"
     mapping.columns["input"].value = "d"
     assert heard[-1] == "own:x.csv?instruction=a&input=d&answer=c"

@@ -28,6 +28,8 @@ FAULTS = 4
 """Maximum number of faults that are told in full."""
 LABELS = 12
 """Maximum number of different answers that are guessed to be labels."""
+NUMBERS = 0.8
+"""Share of numbers from which answers are guessed to be numbers; the others are told as faults."""
 CLASSES = 6
 """Maximum number of answers whose shares are shown."""
 QUESTIONS = "questions and answers"
@@ -92,8 +94,10 @@ def guess(rows: Sequence[Row]) -> dict[str, str]:
         free = [name for name in names if name not in found.values()]
         if name := _likely(free, likely.split()):
             found[key] = name
-    if "instruction" not in found and (free := [name for name in names if name not in found.values()]):
-        found["instruction"] = free[0]
+    for key, place in (("instruction", 0), ("answer", -1)):
+        free = [name for name in names if name not in found.values()]
+        if key not in found and free and not (key == "answer" and "output" in found):
+            found[key] = free[place]
     given = {key: name for key, name in found.items() if key != name}
     answers = [row.field(found["answer"]) for row in rows if row.has(found["answer"])] if "answer" in found else []
     return given | form_of(answers)
@@ -105,7 +109,7 @@ def form_of(answers: Sequence[Any]) -> dict[str, str]:
     different = sorted(set(texts))
     if not texts:
         return {}
-    if all(re.fullmatch(r"[+-]?[\d,]*\.?\d+", text) for text in texts):
+    if sum(bool(re.fullmatch(r"[+-]?[\d,]*\.?\d+", text)) for text in texts) >= NUMBERS * len(texts):
         return {"form": "number"}
     if set(different) <= {*LETTERS}:
         return {"form": "letter"}
@@ -246,6 +250,10 @@ class ColumnMapping(Panel):
         asked, rows, name = self._asked, self._rows, self.name
         if tell:
             self._notify()
+        if kind == QUESTIONS and not (self.columns["answer"].value or self.columns["output"].value):
+            self.problem.value = message("Choose the column with the answer, or the one with the text to learn.")
+            self.told.value = ""
+            return
 
         async def work() -> None:
             try:
@@ -285,7 +293,7 @@ def _read(name: str, root: str | None) -> dict[str, Row]:
 def _told(found: Mapping[str, Example | BadRow], form: str) -> Html:
     """Return three rows as they are read, the faults, and the shares of the answers."""
     good = [row for row in found.values() if isinstance(row, Example)]
-    bad = [str(row) for row in found.values() if isinstance(row, BadRow)]
+    bad = [re.sub("^.*?, (?=row )", "", str(row)) for row in found.values() if isinstance(row, BadRow)]
     parts: list[str] = []
     if bad:
         more = [f"… and {len(bad) - FAULTS:,} more"] if len(bad) > FAULTS else []
@@ -301,8 +309,8 @@ def _row(row: Example) -> Html:
     turns = [(str(turn["role"]), str(turn.get("content", ""))) for turn in row.messages]
     said = [("question", row.instruction), ("context", row.input), ("learns", row.output), ("rejected", row.rejected)]
     fields = [*(turns or said), ("gold answer", row.answer if row.answer != row.output else "")]
-    lines = [part for name, text in fields if text for part in (el("dt", name), el("dd", text[:400]))]
-    return el("div", el("dl", *lines), class_="lab-mapped")
+    lines = [part for name, text in fields if text for part in (el("span", name), el("div", text[:400]))]
+    return el("div", *lines, class_="lab-mapped")
 
 
 def _balance(answers: Sequence[str], form: str) -> Html | None:
