@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 SOURCE_HELP = "Run, or an adapter folder of the lab or of peft."
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help=SOURCE_HELP, autocompletion=complete_runs)]
 Out = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to create.")]
+GROUP_HELP = "Of an adapter with a part for each group: this part as an ordinary adapter; mean: that of all."
+Group = Annotated[str, typer.Option(metavar="NAME", help=GROUP_HELP)]
 BaseName = Annotated[str | None, typer.Option("--base", metavar="MODEL", help="Base model; default: the source's own.")]
 
 
@@ -30,6 +32,7 @@ def export(
     format: Annotated[Literal["peft", "lab"], typer.Option(help="Format of the new folder.")] = "peft",
     base: BaseName = None,
     root: Root = Path("runs"),
+    group: Group = "",
     push: Annotated[str, typer.Option(metavar="OWNER/NAME", help="Also upload it to the Hugging Face hub.")] = "",
     private: Annotated[bool, typer.Option("--private", help="With --push: make the repository private.")] = False,
 ) -> None:
@@ -42,7 +45,7 @@ def export(
         raise BadSpec("--private is about the repository that --push names. Add --push, or remove --private.")
     if push:
         hub.check_push(push)
-    loaded, injection, record = _load(source, root, base)
+    loaded, injection, record = _load(source, root, base, group)
     from llm_adapters_lab.results.exporting import export_adapter
 
     export_adapter(loaded, injection, out, format, record, push)
@@ -98,13 +101,14 @@ def merge(
     round: Annotated[bool, typer.Option("--round", help="Merge even if rounding takes over 10 % of ΔW.")] = False,
     base: BaseName = None,
     root: Root = Path("runs"),
+    group: Group = "",
 ) -> None:
     """Merge an adapter into its base and save a Hugging Face model."""
     from llm_adapters_lab.runs.record import check_new
 
     check_new(out)
     check_shard_size(max_shard_size)
-    loaded, injection, _ = _load(source, root, base)
+    loaded, injection, _ = _load(source, root, base, group)
     from llm_adapters_lab.results.exporting import export_merged
 
     remarks = export_merged(loaded, injection, out, max_shard_size, dequantize=dequantize, round=round)
@@ -113,7 +117,14 @@ def merge(
         say(text)
 
 
-def _load(source: str, root: Path, base: str | None) -> tuple[Base, Injection, Run | None]:
+def _load(source: str, root: Path, base: str | None, group: str = "") -> tuple[Base, Injection, Run | None]:
+    from llm_adapters_lab.core.baking import bake
+
+    loaded, injection, record = _loaded(source, root, base)
+    return loaded, bake(injection, group) if group else injection, record
+
+
+def _loaded(source: str, root: Path, base: str | None) -> tuple[Base, Injection, Run | None]:
     from llm_adapters_lab.models.spec import Quantization, check_base
 
     folder = Path(source)

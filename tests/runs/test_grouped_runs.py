@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from llm_adapters_lab.cli.app import app
 from llm_adapters_lab.core.call_context import context_of
 from llm_adapters_lab.core.registry import get_adapter
 from llm_adapters_lab.core.tensor_files import read_tensors
@@ -162,3 +164,18 @@ def test_a_new_group_starts_from_a_trained_run_and_trains_its_own_part_alone(
             assert torch.allclose(tensor, mean, atol=1.0)
         else:
             assert torch.equal(tensor, before[name])
+
+
+def test_a_part_is_exported_and_merged_as_an_ordinary_adapter(tmp_path: Path) -> None:
+    record = run(spec(), root=tmp_path)
+    runner, names = CliRunner(), ("mini-rules-plus", "mean")
+    for name in names:
+        out = tmp_path / name
+        args = ["export", record.id, str(out), "--format", "lab", "--group", name, "--root", str(tmp_path)]
+        found = runner.invoke(app, args)
+        assert found.exit_code == 0, found.output
+        assert json.loads((out / "adapter.json").read_text())["config"]["type"] == "lora"
+    merged = runner.invoke(app, ["merge", record.id, str(tmp_path / "m"), "--group", "mean", "--root", str(tmp_path)])
+    assert merged.exit_code == 0, merged.output
+    unknown = ["merge", record.id, str(tmp_path / "x"), "--group", "es", "--root", str(tmp_path)]
+    assert runner.invoke(app, unknown).exit_code == 2
