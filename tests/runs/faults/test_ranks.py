@@ -75,6 +75,18 @@ def test_adapted_experts_that_are_spread_over_processes_do_the_same(lab: Lab, tm
     assert {key: (mine[key] - theirs[key]).abs().max().item() < 1e-3 for key in theirs} == dict.fromkeys(mine, True)
 
 
+def test_rows_keep_their_groups_in_all_processes(lab: Lab, tmp_path: Path) -> None:
+    adapter = {"type": "poly", "rank": 1, "skills": 2, "at": "down"}
+    data = {"task": "mini-rules", "group": "task", "rows": 24, "validation": 3}
+    score = {**FIELDS["eval"], "tasks": ["mini-rules-plus", "mini-rules-minus-there"], "max_new_tokens": 16}
+    path = spec(tmp_path, adapter=adapter, data=data, eval=score)
+    folders = [tmp_path / name / RunSpec.load(path).id for name in ("alone", "team")]
+    single = done([lab.nursery.start("run", path, "--root", folders[0].parent)], Run(folders[0]))
+    record = done(team(lab, path, folders[1].parent), Run(folders[1]))
+    assert losses(record) == pytest.approx(losses(single), abs=1e-5, rel=0)
+    assert [p["text"] for p in record.predictions()] == [p["text"] for p in single.predictions()]
+
+
 def test_other_adapters_and_shortcuts_do_the_same(lab: Lab, tmp_path: Path) -> None:
     specs, program = programs()
     starts = {"alone": [lab.nursery.start("-c", program(tmp_path / "alone"))]}
