@@ -4,15 +4,17 @@
 
 Everything sees equally many rows of the five mini tasks: 200 steps of 16 for the network and for one shared bottleneck,
 40 for each of five separate ones. Then the network is trained on four tasks, and the fifth is learnt from 32 rows by
-its embedding alone (32 numbers), from the mean embedding; the control does the same on an untrained network. Last, the
-remedy of Hyper-adapters for large networks: the spread of generated matrices and the loss after 60 steps, with the
-division by the root of the code's size and without it.
+its embedding alone (32 numbers), from the mean embedding; the control does the same on an untrained network. Then the
+same comparison on three languages that contradict one another (`mini-tongue:1+2+3`), by the loss on held-out rows.
+Last, the remedy of Hyper-adapters for large networks: the spread of generated matrices and the loss after 60 steps,
+with the division by the root of the code's size and without it.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ HYPER: dict[str, Any] = {"type": "hyper", "bottleneck": 8, "at": "mlp", "embeddi
 PLAIN = {"type": "series", "bottleneck": 8, "at": "mlp", "nonlinearity": "relu"}
 TRAIN = {"batch": 16, "max_steps": 200, "epochs": 100, "learning_rate": 0.01}
 ROWS = 100
+TONGUES = (1, 2, 3)
 CODES = (16, 64, 256, 1024)
 
 
@@ -88,6 +91,13 @@ def final_loss(root: Path, seed: int, rescale: bool) -> float:
     return statistics.fmean(event["loss"] for event in list(made.events("Step"))[-10:])
 
 
+def tongue_loss(root: Path, seed: int, adapter: dict[str, Any], tongues: Sequence[int], steps: int) -> float:
+    """Return the loss on held-out rows of languages that contradict one another, in nats for each token."""
+    data = {"task": f"mini-tongue:{'+'.join(map(str, tongues))}", "group": "task", "loss_on": "all", "validation": 96}
+    made = finished(root, seed, adapter=adapter, data=data, train=TRAIN | {"max_steps": steps})
+    return float(list(made.events("Validated"))[-1]["loss"])
+
+
 def one_seed(root: Path, seed: int) -> dict[str, Any]:
     """Return all numbers of a seed."""
     hyper = trained(root, seed, HYPER, "mini-math", TASKS)
@@ -96,6 +106,12 @@ def one_seed(root: Path, seed: int) -> dict[str, Any]:
     fields = {"data": {"task": four_tasks(root), "group": "column:task"}, "train": TRAIN}
     others = [task for task in TASKS if task != FIFTH]
     four = finished(root, seed, adapter=HYPER, **fields, eval={"tasks": others, "rows": ROWS, "group": "task"})
+    tongues = {
+        "hyper": tongue_loss(root, seed, HYPER, TONGUES, 201),
+        "shared": tongue_loss(root, seed, PLAIN, TONGUES, 201),
+        "shared, of equal size": tongue_loss(root, seed, PLAIN | {"bottleneck": 48}, TONGUES, 201),
+        "separate": statistics.fmean(tongue_loss(root, seed, PLAIN, [one], 67) for one in TONGUES),
+    }
     counts = {"hyper": [hyper], "shared": [shared], "separate": apart}
     return {
         "hyper": accuracy(hyper),
@@ -106,6 +122,7 @@ def one_seed(root: Path, seed: int) -> dict[str, Any]:
         "fifth, mean embedding": by_mean(four),
         "fifth, embedding alone": by_embedding(root, seed, four.id),
         "fifth, embedding alone, untrained network": by_embedding(root, seed, ""),
+        "loss on three tongues": tongues,
         "loss at code 512, rescaled": final_loss(root, seed, True),
         "loss at code 512, not rescaled": final_loss(root, seed, False),
     }

@@ -8,10 +8,14 @@ from functools import cache
 from pathlib import Path
 
 from llm_adapters_lab.errors import BadSpec, choices
-from llm_adapters_lab.tasks import custom, reasoning_gym
+from llm_adapters_lab.tasks import custom, mini_tongues, reasoning_gym
 from llm_adapters_lab.tasks.base import TASKS, Task
 
-DESCRIBED = {custom.PREFIX: custom.task, reasoning_gym.PREFIX: reasoning_gym.task}
+DESCRIBED = {
+    custom.PREFIX: custom.task,
+    reasoning_gym.PREFIX: reasoning_gym.task,
+    mini_tongues.PREFIX: mini_tongues.task,
+}
 """Makes the task that a name describes, by the beginning of the name."""
 
 
