@@ -567,6 +567,8 @@ def test_a_chat_has_turns_and_a_system_prompt(tmp_path: Path) -> None:
     turns = panel.grid.turns[done.id]
     assert [turn["asked"] for turn in turns] == [first, "and 4 ?"]
     assert turns[0]["text"] == said[done.id]
+    panel.mixed.value = True  # a column that was not there
+    assert panel.grid.turns["mix"][0]["text"] == said[done.id]
     panel.restart.click()
     assert panel.prompt == "<s>system : add</s>user : and 4 ?</s>assistant : "
     panel.template.value = "qa"

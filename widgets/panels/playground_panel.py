@@ -218,12 +218,16 @@ class PlaygroundPanel(Panel):
         shots = self.examples.shots() if self.examples.task.value and not past else ()
         if past:
             asked = "\n\n".join(part for part in (example.instruction, example.input) if part)
-            turns = [text for said, answers in past for text in (said, answers.get(key, ""))] + [asked, ""]
+            turns = [text for said, answers in past for text in (said, self._said(answers, key))] + [asked, ""]
             roles = ("user", "assistant") * (len(turns) // 2)
             messages = tuple({"role": role, "content": text} for role, text in zip(roles, turns, strict=True))
             example = Example("", asked, "", "", "", messages=messages)
         ((text, ids),) = form.prompts([example], shots)
         return text, ids, form
+
+    def _said(self, answers: Mapping[str, str], key: str) -> str:
+        """Return an earlier answer of a column; one that was not there yet takes that of the first run."""
+        return answers.get(key, answers.get(self._first, ""))
 
     def _verdict(self, text: str) -> tuple[str, bool | None]:
         """Return how the evaluation would judge an answer, and whether it is right; nothing without a gold answer."""
@@ -463,7 +467,7 @@ class PlaygroundPanel(Panel):
         for column in self._columns():
             key = column["key"]
             turns: list[dict[str, Any]] = [
-                {"asked": asked, "text": answers.get(key, "")} for asked, answers in self._past
+                {"asked": asked, "text": self._said(answers, key)} for asked, answers in self._past
             ]
             if key in self.answers:
                 tokens = [] if key in self._problems else list(self.answers[key].shown)
@@ -729,7 +733,7 @@ class PlaygroundPanel(Panel):
         self.mode = segments([("Single", "single"), ("Batch", "batch")], "One prompt, or one on each line")
         self.mode.observe(self._mode_changed, "value")
         self.adder = W.Dropdown(
-            options=[("+ Add a run", "")], tooltip="Add another run", layout=W.Layout(width="190px")
+            options=[("+ Add a run", "")], tooltip="Add another run", layout=W.Layout(width="150px")
         ).add_class("lab-adder")
         self.adder.observe(self._added, "value")
         self.grid.observe(self._removed, "removed")
@@ -740,7 +744,7 @@ class PlaygroundPanel(Panel):
         self.template = field(
             W.Dropdown, "template", "190px", options=[*((name, name) for name in prompts.TEMPLATES), (RAW, RAW)]
         )
-        self.system = W.Text(placeholder="system prompt: none", tooltip="System prompt of the chat")
+        self.system = field(W.Text, "system prompt", "auto", placeholder="none", tooltip="System prompt of the chat")
         self.system.add_class("lab-grow")
         self.generate = button("Generate", "Generate all answers (Shift+Enter)", "primary")
         self.generate.on_click(lambda _: schedule(self.answer))

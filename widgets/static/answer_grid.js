@@ -44,7 +44,8 @@ function render({ model, el }) {
     const around = root.getBoundingClientRect();
     const at = span.getBoundingClientRect();
     tip.style.left = Math.max(0, Math.min(at.left - around.left, around.width - tip.offsetWidth - 4)) + "px";
-    tip.style.top = at.bottom - around.top + 4 + "px";
+    const below = at.bottom + tip.offsetHeight + 8 < window.innerHeight || at.top < tip.offsetHeight;
+    tip.style.top = (below ? at.bottom + 4 : at.top - tip.offsetHeight - 4) - around.top + "px";
     span.setAttribute("aria-describedby", tip.id);
   };
   const hideTip = () => tip.remove();
@@ -80,7 +81,8 @@ function render({ model, el }) {
   };
   const setFoot = (place, { verdict, foot, good }) => {
     const words = make("div", good === true ? "lab-good" : good === false ? "lab-bad" : "", verdict || "");
-    place.replaceChildren(words, make("div", "", foot || ""));
+    const size = make("div", "", foot || "");
+    place.replaceChildren(...(verdict ? [words, size] : [size]));
   };
   const addTurn = (column, turn, many) => {
     if (many && turn.asked) column.list.append(make("div", "lab-asked", turn.asked));
@@ -139,7 +141,7 @@ function render({ model, el }) {
       boxes[key] = { list, foot, name, turns: [] };
       const turns = kept[key] || [];
       for (const turn of turns) addTurn(boxes[key], turn, turns.length > 1);
-      list.scrollTop = list.scrollHeight;
+      requestAnimationFrame(() => { list.scrollTop = list.scrollHeight; });
     }
   };
   const same = () => {
