@@ -118,7 +118,9 @@ def _parameters(draft: Draft) -> tuple[Html, RunSpec, Size]:
     if not most.trainable:
         return el("span", el("b", "nothing is trained"), f" ({most.base:,} parameters)"), spec, most
     share = f"{100 * most.share:.2f} %" if most.share >= 1e-4 else f"{100 * most.share:.1e} %"
-    number = f"{most.trainable:,}" if least.trainable == most.trainable else f"{least.trainable:,} – {most.trainable:,}"
+    number = f"{most.trainable:,}"
+    if least.trainable != most.trainable:
+        number, share = f"{least.trainable:,} – {most.trainable:,}", f"up to {share}"
     tip = f"of the base's {most.base:,} parameters; weights {size(most.weights)}, "
     tip += f"adapter with gradients and AdamW moments {size(most.training)}"
     tip += f". The first {MOST} of {len(kinds)} adapters were counted." if len(kinds) > MOST else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -128,9 +129,7 @@ def make_draft(
     fields |= {"list": several} if several else {}
     fields |= {"grid": grid} if grid else {}
     fields |= {"seeds": list(varied["seed"])} if "seed" in varied else {}
-    count = len(several or [0]) * len(fields.get("seeds", [0]))
-    for values in grid.values():
-        count *= len(values)
+    count = math.prod(map(len, grid.values())) * max(1, len(several)) * len(fields.get("seeds", "1"))
     if count > MOST:
         raise BadSpec(f"These lists make {count:,} runs, and a draft has at most {MOST}. Shorten a list.")
     return Draft(Sweep.parse(fields).points(), fields, parent, parent_name, frozenset(factors))

@@ -63,14 +63,15 @@ class DraftBar:
         """
         self.start.disabled = draft is None
         if draft is None:
-            self.copy.texts = {}
-            head = [el("b", "Draft"), " · ", waiting or "not valid yet"]
-            self.line.value = el("div", *head, role="status")
+            self.copy.texts, self.start.description = {}, "Start"
+            words = waiting or "not valid yet"
+            self.line.value = el("div", el("span", "draft", class_="lab-kicker"), words, role="status")
             self.remark.value = _faults(faults)
             return
         self.copy.texts = as_code(draft.spec, draft)
         name, state = summary(draft), _state(known)
-        self.line.value = el("div", el("span", name, class_="lab-name"), *state, role="status", title=draft.spec.id)
+        head = [el("span", "draft", class_="lab-kicker"), el("span", name, class_="lab-name"), *state]
+        self.line.value = el("div", *head, role="status", title=draft.spec.id)
         text = draft.changed()
         self.remark.value = el(
             "div", text, class_="lab-muted", title="; ".join(" → ".join(c[1:]) for c in draft.changes())

@@ -165,13 +165,20 @@ class SetupPanel(Panel):
     def _starts(self) -> Any:
         """Return the row of presets and other specs to start from, with the search."""
         names = spec_presets()
-        quick = button("Quickstart", names[QUICK].idea, click=lambda _: self._preset(QUICK)).add_class("lab-preset")
-        rest = [(name, name) for name in names if name != QUICK]
-        self.preset = W.Dropdown(options=[("Presets …", ""), *rest], tooltip="Start from a preset, such as the paper's")
+        self.shortcuts = [self._card(name) for name in sorted(names, key=lambda name: name != QUICK) if "/" not in name]
+        rest = [(name.partition("/")[2], name) for name in names if "/" in name]
+        self.preset = W.Dropdown(options=[("The paper's runs …", ""), *rest], tooltip="Start from a run of the paper")
         self.from_run = W.Dropdown(options=[("Copy a run …", "")], tooltip="Start from the spec of a run")
         self.preset.observe(lambda change: change["new"] and self._preset(change["new"]), "value")
         self.from_run.observe(lambda change: change["new"] and self._copy_run(change["new"]), "value")
-        return row(quick, self.preset, self.from_run, self.search).add_class("lab-starts")
+        return row(*self.shortcuts, self.preset, self.from_run, self.search).add_class("lab-starts")
+
+    def _card(self, name: str) -> Any:
+        """Return a preset as a card: its name, and what it sets."""
+        preset = spec_presets()[name]
+        about = f"{preset.fields['adapter']['type']} · {preset.fields['base']}"
+        made = button(f"{name.capitalize()}\n{about}", preset.idea, click=lambda _: self._preset(name))
+        return made.add_class("lab-preset")
 
     def opened(self) -> None:
         """Offer the runs that a draft can be a copy of."""
@@ -310,5 +317,5 @@ class SetupPanel(Panel):
 def _facts(plan: Blueprint) -> str:
     anatomy = plan.anatomy
     count = sum(p.numel() for p in plan.skeleton.parameters())
-    text = f"{len(anatomy.layers)} layers · width {anatomy.hidden} · {count:,} parameters"
+    text = f"{count:,} parameters · {len(anatomy.layers)} layers · width {anatomy.hidden}"
     return f"{text}. {anatomy.remark}" if anatomy.remark else text
