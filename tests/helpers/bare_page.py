@@ -13,8 +13,10 @@ window.put = async (source, state) => {
   const module = (await import(URL.createObjectURL(new Blob([source], { type: "text/javascript" })))).default;
   const on = {}, el = document.createElement("div"), tell = (name) => (on[`change:${name}`] ?? []).forEach((f) => f());
   const set = (name, value) => { state[name] = value; tell(name); };
-  const model = { saved: {}, get: (name) => state[name], set, on: (name, f) => (on[name] ??= []).push(f), off() {},
-    save_changes() { this.saved = structuredClone(state); } };
+  const model = { saved: {}, sent: [], get: (name) => state[name], set, on: (name, f) => (on[name] ??= []).push(f),
+    off() {}, save_changes() { this.saved = structuredClone(state); },
+    send(content, _, pieces) { this.sent.push([content, [...new Uint8Array(pieces[0])]]); },
+    answer: (content) => on["msg:custom"].forEach((f) => f(content)) };
   window.models.push(model);
   document.querySelector(".lab").append(el);
   module.render({ model, el });
@@ -39,6 +41,17 @@ def show(page: Any, *shown: Any, width: int = 800) -> list[Any]:
 def saved(page: Any, number: int = 0) -> Any:
     """Return the state that the browser has saved for the kernel, of one of the widgets."""
     return page.evaluate("number => models[number].saved", number)
+
+
+def sent(page: Any, count: int, number: int = 0) -> Any:
+    """Return the messages with their bytes that the browser has sent, once there are `count`."""
+    page.wait_for_function("([i, n]) => models[i].sent.length >= n", arg=[number, count])
+    return page.evaluate("i => models[i].sent", number)
+
+
+def answer(page: Any, content: Any, number: int = 0) -> None:
+    """Send a message as the kernel would."""
+    page.evaluate("([i, content]) => models[i].answer(content)", [number, content])
 
 
 def send(page: Any, number: int = 0, **state: Any) -> None:

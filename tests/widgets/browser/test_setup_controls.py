@@ -1,14 +1,16 @@
 """The controls of Setup as plain anywidgets in a real browser: mouse, keyboard, screen readers, hostile text."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
-from bare_page import saved, send, show
+from bare_page import answer, saved, send, sent, show
 
 from llm_adapters_lab.core import placement
 from llm_adapters_lab.models.blueprint import blueprint
 from widgets.forms.picker import Option, Picker
 from widgets.forms.placement_grid import PlacementGrid
+from widgets.kit.upload import Upload
 
 HOSTILE = '<img src=x onerror="window.hit = 1">'
 NANO = blueprint("nano").anatomy
@@ -95,6 +97,28 @@ def test_a_picker_is_searched_with_the_keyboard(page: Any) -> None:
     send(page, error="There is none.", pending=True)
     assert found.get_by_role("status").text_content() == "There is none."
     assert page.evaluate("window.hit") is None
+
+
+def test_a_file_is_sent_in_pieces(page: Any, tmp_path: Path) -> None:
+    upload = Upload(tmp_path, ".csv", lambda path, told: None, lambda text: None)
+    upload.limit = 1_000_000
+    (found,) = show(page, upload)
+    content = bytes(number % 251 for number in range(600_000))
+    (tmp_path / "x.csv").write_bytes(content)
+    found.locator("input").set_input_files(tmp_path / "x.csv")
+    ((head, first),) = sent(page, 1)
+    assert (
+        head == {"name": "x.csv", "size": 600_000, "from": 0, "last": False} and found.locator("button").is_disabled()
+    )
+    answer(page, {"name": "x.csv", "done": False})
+    (_, (head, rest)) = sent(page, 2)
+    assert head["from"] == len(first) and head["last"] and bytes(first + rest) == content
+    answer(page, {"name": "x.csv", "done": True})
+    assert found.locator("button").is_enabled()
+    (tmp_path / "y.csv").write_bytes(bytes(1_000_001))
+    found.locator("input").set_input_files(tmp_path / "y.csv")
+    assert "at most 1 MB can be uploaded" in found.get_by_role("status").text_content()
+    assert len(sent(page, 2)) == 2
 
 
 def rare() -> list[Option]:
