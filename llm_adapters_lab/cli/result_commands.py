@@ -100,7 +100,7 @@ def _listed(entries: Sequence[Entry], sort: str) -> list[Row]:
     for entry in entries:
         row: Row = {"run": names[entry.id], "id": entry.id}
         cells: Row = {"state": "unreadable" if entry.fault else entry.state.name, "accuracy": percent(entry.accuracy)}
-        cells |= {"trainable": entry.trainable, "note": entry.note.partition("\n")[0] or None}
+        cells |= {"trainable": entry.trainable, "marks": _marks(entry), "note": entry.note.partition("\n")[0] or None}
         cells |= {"begun": time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.begun))}
         cells["by task"] = ", ".join(f"{task} {percent(share)}" for task, share in entry.scores.items()) or None
         if first and first not in row:  # what the list is sorted by must be seen
@@ -109,6 +109,12 @@ def _listed(entries: Sequence[Entry], sort: str) -> list[Row]:
             )
         rows.append(row | cells)
     return rows
+
+
+def _marks(entry: Entry) -> str | None:
+    """Return star, baseline and tags in a cell."""
+    words = ["★"] * entry.marks.star + ["baseline"] * entry.marks.baseline + [f"#{tag}" for tag in entry.marks.tags]
+    return " ".join(words) or None
 
 
 def _plain(entry: Entry) -> Row:
@@ -120,6 +126,9 @@ def _plain(entry: Entry) -> Row:
         "at": entry.fields.get("adapter.at"),
         "trainable": entry.trainable,
         "accuracy": dict(entry.scores),
+        "star": entry.marks.star,
+        "tags": entry.marks.tags,
+        "baseline": entry.marks.baseline,
     }
 
 

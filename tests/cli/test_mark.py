@@ -28,5 +28,13 @@ def test_a_run_is_marked_and_shown(tmp_path: Path) -> None:
     assert found == {"id": runs[1].id, "star": False, "tags": [], "baseline": True, "note": ""}
     assert marks(runs[0]) == Marks(tags=("good",))
     assert note(runs[0]) == "so *good*"
+    listed = CliRunner().invoke(app, ["list", "--root", str(tmp_path)]).output
+    assert "#good" in listed
+    plain = json.loads(
+        CliRunner().invoke(app, ["list", "--filter", "tag=good", "--json", "--root", str(tmp_path)]).output
+    )
+    assert [(row["id"], row["star"], row["tags"], row["baseline"]) for row in plain] == [
+        (runs[0].id, False, ["good"], False)
+    ]
     assert "cannot be a tag" in call(runs[0].id, "--tag", "a,b", code=2)
     assert "There is no run" in call("nothing", "--star", code=2)
