@@ -22,7 +22,7 @@ from llm_adapters_lab.cli.arguments import (
 )
 from llm_adapters_lab.cli.console import Output, remark, say, show_rows, with_json
 from llm_adapters_lab.errors import BadSpec, listed
-from llm_adapters_lab.results.formatting import clock, interval, percent, score_cells, task_cell
+from llm_adapters_lab.results.formatting import clock, percent, score_cells, task_cell
 
 if TYPE_CHECKING:
     from llm_adapters_lab.results.run_index import Entry
@@ -39,6 +39,8 @@ FILTER_HELP = (
 COMPARED_HELP = f"{RUN_HELP} Without any, --filter, --sort or --limit choose from all runs."
 Filter = Annotated[str, typer.Option("--filter", metavar="TERMS", help=FILTER_HELP)]
 UNDECIDED = "undecided"
+ASKED = ("protocol", "prompt", "dtype", "batch")
+"""Columns on how a task was asked."""
 MOST = 5
 """Unreadable runs that a list names."""
 
@@ -171,6 +173,7 @@ def compare(
     from llm_adapters_lab.results.appearance import looks, short_names, spec_fields
     from llm_adapters_lab.results.comparison import compare, remarks, task_names
     from llm_adapters_lab.results.formatting import item_cells
+    from llm_adapters_lab.results.overview import overview
     from llm_adapters_lab.results.published_results import published
 
     chosen, unreadable = _chosen(names or (), root, sort, terms, limit)
@@ -180,6 +183,7 @@ def compare(
         from llm_adapters_lab.results.reports import report
 
         report(chosen, html)
+    summed = overview(chosen)
     found: dict[str, Any] = {"unreadable": unreadable} if unreadable else {}
     found |= {"rows": rows, "paper": beside, "pairs": paired_tests.pairs(chosen), "seeds": seed_groups.seeds(chosen)}
     if items:
@@ -194,6 +198,10 @@ def compare(
             remark(f"Unreadable, left out: {listed(unreadable, MOST, ', ')}. `show` gives the reason.")
         short = short_names({run.id: spec_fields(run.spec) for run in chosen})
         called = {look.name: short[run] for run, look in looks(chosen).items()}
+        if any(len(group.entries) > 1 for group in summed.groups):
+            say("Seeds averaged: mean ± standard deviation")
+            show_rows(summed.rows(), keep=3, cut="run")
+            remark(f"{summed.verdict}\n")
         show_rows([_cost(row, short) for row in {row["run"]: row for row in rows}.values()], keep=4, cut="run")
         order = dict.fromkeys([*tasks, *(row["task"] for row in beside)])
         scored = [row for task in order for row in rows + beside if row["task"] == task]
@@ -203,7 +211,10 @@ def compare(
                 {"task": task_cell(row), "run": called.get(row["name"], row["name"]), **score_cells(row)}
                 for row in scored
             ]
-            show_rows(cells, keep=5, cut="run")
+            shared = _shared(cells)
+            show_rows([{k: v for k, v in row.items() if k not in shared} for row in cells], keep=5, cut="run")
+            if shared:
+                remark(f"The same in all: {', '.join(f'{name} {value}' for name, value in shared.items())}.")
         for text in remarks(rows + beside):
             remark(text)
         for name in set(paper or ()) - {row["name"] for row in beside}:
@@ -218,9 +229,6 @@ def compare(
                 remark(f"{UNDECIDED}: not distinguishable on the items that both have answered.")
             for text in paired_tests.differing_questions(found["pairs"]):
                 remark(text)
-        if found["seeds"]:
-            say("\nRuns that differ only in their seed")
-            show_rows([_spread(row) for row in found["seeds"]], keep=3, cut="run")
         if found.get("items"):
             say("\nItems that only one of two runs got right")
             show_rows([item_cells(row) | {"against": called[row["against"]]} for row in found["items"]], keep=5)
@@ -275,14 +283,12 @@ def _pair(row: Row, names: Mapping[str, str]) -> Row:
     }
 
 
-def _spread(row: Row) -> Row:
-    return {
-        "run": row["name"],
-        "task": row["task"],
-        "mean ± deviation": f"{100 * row['mean']:.1f} ± {100 * row['deviation']:.1f}",
-        "range": interval(row["low"], row["high"]),
-        "seeds": ", ".join(map(str, row["seeds"])),
-    }
+def _shared(rows: Sequence[Row]) -> Row:
+    """Return the cells on how a task was asked that are the same in all of several rows."""
+    if len({row["run"] for row in rows}) < 2:
+        return {}
+    values = {name: {row.get(name) for row in rows} for name in ASKED}
+    return {name: value for name, (value, *others) in values.items() if not others and value is not None}
 
 
 @with_json

@@ -1,4 +1,4 @@
-"""Compare runs: scores, costs and differing fields of several runs as plain values, for every front end."""
+"""Compare runs: scores and costs of several runs as plain values, for every front end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llm_adapters_lab.results.appearance import looks, spec_fields
+from llm_adapters_lab.results.appearance import looks
 from llm_adapters_lab.results.formatting import SHARES, percent
 from llm_adapters_lab.results.published_results import general_remarks
 from llm_adapters_lab.runs.record import Run
@@ -131,23 +131,3 @@ def compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
             for task, score in scores.items()
         ]
     return rows
-
-
-def differences(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
-    """Return the spec fields in which runs differ: for each field its value by run id.
-
-    A run whose adapter has no such field is missing there. A bare base is missing in the fields of the training, which
-    are no difference by themselves.
-    """
-    found = {run.id: spec_fields(run.spec) for run in runs}
-    by_field: dict[str, dict[str, Any]] = {}
-    for name, fields in found.items():
-        for key, value in fields.items():
-            if fields["adapter.type"] is not None or not key.startswith("train."):
-                by_field.setdefault(key, {})[name] = value
-    return {
-        key: values
-        for key, values in by_field.items()
-        if any(value != next(iter(values.values())) for value in values.values())
-        or (key.startswith("adapter.") and len(values) < len(found))
-    }

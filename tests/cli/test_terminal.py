@@ -204,8 +204,8 @@ def test_names_show_what_differs() -> None:
     assert named(lora) == ["lora r8 q,v s0"]
     assert named(lora, lora | {"base": "owner/opt"}) == ["nano lora r8 q,v s0", "opt lora r8 q,v s0"]
     assert named(lora, lora | {"train": {"learning_rate": 0.001}}, {}) == [
-        "lora r8 q,v s0 learning_rate=0.0003",
-        "lora r8 q,v s0 learning_rate=0.001",
+        "lora r8 q,v s0 lr=0.0003",
+        "lora r8 q,v s0 lr=0.001",
         "base",
     ]
     assert named({}, {"eval": {"rows": 5}}) == ["base rows=None", "base rows=5"]

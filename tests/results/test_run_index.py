@@ -11,7 +11,6 @@ from records import HOSTILE, make_run
 
 from llm_adapters_lab.errors import BadSpec, LabError
 from llm_adapters_lab.events import Failed, Started, Stopped
-from llm_adapters_lab.results.comparison import differences
 from llm_adapters_lab.results.run_index import Entry, delete, entries, grouped, matching, ordered, words
 from llm_adapters_lab.runs.execution import run
 from llm_adapters_lab.runs.processes import who
@@ -205,20 +204,3 @@ def test_a_broken_record_can_be_deleted_and_a_link_only_unlinked(tmp_path: Path)
     os.utime(log, (1, 1))
     delete(Run(root / "broken"))
     assert entries(root) == []
-
-
-def test_differences_are_those_that_could_matter(tmp_path: Path) -> None:
-    few = [make_run(tmp_path, LORA | {"rank": rank}, {}) for rank in (4, 8)]
-    assert differences(few) == {"adapter.rank": {few[0].id: 4, few[1].id: 8}}
-    assert differences(few[:1]) == differences([]) == {}
-    base, other = make_run(tmp_path, None, {}), make_run(tmp_path, SERIES, {})
-    found = differences([base, few[0], other])
-    assert found["adapter.type"] == {base.id: None, few[0].id: "lora", other.id: "series"}
-    assert found["adapter.rank"] == {few[0].id: 4}
-    assert not [key for key in found if key.startswith("train.")]  # a bare base is not trained
-    assert "base" not in found
-    slow = RunSpec.parse({"adapter": LORA, "train": {"learning_rate": 1e-5}})
-    other = Run(tmp_path / slow.id)
-    other.clear()
-    other.write("spec.json", slow.model_dump(mode="json"))
-    assert differences([base, few[0], other])["train.learning_rate"] == {few[0].id: 3e-4, other.id: 1e-5}
