@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import pytest
+from contract import required
 from pydantic import BaseModel, Field
 from pydantic_core._pydantic_core import list_all_errors
 
@@ -77,7 +78,7 @@ def test_a_wrong_value_of_a_spec(path: str, value: Any) -> None:
 def test_a_wrong_value_of_an_adapter(kind: str, path: str) -> None:
     refused = 0
     for value in WRONG.values():
-        message = told(RunSpec, {"adapter": {"type": kind, **nested(path, value)}})
+        message = told(RunSpec, {"adapter": {"type": kind, **required(kind), **nested(path, value)}})
         check(message, path.rpartition(".")[2] if "." not in path else path.partition(".")[0])
         refused += message is not None
     assert refused > 2

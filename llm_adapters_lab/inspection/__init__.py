@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = attach(
         "units": "readers unit_tokens",
         "heads": "HeadChange head_changes",
         "dataset_activity": "ActivityMoments",
+        "members": "member_weights member_names",
         "routing": "ExpertLoad expert_loads has_experts",
         "ablations": "ablation interpolation without",
     },

@@ -25,7 +25,7 @@ __getattr__, __dir__, __all__ = attach(
         "runs": "accuracy loss_curve parameters_against_accuracy",
         "seed_means": "means",
         "weights": "norm_evolution norm_heatmap similarity site_norms spectra",
-        "experts": "expert_loads",
+        "experts": "expert_loads member_weights",
         "inside": "activity layer_heads unit_tokens",
         "layers": "ablation_bars interpolation_curve placement stream_similarity",
         "tokens": "layer_tokens lens_grid token_strip",

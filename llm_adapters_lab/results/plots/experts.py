@@ -1,14 +1,16 @@
-"""How a mixture of experts distributes tokens, before and after."""
+"""How a mixture of experts distributes tokens, before and after, and an adapter its members."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+import torch
+
 from llm_adapters_lab.inspection.routing import ExpertLoad
 from llm_adapters_lab.results.formatting import percent, place
-from llm_adapters_lab.results.plots.style import LESS_MORE, every, heatmap, new
+from llm_adapters_lab.results.plots.style import LESS_MORE, every, heatmap, new, text
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -54,6 +56,32 @@ def expert_loads(before: Mapping[str, ExpertLoad], after: Mapping[str, ExpertLoa
         figure.add_annotation(text=f"<b>{label}</b>", xref="paper", yref="paper", showarrow=False, **middle)
     figure.update_xaxes(dtick=every(widest))
     figure.update_yaxes(type="category", autorange="reversed", dtick=every(len(rows), 24), showgrid=False)
+    return figure
+
+
+def member_weights(
+    weights: Mapping[str, torch.Tensor], tokens: Sequence[str], names: Sequence[str], kind: str | None = None
+) -> go.Figure:
+    """Show which members an adapter listens to, token by token.
+
+    Args:
+        weights: by site, (T, members), from `inspection.member_weights`.
+        tokens: as text, in reading order.
+        names: of the members.
+        kind: adapter type, for the name.
+
+    Returns:
+        A heat map over members and tokens of the mean over the sites; the weights of a token sum to 1.
+    """
+    mean = torch.stack(list(weights.values())).mean(0)
+    words = f"weight of each member, mean of {len(weights)} sites; a column sums to 1"
+    height = 150 + max(160, 34 * len(names))
+    figure = new(f"Weights of the members: {escape(kind or 'adapter')}", words, "token", "", height)
+    labels = [f"{number} {text(token)}" for number, token in enumerate(tokens)]
+    hover = "%{y}<br>token %{x}<br>weight %{z:.2f}"
+    heatmap(figure, labels, [escape(name) for name in names], mean.T.tolist(), LESS_MORE, "weight", hover, zmax=1)
+    figure.update_yaxes(type="category", autorange="reversed", showgrid=False)
+    figure.update_xaxes(type="category", dtick=every(len(tokens)))
     return figure
 
 

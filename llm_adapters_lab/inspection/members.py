@@ -1,0 +1,49 @@
+"""Which of several members an adapter listens to, token by token."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from llm_adapters_lab.core.injection import Injection
+from llm_adapters_lab.errors import NoView
+
+
+@torch.no_grad()
+def member_weights(injection: Injection, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the weights that an adapter gives its members on a text, by site key: (T, members), each row sums to 1.
+
+    Args:
+        injection: of an adapter with members, such as a fusion.
+        ids: token ids of a text, (1, T).
+
+    Raises:
+        NoView: the adapter has no members.
+    """
+    found: dict[str, torch.Tensor] = {}
+    weighing = {key: adapter for key, adapter in injection.adapters.items() if hasattr(adapter, "weights")}
+    if not weighing:
+        raise NoView(f"{injection.config.type!r} has no members between which it could choose.")
+    handles = [a.register_forward_pre_hook(partial(_keep, found, key)) for key, a in weighing.items()]
+    try:
+        injection.model(input_ids=ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _keep(found: dict[str, torch.Tensor], key: str, adapter: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+    weighing: Any = adapter
+    x, y = args
+    weights = weighing.weights(x, weighing.changes(x, y))
+    found[key] = weights.reshape(-1, weights.shape[-1]).float().cpu()
+
+
+def member_names(injection: Injection) -> list[str]:
+    """Return what the members are called: the run or folder that each was loaded from, or its method and number."""
+    of = next((getattr(part, "of", ()) for part in injection.config.parts if getattr(part, "of", ())), ())
+    return [own.start if isinstance(own.start, str) and own.start else f"{own.type} {i}" for i, own in enumerate(of)]
