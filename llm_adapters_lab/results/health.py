@@ -138,18 +138,19 @@ def _overfitting(curves: Curves) -> str:
 
 
 def _solved(curves: Curves) -> str:
-    loss, steps = curves.columns["loss"], curves.columns["step"]
-    low = 0
-    for value in reversed(loss):
-        if value >= SOLVED:
-            break
-        low += 1
-    if low < ENOUGH or low < 0.1 * curves.planned:
+    means = _means(curves)
+    solved = len(means)
+    while solved and means[solved - 1][1] < SOLVED:
+        solved -= 1
+    if solved == len(means):
         return ""
-    since = steps[len(loss) - low]
+    since, steps = means[solved - 1][0] if solved else 1, curves.columns["step"][-1]
+    enough = math.ceil(1.5 * since)
+    if steps - since < 0.1 * curves.planned or enough > 0.7 * curves.planned:
+        return ""
     return (
-        f"The loss is below {SOLVED} since step {since:.0f} of {curves.planned}: the task is solved. "
-        f"train.max_steps = {math.ceil(since * 1.5)} would be enough."
+        f"The loss is below {SOLVED} since step {since} of {curves.planned}: the task is solved. "
+        f"train.max_steps = {enough} would be enough."
     )
 
 

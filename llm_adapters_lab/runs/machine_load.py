@@ -11,6 +11,8 @@ import psutil
 
 CROWDED, FULL = 1.5, 0.92
 """Load per processor, and share of memory in use, from which on runs are slowed down."""
+INSTANT = 0.1
+"""Seconds over which the share of busy processors is measured."""
 _QUERY = ("--query-gpu=utilization.gpu,memory.used,memory.total", "--format=csv,noheader,nounits")
 
 
@@ -29,7 +31,7 @@ class MachineLoad:
 
     Attributes:
         processors: number of them.
-        busy: share of them that is busy, 0..1, since the last call.
+        busy: share of them that is busy, 0..1.
         load: mean number of programs that ran or waited for a processor in the last minute.
         used: bytes of memory in use.
         total: bytes of memory.
@@ -55,12 +57,11 @@ class MachineLoad:
 
 
 def machine_load() -> MachineLoad:
-    """Measure the load of this machine; takes milliseconds, with a GPU up to a second."""
+    """Measure the load of this machine; takes 0.1 s, with a GPU up to a second."""
     memory = psutil.virtual_memory()
     used = memory.total - memory.available
-    return MachineLoad(
-        os.cpu_count() or 1, psutil.cpu_percent() / 100, psutil.getloadavg()[0], used, memory.total, tuple(_gpus())
-    )
+    busy, (load, *_) = psutil.cpu_percent(INSTANT) / 100, psutil.getloadavg()
+    return MachineLoad(os.cpu_count() or 1, busy, load, used, memory.total, tuple(_gpus()))
 
 
 def _gpus() -> list[Gpu]:

@@ -91,6 +91,7 @@ GOOD = {
     "solved, with a small gradient now and then": curves(
         falling(100), [4.0] * 5 + ([0.01] * 9 + [0.4]) * 9 + [0.01] * 5
     ),
+    "solved late": curves([*falling(60), *[0.001] * 40]),
     "solved at the end": curves([*falling(95), *[0.001] * 5]),
 }
 BAD = {
@@ -104,7 +105,7 @@ BAD = {
         falling(100), [0.5] * 50 + [90.0] + [0.5] * 49
     ),
     "The gradient norm jumped 2 times": curves(falling(100), [0.5] * 50 + [90.0, 80.0] + [0.5] * 48),
-    "The loss is below 0.01 since step 21 of 100: the task is solved. train.max_steps = 32 would": curves(
+    "The loss is below 0.01 since step 20 of 100: the task is solved. train.max_steps = 30 would": curves(
         [*falling(20), *[0.001] * 40]
     ),
 }

@@ -64,8 +64,8 @@ LOG_LINES, ANSWERS, PATIENCE = 40, 5, 0.4
 """Lines of the log, answers, and seconds that reading may take at a time."""
 RESUMABLE = ("stopped", "failed", "dead", "unfinished")
 """States of runs that Resume continues."""
-MACHINE = 3
-"""Looks between two measurements of the machine."""
+MACHINE = 3.0
+"""Seconds between two measurements of the machine."""
 
 
 @dataclass
@@ -83,6 +83,14 @@ class _Followed:
     memory: list[tuple[float, float]] = field(default_factory=list)
     drawn: tuple[Any, ...] = ()
     data: dict[str, Any] = field(default_factory=dict)
+
+    def draw(self, works: bool, together: int) -> None:
+        """Make the curves for the browser, unless they would look as they do there."""
+        count = len(self.curves) + len(self.curves.validation) + len(self.curves.distances)
+        known = self.drawn[0] if self.drawn[1:] == (together, works) else -1
+        # While it works, fewer new points than these would make no visible difference.
+        if known < 0 or count < known or (count - known) * POINTS > (count if works else 0):
+            self.data, self.drawn = series(self.curves, works, together, self.memory), (count, together, works)
 
 
 @dataclass
@@ -137,7 +145,7 @@ class MonitorPanel(Panel):
         super().__init__()
         self.workspace = Workspace.of(workspace)
         self._alone = self.workspace is not workspace
-        self._shown, self._looks, self._busy, self._again = self._alone, 0, False, False
+        self._shown, self._measured, self._busy, self._again = self._alone, -MACHINE, False, False
         self._followed: dict[str, _Followed] = {}
         self._ends: dict[str, tuple[Any, dict[str, Any], float]] = {}
         self._seen, self.state = _Seen(), State("unfinished")
@@ -199,10 +207,8 @@ class MonitorPanel(Panel):
         self.widget = W.VBox([side, main]).add_class("lab-monitor")
 
     def _tick(self) -> None:
-        if not self._shown:
-            return
-        self._looks += 1
-        self.refresh()
+        if self._shown:
+            self.refresh()
 
     def _changed(self) -> None:
         if self._shown:
@@ -248,11 +254,14 @@ class MonitorPanel(Panel):
         for run in active:
             seen.stages[run.id] = stage(run)
             self._measure(run)
+        together = sum(name in self._followed for name in selected[:TOGETHER])
+        for name in selected[:TOGETHER]:
+            self._followed[name].draw(name in seen.stages, together)
         for entry in list(runs.entries.values())[: RECENT + len(seen.waiting) + len(active)]:
             if not entry.state.works:
                 seen.ends[entry.id] = self._end(entry.run)
-        if self._looks % MACHINE == 0:
-            seen.machine = machine_load()
+        if time.monotonic() - self._measured > MACHINE:
+            seen.machine, self._measured = machine_load(), time.monotonic()
         if selected:
             self._look_closely(runs.run(selected[0]), seen)
         return seen
@@ -348,17 +357,15 @@ class MonitorPanel(Panel):
         return row(entry.id, self._name(entry.id), SIGNS[entry.state.name], entry.state.name, **more)
 
     def _working(self, entry: Entry, hues: Mapping[str, str]) -> dict[str, Any]:
-        last = self._last(entry.id)
+        last, now = self._last(entry.id), self._seen.stages.get(entry.id, "")
         done, where = progress(last)
-        step, stopping = last.get("Step"), entry.state.name == "stopping"
+        step = last.get("Step")
+        if entry.state.name == "stopping":
+            return self._row(entry, hues, detail="stops after this step", done=done, actions=["kill", "clone"])
+        if now:
+            return self._row(entry, hues, detail=f"loading {now}", done=0.0, actions=["stop", "clone"])
         left = f" · {clock(step['seconds_left'])} left" if step and step["step"] < step["steps"] else ""
-        now = self._seen.stages.get(entry.id, "")
-        detail = "stops after this step" if stopping else f"loading {now}" if now else where or "starting"
-        left, done = ("", 0.0) if now or stopping else (left, done)
-        actions: list[Action] = ["kill" if stopping else "stop", "clone"]
-        return self._row(
-            entry, hues, text="" if now else left, detail=detail, done=0.0 if now else done, actions=actions
-        )
+        return self._row(entry, hues, detail=(where or "starting") + left, done=done, actions=["stop", "clone"])
 
     def _waiting(self, entry: Entry, place: int, hues: Mapping[str, str]) -> dict[str, Any]:
         actions: list[Action] = ["start", *(["up"] if place > 1 else []), "remove", "clone"]  # type: ignore[list-item]
@@ -388,15 +395,8 @@ class MonitorPanel(Panel):
         live: dict[str, Any] = {}
         settled: dict[str, Any] = {}
         for name in ids:
-            each, entry = self._followed[name], self.workspace.runs.entries.get(name)
-            works = entry is not None and entry.state.works
-            count = len(each.curves) + len(each.curves.validation) + len(each.curves.distances)
-            new = count - each.drawn[0] if each.drawn[1:] == (len(ids), works) else count
-            # More points than these would make no visible difference.
-            if new < 0 or new * POINTS > (count if works else 0) or not each.drawn:
-                each.data, each.drawn = series(each.curves, works, len(ids), each.memory), (count, len(ids), works)
-            if len(each.curves):
-                (live if works else settled)[name] = each.data
+            if len((each := self._followed[name]).curves):
+                (live if each.data.get("live") else settled)[name] = each.data
         looks = [{"id": name, "name": self._name(name), "color": hues[name]} for name in ids]
         words = "No training yet: it has not taken its first step." if ids else "Select a run at the left."
         if ids and not live and not settled and all(self._is_base(name) for name in ids):
@@ -420,7 +420,7 @@ class MonitorPanel(Panel):
             return
         place = next((i for i, run in enumerate(seen.waiting, 1) if run.id == run_id), 0)
         last = self._last(run_id)
-        more = f"first of {others + 1} selected" if others > 0 else ""
+        more = f"+{others} selected" if others > 0 else ""
         self.title.value = title(self._name(run_id), run_id, found, place if found.name == "queued" else 0, more)
         now, (done, where) = seen.stages.get(run_id, ""), progress(last)
         finished, bad = found.name == "finished", found.name in ("failed", "dead")
@@ -429,12 +429,13 @@ class MonitorPanel(Panel):
         elif found.works:
             lines = [gauge(done), sentence(where, figures(last))]
         elif finished:
-            lines = [gauge(1), sentence(result(seen.summary, last.get("Finished", {}).get("seconds")))]
+            told = result(seen.summary, last.get("Finished", {}).get("seconds"))
+            lines = [gauge(1), el("div", told, class_="lab-run-say")]
         else:
             why = "" if bad or found.name == "stopped" else found.reason.partition("\n")[0]
             stopped = f"{state_words(found)} at {ended(last)}" if where else ""
             lines = [gauge(done), sentence(stopped, why, self._resumption(run_id))]
-        self.head.value = el("div", *lines)
+        self.head.value = el("div", *lines, class_=f"lab-is-{found.name}")
         trace = last.get("Failed", {}).get("traceback") if found.name == "failed" else ""
         folded = [el("details", el("summary", "traceback"), el("pre", trace))] if trace else []
         fault = entry.fault if entry else ""
@@ -526,8 +527,10 @@ class MonitorPanel(Panel):
 def _machine(load: MachineLoad) -> str:
     """Return the load of the machine in a line, and below what it means for runs."""
     cores = f"{load.processors} core{'s' * (load.processors > 1)}"
-    parts = [f"CPU {percent(load.busy, 0)} of {cores}", f"{size(load.used)} of {size(load.total)}"]
-    parts += [f"GPU {percent(gpu.busy, 0)}, {size(gpu.used)} of {size(gpu.total)}" for gpu in load.gpus]
+    parts = [f"CPU {percent(load.busy, 0)} of {cores}", f"memory {percent(load.used / load.total, 0)}"]
+    parts += [f"GPU {percent(gpu.busy, 0)}, {size(gpu.used)}" for gpu in load.gpus]
+    tips = [f"{size(load.used)} of {size(load.total)} of memory in use, by all programs; load {load.load:.1f}"]
+    tips += [f"GPU: {size(gpu.used)} of {size(gpu.total)}" for gpu in load.gpus]
     warning = load.warning
     below = el("div", f"⚠ {warning}", class_="lab-warn", title=warning) if warning else ""
-    return el("div", el("div", " · ".join(parts), title="memory in use, of all programs"), below, role="status")
+    return el("div", el("div", " · ".join(parts), title="\n".join(tips)), below, role="status")

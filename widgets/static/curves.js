@@ -17,6 +17,12 @@ const XS = { step: "step", tokens: "tokens", seconds: "time (s)" };
 const RAW = 6, FEW = 200;
 const escape = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 
+const isDark = () => document.body.dataset.jpThemeLight === "false";
+// Colours are chosen for both themes, but thin lines need more light on black.
+function lit(color) {
+  const parts = /^#(..)(..)(..)$/.exec(color);
+  return isDark() && parts ? `rgb(${parts.slice(1).map((part) => Math.round(255 - 0.72 * (255 - parseInt(part, 16)))).join()})` : color;
+}
 function smoothed(values, half) {
   const sums = [0];
   for (const value of values) sums.push(sums.at(-1) + value);
@@ -81,7 +87,7 @@ function render({ model, el }) {
 
   function figure() {
     const { x, log: logged, smooth } = model.get("options"), all = { ...model.get("settled"), ...model.get("live") };
-    const runs = model.get("looks").filter((look) => all[look.id]);
+    const runs = model.get("looks").filter((look) => all[look.id]).map((look) => ({ ...look, color: lit(look.color) }));
     const wide = root.clientWidth > 900, columns = wide ? 6 : 3, rows = SMALL.length / columns;
     const main = model.get("heights")[wide ? 1 : 0], small = wide ? 90 : 62, head = 26, left_ = 48, right_ = 12, top = 8, bottom = 10, lowest = 40;
     const height = top + main + rows * (head + small) + bottom, inner = height - top - bottom, across = root.clientWidth - left_ - right_;
@@ -167,7 +173,7 @@ function render({ model, el }) {
   let asked = false;
   const soon = () => { if (!asked) { asked = true; requestAnimationFrame(() => { asked = false; draw(); }); } };
   for (const name of names) model.on(name, soon);
-  const heard = (event) => mark(event.detail);
+  const heard = (event) => mark(model.get("looks").some((look) => look.id === event.detail) ? event.detail : null);
   window.addEventListener("lab-hover", heard);
   let before = 0;
   const seen = new ResizeObserver(() => {
@@ -176,7 +182,9 @@ function render({ model, el }) {
     if (before) draw();
   });
   seen.observe(root);
+  const theme = new MutationObserver(soon);
+  theme.observe(document.body, { attributeFilter: ["data-jp-theme-light"] });
   draw();
-  return () => { for (const name of names) model.off(name, soon); window.removeEventListener("lab-hover", heard); seen.disconnect(); };
+  return () => { for (const name of names) model.off(name, soon); window.removeEventListener("lab-hover", heard); seen.disconnect(); theme.disconnect(); };
 }
 export default { render };

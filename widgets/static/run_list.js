@@ -55,7 +55,8 @@ function line(model, focus) {
       root.classList.toggle("lab-on", on);
       root.dataset.state = row.state;
       check.checked = on;
-      check.style.accentColor = row.color || "";
+      root.style.setProperty("--lab-own", row.color || "var(--lab-accent)");
+      root.style.setProperty("--lab-tools", `${21 * row.actions.length + 6}px`);
       check.setAttribute("aria-label", `select ${row.name}`);
       main.setAttribute("aria-pressed", String(on));
       main.title = row.tip;
