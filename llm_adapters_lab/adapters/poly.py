@@ -37,7 +37,7 @@ class PolyConfig(GroupedConfig):
     alpha: float = Field(default=16.0, gt=0, description="numerator of the scale α / r")
     skills: int = Field(default=8, ge=1, le=1024, description="number of skills K")
     blocks: int = Field(default=1, ge=1, le=1024, description="number of blocks S; 1: Polytropon, more: MHR")
-    router_rate: float = Field(default=10.0, gt=0, le=1e4, description="learning rate of Z, as a multiple")
+    router_rate: float = Field(default=30.0, gt=0, le=1e4, description="learning rate of Z, as a multiple")
 
 
 @register_adapter("poly", config=PolyConfig, at="q,v", source="arXiv:2202.13914", colour="#8C6D31")
