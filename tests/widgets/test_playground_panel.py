@@ -332,6 +332,28 @@ def test_stop_takes_effect_while_the_model_is_loading(copied: Finished) -> None:
     assert panel.answers == {}
 
 
+def test_another_selection_ends_what_is_generated(copied: Finished) -> None:
+    panel = panel_of(copied, "lora")
+    panel.template.value, panel.question.value, panel.settings.limit.value = RAW, "once upon a time", 100
+
+    async def use(ready: bool) -> None:
+        task = asyncio.create_task(panel.answer())
+        while ready and not (panel.answers.get("base") and panel.answers["base"].tokens):
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0)
+        panel.workspace.selection.ids = [copied[1]["prefix" if ready else "own"]]
+        await task
+        await asyncio.sleep(0.1)
+
+    for ready in (True, False):
+        asyncio.run(use(ready))
+        assert panel.problem.value == ""
+        assert panel.status.value == "stopped"
+        assert panel.answers == {}
+        assert [column["key"] for column in panel.grid.columns][1:] == list(panel._ids or ())
+    generate(panel)
+
+
 def test_parts_add_up_to_the_whole(copied: Finished) -> None:
     panel = panel_of(copied, "lora")
     panel.template.value, panel.question.value, panel.settings.limit.value = RAW, "once upon a time", 60

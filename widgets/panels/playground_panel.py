@@ -42,6 +42,8 @@ from widgets.panels.question_picker import QuestionPicker
 
 RAW = "none (raw text)"
 MAX_ADAPTERS = 3
+MAX_OFFERED = 200
+"""Number of runs that can be added by name; any others are selected in Compare."""
 MAX_PROMPTS = 200
 """Number of prompts in a batch."""
 EVERY = 0.1
@@ -164,9 +166,11 @@ class PlaygroundPanel(Panel):
         self.problem.value, self._stopped = "", False
         try:
             await self._load()
-            if self.mode.value == "batch":
+            if self._stopped:
+                pass
+            elif self.mode.value == "batch":
                 await self._answer_batch()
-            elif not self._stopped:
+            else:
                 self._begin(self._voices)
                 await self._generate()
                 self._remember()
@@ -294,7 +298,7 @@ class PlaygroundPanel(Panel):
             for each in others
             if each.fields.get("base") != base
         ]
-        options = [("+ Add a run", ""), *alike, *other]
+        options = [("+ Add a run", ""), *[*alike, *other][:MAX_OFFERED]]
         with self.silently():
             if options != list(self.adder.options):
                 self.adder.options = options
@@ -335,6 +339,8 @@ class PlaygroundPanel(Panel):
         for entry in entries:
             own = entry.fields.get("base")
             words = "" if own == first else f"on its own base, {Path(str(own)).name}"
+            if entry.id in self._loaded and _groups(self._loaded[entry.id]):
+                words = "as the mean of its groups"
             several = len(entries) > 1
             title = f"{self.workspace.runs.names[entry.id]} · {entry.id}"
             found.append(_column(entry.id, names[entry.id], title, shades[entry.id], words, removable=several))
@@ -369,8 +375,8 @@ class PlaygroundPanel(Panel):
             self.status.value = f"loading the model …{f' {number} of {len(ids)}' if len(ids) > 1 else ''}"
             if run_id not in self._loaded:
                 found = await asyncio.to_thread(load_run, self.workspace.runs.run(run_id))
-                if ids != self._ids:
-                    raise LabError("The selection changed. Generate again.")
+                if ids != self._ids:  # others are selected by now
+                    return
                 self._loaded[run_id] = found
         self._loaded = {run_id: self._loaded[run_id] for run_id in ids}
         voices = {BARE: Voice(self._loaded[self._first].base)}
@@ -537,7 +543,8 @@ class PlaygroundPanel(Panel):
 
     def _remember(self) -> None:
         """Keep prompt and answers in the history."""
-        answers = [[column["name"], self.answers[column["key"]].text] for column in self._columns()]
+        shown = [column for column in self._columns() if column["key"] in self.answers]
+        answers = [[column["name"], self.answers[column["key"]].text] for column in shown]
         if any(text for _, text in answers):
             values = {"question": self.question.value, "input": self.input.value, "system": self.system.value}
             self.history.add({"at": time.time(), **values, "template": self.template.value, "answers": answers})
@@ -770,6 +777,10 @@ class PlaygroundPanel(Panel):
 
 def _answers(entry: Entry) -> bool:
     return entry.state.name == "finished" and not entry.fault and bool(entry.fields.get("adapter.type"))
+
+
+def _groups(loaded: LoadedRun) -> bool:
+    return any(each.groups for each in loaded.injection.adapters.values())
 
 
 def _mixable(loaded: LoadedRun) -> bool:
