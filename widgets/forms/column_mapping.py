@@ -307,7 +307,7 @@ def _told(found: Mapping[str, Example | BadRow], form: str) -> Html:
 
 def _row(row: Example) -> Html:
     turns = [(str(turn["role"]), str(turn.get("content", ""))) for turn in row.messages]
-    said = [("question", row.instruction), ("context", row.input), ("learns", row.output), ("rejected", row.rejected)]
+    said = [("question", row.instruction), ("context", row.input), ("trained on", row.output), ("rejected", row.rejected)]
     fields = [*(turns or said), ("gold answer", row.answer if row.answer != row.output else "")]
     lines = [part for name, text in fields if text for part in (el("span", name), el("div", text[:400]))]
     return el("div", *lines, class_="lab-mapped")

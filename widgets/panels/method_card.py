@@ -127,9 +127,9 @@ class PlacementCard(Panel):
         tip = "where the adapter sits, e.g. q,v or attn+mlp or down@0-7; several, as in q,v; mlp, make a sweep"
         self.text = W.Text(description="placement", tooltip=tip)
         self.everything = W.ToggleButton(
-            description="More places", tooltip="Show inputs of modules and whole sublayers"
+            description="More sites", tooltip="Show module inputs and whole sublayers"
         )
-        self.reset = button("Default", "The usual placement of this method", click=self._reset)
+        self.reset = button("Default", "Reset to the default placement of this method", click=self._reset)
         self.grid, self.words = PlacementGrid(self._clicked), W.HTML()
         self.box = W.VBox([self.text, self.problem]).add_class("lab-field").add_class("lab-at-adapter-at")
         head = W.HBox([self.box, self.reset]).add_class("lab-place-head")
