@@ -98,41 +98,50 @@ def tongue_loss(root: Path, seed: int, adapter: dict[str, Any], tongues: Sequenc
     return float(list(made.events("Validated"))[-1]["loss"])
 
 
-def one_seed(root: Path, seed: int) -> dict[str, Any]:
-    """Return all numbers of a seed."""
+def five_tasks(root: Path, seed: int) -> dict[str, Any]:
+    """Return the accuracies on the five tasks."""
     hyper = trained(root, seed, HYPER, "mini-math", TASKS)
     shared = trained(root, seed, PLAIN, "mini-math", TASKS)
     apart = [trained(root, seed, PLAIN, task, [task], 40) for task in TASKS]
+    counts = {"hyper": [hyper], "shared": [shared], "separate": apart}
+    sizes = {name: sum(r.summary["trainable_parameters"] for r in of) for name, of in counts.items()}
+    return {name: statistics.fmean(map(accuracy, of)) for name, of in counts.items()} | {"parameters": sizes}
+
+
+def new_task(root: Path, seed: int) -> dict[str, Any]:
+    """Return the accuracies on a task that the network has not seen."""
     fields = {"data": {"task": four_tasks(root), "group": "column:task"}, "train": TRAIN}
     others = [task for task in TASKS if task != FIFTH]
     four = finished(root, seed, adapter=HYPER, **fields, eval={"tasks": others, "rows": ROWS, "group": "task"})
-    tongues = {
-        "hyper": tongue_loss(root, seed, HYPER, TONGUES, 201),
-        "shared": tongue_loss(root, seed, PLAIN, TONGUES, 201),
-        "shared, of equal size": tongue_loss(root, seed, PLAIN | {"bottleneck": 48}, TONGUES, 201),
-        "separate": statistics.fmean(tongue_loss(root, seed, PLAIN, [one], 67) for one in TONGUES),
-    }
-    counts = {"hyper": [hyper], "shared": [shared], "separate": apart}
     return {
-        "hyper": accuracy(hyper),
-        "shared": accuracy(shared),
-        "separate": statistics.fmean(map(accuracy, apart)),
-        "parameters": {name: sum(r.summary["trainable_parameters"] for r in of) for name, of in counts.items()},
         "four tasks": accuracy(four),
         "fifth, mean embedding": by_mean(four),
         "fifth, embedding alone": by_embedding(root, seed, four.id),
         "fifth, embedding alone, untrained network": by_embedding(root, seed, ""),
-        "loss on three tongues": tongues,
-        "loss at code 512, rescaled": final_loss(root, seed, True),
-        "loss at code 512, not rescaled": final_loss(root, seed, False),
     }
+
+
+def rescaling(root: Path, seed: int) -> dict[str, Any]:
+    """Return the losses with a large code."""
+    return {f"loss at code 512, {name}": final_loss(root, seed, name == "rescaled") for name in ("rescaled", "plain")}
+
+
+def tongues(root: Path, seed: int) -> dict[str, Any]:
+    """Return the losses on languages that contradict one another."""
+    kinds = {"hyper": HYPER, "shared": PLAIN, "shared, of equal size": PLAIN | {"bottleneck": 48}}
+    found = {name: tongue_loss(root, seed, adapter, TONGUES, 201) for name, adapter in kinds.items()}
+    apart = statistics.fmean(tongue_loss(root, seed, PLAIN, [one], 67) for one in TONGUES)
+    return {"loss on three tongues": found | {"separate": apart}}
 
 
 def main() -> None:
     asked = options(__doc__)
-    found = {seed: one_seed(asked.root, seed) for seed in asked.seeds}
+    found: dict[int, dict[str, Any]] = {seed: {} for seed in asked.seeds}
+    for part in (five_tasks, new_task, rescaling, tongues):
+        for seed in asked.seeds:
+            found[seed] |= part(asked.root, seed)
+        print(json.dumps(found), flush=True)
     spreads = {str(rescale): {code: spread(code, rescale) for code in CODES} for rescale in (True, False)}
-    print(json.dumps([found, spreads], indent=1))
 
     def values(name: str) -> list[float]:
         return [found[seed][name] for seed in asked.seeds]

@@ -21,9 +21,11 @@ def bake(injection: Injection, group: str = "mean") -> Injection:
         group: name of a group, or "mean" for what a call without groups has.
 
     Raises:
-        CannotConvert: its tensors are not generated. As after other errors, nothing has changed.
+        CannotConvert: its tensors are not generated, or it has other parts. As after other errors, nothing has changed.
         BadSpec: it has no part for the group.
     """
+    if injection.config.parts != (injection.config,):
+        raise CannotConvert(f"{injection.name!r} has several parts. Only an adapter of a single one can be baked.")
     made = {}
     for key, adapter in injection.adapters.items():
         if adapter.for_tokens:
@@ -53,7 +55,8 @@ def for_groups(tensors: Mapping[str, torch.Tensor], old: AdapterConfig, new: Ada
         prefix = "" if before is old else f"{number}/"
         known, wanted = (get_adapter(config.type).cls.by_group(config) for config in (before, after))
         for key in tensors:
-            if key.startswith(prefix) and (name := key.rpartition("/")[2]) in known:
-                own, mean = dict(zip(known[name], tensors[key], strict=True)), tensors[key].mean(0)
+            rows = known.get(name := key.rpartition("/")[2], ()) if key.startswith(prefix) else ()
+            if rows and tensors[key].shape[:1] == (len(rows),) and tensors[key].is_floating_point():
+                own, mean = dict(zip(rows, tensors[key], strict=True)), tensors[key].mean(0)
                 found[key] = torch.stack([own.get(row, mean) for row in wanted[name]])
     return found

@@ -57,6 +57,8 @@ def read_groups(spec: RunSpec, train: Sequence[Example], test: Mapping[str, Sequ
     learnt = groups_of(by, spec.data.task, "train", _path(spec.data.root), train)
     own = dict(zip((row.id for row in train), learnt, strict=True))
     names = known or tuple(sorted({*own.values()}))
+    if MEAN in names:
+        raise BadSpec(f"A group cannot be called {MEAN!r}, which stands for the mean of all. Rename it.")
     if strange := sorted({*own.values()} - {*names}):
         raise BadSpec(f"Rows are of the group {strange[0]!r}, not one of adapter.groups. {choices(strange[0], names)}")
     if empty := [name for name in names if name not in {*own.values()}]:

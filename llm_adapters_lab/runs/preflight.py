@@ -47,6 +47,8 @@ def preflight(spec: RunSpec, base: Blueprint) -> Rows:
         LabError: spec, rows, base or placement are at fault, or there is not enough memory.
     """
     rows = read_rows(spec)
+    if spec.adapter:  # what is checked has the parts of all groups
+        spec = spec.model_copy(update={"adapter": spec.adapter.with_groups(rows.groups.names)})
     check_spec(spec, base)
     require_memory(spec, rows, base)
     check_rows(spec, rows, base)

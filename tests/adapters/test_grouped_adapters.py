@@ -10,6 +10,7 @@ from torch import nn
 
 from llm_adapters_lab import inject
 from llm_adapters_lab.core import World, bake, grouped, load_adapter, save_adapter
+from llm_adapters_lab.core.baking import for_groups
 from llm_adapters_lab.core.call_context import context_of
 from llm_adapters_lab.core.injection import Injection
 from llm_adapters_lab.core.merging import merge
@@ -213,6 +214,8 @@ def test_equal_embeddings_are_equal_weights_and_only_groups_that_occur_learn() -
 
 
 def test_pairs_have_an_embedding_for_each_end() -> None:
+    with pytest.raises(CannotInject, match="needs groups such as de-en, not de, fr, it"):
+        adapted("hyper", pairs=True)
     pairs = ("de-en", "fr-en", "de-it")
     model, injection = adapted("hyper", groups=pairs, pairs=True, bias=True, reads="input")
     network = next(iter(injection.adapters.values())).network
@@ -259,3 +262,19 @@ def test_only_what_belongs_to_groups_is_trained_if_asked(case: str) -> None:
     sites = list(injection.sites.values())
     assert injection.count() == get_adapter(case).cls.parameter_count(injection.config, sites, world)
     assert all(p.shape[0] == len(NAMES) for p in trained)
+
+
+def test_what_is_made_of_several_parts_or_does_not_fit_is_not_baked_or_carried_over() -> None:
+    both = {"of": [{"type": "poly", "rank": 1, "groups": NAMES}, {"type": "norm-tuning"}]}
+    model = random_models.tiny("tiny:llama")
+    injection = inject(model, get_adapter("union").config(**both))
+    with pytest.raises(CannotConvert, match="has several parts"):
+        bake(injection, "de")
+    with grouped(model, ["de", "it"]):
+        logits(model, tokens())
+    old, new = (get_adapter("poly").config(groups=groups) for groups in (NAMES, ("it", "es")))
+    saved = {"a/Z": torch.arange(6.0).view(3, 2), "a/A": torch.ones(2)}
+    carried = for_groups(saved, old, new)
+    assert torch.equal(carried["a/Z"], torch.tensor([[4.0, 5.0], [2.0, 3.0]])) and carried["a/A"] is saved["a/A"]
+    damaged = {"a/Z": torch.ones(5, 2)}
+    assert for_groups(damaged, old, new) == damaged  # which then does not fit

@@ -12,6 +12,7 @@ from torch.nn.functional import layer_norm, pad, relu
 
 from llm_adapters_lab.adapters.shared.groups import two_layers
 from llm_adapters_lab.core.sites import Site
+from llm_adapters_lab.errors import CannotInject
 
 PLAIN = {"down": "down.weight", "up": "up.weight", "down_bias": "down.bias", "up_bias": "up.bias"}
 """Names of what is generated in a plain bottleneck."""
@@ -25,6 +26,8 @@ def tables(groups: Sequence[str], pairs: bool) -> dict[str, tuple[str, ...]]:
     if not pairs:
         return {"group": tuple(groups) or ("",)}
     ends = [name.partition("-")[::2] for name in groups] or [("", "")]
+    if groups and not all(source and target for source, target in ends):
+        raise CannotInject(f"pairs = true needs groups such as de-en, not {', '.join(groups):.80}.")
     return {name: tuple(dict.fromkeys(end[i] for end in ends)) for i, name in enumerate(("source", "target"))}
 
 
