@@ -87,7 +87,7 @@ class PlaygroundPanel(Panel):
         """
         super().__init__()
         self.workspace = Workspace.of(workspace)
-        alone = self.workspace is not workspace
+        self._alone = self.workspace is not workspace
         self._busy = self._stopped = self._shown = False
         self._ids: tuple[str, ...] | None = None
         self._loaded: dict[str, LoadedRun] = {}
@@ -112,8 +112,7 @@ class PlaygroundPanel(Panel):
             box.observe(self._changed, "value")
         self.examples.task.observe(self._another, "value")
         self.examples.another.on_click(self._another)
-        show_if(not alone, self.inspect)
-        if alone:
+        if self._alone:
             self._poll(1.0, lambda: schedule(self._look))
             self.opened()
         else:
@@ -681,7 +680,8 @@ class PlaygroundPanel(Panel):
         self.question.rows = 8 if batch else 3
         self.question.placeholder = "One prompt on each line." if batch else PLACEHOLDER
         show_if(batch, self.table.widget)
-        show_if(not batch, self.grid, self.tinted, self.gold, self.inspect)
+        show_if(not batch, self.grid, self.tinted, self.gold, self.examples.task, self.examples.another)
+        show_if(not batch and not self._alone, self.inspect)
         self._changed()
 
     @guarded
@@ -741,7 +741,7 @@ class PlaygroundPanel(Panel):
         self.mode.observe(self._mode_changed, "value")
         self.adder = W.Dropdown(
             options=[("+ Add a run", "")], tooltip="Add another run", layout=W.Layout(width="150px")
-        ).add_class("lab-adder")
+        ).add_class("lab-add-run")
         self.adder.observe(self._added, "value")
         self.grid.observe(self._removed, "removed")
         self.mixed = W.ToggleButton(description="Mix", tooltip="Add a column: the weighted sum of the adapters")
@@ -770,9 +770,10 @@ class PlaygroundPanel(Panel):
         setup = button("Go to Setup", "Start a run", "primary", click=lambda _: self.workspace.go("Setup"))
         self._empty = W.VBox([W.HTML(el("div", NOTHING)), setup]).add_class("lab-empty")
         self._full = W.VBox([top, *shown, self.grid, self.table.widget, self.history.widget, seen.widget])
-        self._full.add_class("lab-rows")
+        self._full.add_class("lab-play")
         self.widget = W.VBox([self._empty, self._full]).add_class("lab-playground")
         show_if(False, self.table.widget, self.follow, self.restart, self.input, self.system)
+        show_if(not self._alone, self.inspect)
 
 
 def _answers(entry: Entry) -> bool:
