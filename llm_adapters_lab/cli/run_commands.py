@@ -138,6 +138,7 @@ def doctor(
 def show_forecast(found: Forecast) -> None:
     """Print a forecast as tables and notes."""
     spec, unknown = found.spec, "unknown"
+    kind = " + ".join(part.type for part in spec.adapter.parts) if spec.adapter else ""
     from llm_adapters_lab.core.sites import describe_counts
 
     places = describe_counts(found.sites_by_layer) or "the whole model"
@@ -145,7 +146,7 @@ def show_forecast(found: Forecast) -> None:
         "run": f"{found.id} ({found.state})",
         "base": f"{spec.base}: {found.base_parameters:,} parameters",
         "quantization": found.quantization,
-        "adapter": f"{spec.adapter.type}: {found.trainable_parameters:,} parameters" if spec.adapter else "none",
+        "adapter": f"{kind}: {found.trainable_parameters:,} parameters" if kind else "none",
         "sites": places if spec.adapter else "none",
         "rows to train on": unknown if found.rows is None else f"{found.rows:,}",
         "steps": found.steps_in_words or (unknown if found.steps is None else f"{found.steps:,}"),

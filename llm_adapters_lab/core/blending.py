@@ -20,6 +20,7 @@ masses their plan is a permutation).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -204,11 +205,7 @@ def _activations(model: nn.Module, folder: str, ids: torch.Tensor | None) -> dic
         units = adapter.units(injection.config_of(key))
         name = next((n for n, axis in units.axes.items() if axis == 0), "").rpartition(".")[0] if units else ""
         if name:
-
-            def keep(module: nn.Module, args: Any, output: torch.Tensor, key: str = key) -> None:
-                found[key] = output.flatten(0, -2).cpu()
-
-            handles.append(adapter.get_submodule(name).register_forward_hook(keep))
+            handles.append(adapter.get_submodule(name).register_forward_hook(partial(_keep, found, key)))
     try:
         model(input_ids=ids)
     finally:
@@ -216,6 +213,10 @@ def _activations(model: nn.Module, folder: str, ids: torch.Tensor | None) -> dic
             handle.remove()
         injection.eject()
     return found
+
+
+def _keep(found: dict[str, torch.Tensor], key: str, module: nn.Module, args: Any, output: torch.Tensor) -> None:
+    found[key] = output.flatten(0, -2).cpu()
 
 
 def start_of(config: AdapterConfig) -> Saved | None:

@@ -23,18 +23,18 @@ from llm_adapters_lab.core.tensor_files import check_alone, read_tensors, write_
 from llm_adapters_lab.errors import BadSpec, choices
 from llm_adapters_lab.files import read_json, write_json, writing_folder
 
-_ROOT: ContextVar[Path] = ContextVar("_ROOT", default=Path("runs"))
+_ROOTS: ContextVar[tuple[Path, ...]] = ContextVar("_ROOTS", default=())
 FILES = ("adapter.json", "adapter.safetensors", "base.json")
 
 
 @contextmanager
 def looking_in(root: str | Path) -> Iterator[None]:
-    """Look for runs that are named within the context under a root; by default it is `runs`."""
-    token = _ROOT.set(Path(root))
+    """Look for runs that are named within the context under a root, before outer ones; without any, under `runs`."""
+    token = _ROOTS.set((Path(root), *_ROOTS.get()))
     try:
         yield
     finally:
-        _ROOT.reset(token)
+        _ROOTS.reset(token)
 
 
 def saved_folder(name: str) -> Path:
@@ -46,15 +46,18 @@ def saved_folder(name: str) -> Path:
     for folder in (Path(name), Path(name) / "adapter"):
         if os.path.isfile(folder / FILES[0]):  # False for names that no file can have
             return folder
+    known: dict[str, Path] = {}
     plain = name and name not in (".", "..") and not set(name) & set("/\\*?[")
-    found = {path.parent.name: path for path in _ROOT.get().glob("*/adapter") if (path / FILES[0]).is_file()}
-    matching = [run for run in found if run.startswith(name)] if plain else []
-    if name in found or len(matching) == 1:
-        return found[name if name in found else matching[0]]
-    if matching:
-        raise BadSpec(f"The prefix {name!r} is ambiguous under {_ROOT.get()}: {', '.join(sorted(matching))}.")
+    for root in (_ROOTS.get() or (Path("runs"),)) if plain else ():
+        found = {path.parent.name: path for path in root.glob("*/adapter") if (path / FILES[0]).is_file()}
+        matching = [name] if name in found else [run for run in found if run.startswith(name)]
+        if len(matching) > 1:
+            raise BadSpec(f"The prefix {name!r} is ambiguous under {root}: {', '.join(sorted(matching))}.")
+        if matching:
+            return found[matching[0]]
+        known |= found
     hint = "Save it with `save_adapter` or `export --format lab`, or name a trained run."
-    raise BadSpec(f"There is no saved adapter {name!r:.200}. {choices(name, found) if plain and found else hint}")
+    raise BadSpec(f"There is no saved adapter {name!r:.200}. {choices(name, known) if known else hint}")
 
 
 def digest(folder: Path) -> str:

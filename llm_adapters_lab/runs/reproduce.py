@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from llm_adapters_lab.core.saved_adapters import looking_in
 from llm_adapters_lab.core.tensor_files import read_tensors
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.runs.base_files import NAMES
@@ -57,7 +58,7 @@ def rerun(record: Run, on_event: Listener | None = None) -> list[Difference]:
     """
     if (status := record.summary["status"]) != "finished":
         raise BadSpec(f"The run {record.id} is {status}: there is nothing to compare with.")
-    with tempfile.TemporaryDirectory(prefix="lab-rerun-") as root:
+    with tempfile.TemporaryDirectory(prefix="lab-rerun-") as root, looking_in(record.folder.parent):
         return compare(record, run(record.spec, root=root, on_event=on_event))
 
 

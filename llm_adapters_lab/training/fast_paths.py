@@ -201,9 +201,8 @@ def probe_rows(samples: Sequence[Sample]) -> list[Sample]:
 def _perturbed(injection: Injection) -> Iterator[None]:
     """Move the adapter away from its start, where most have no effect, and back again to the bit."""
     generator = torch.Generator().manual_seed(0)
-    before: dict[nn.Parameter, torch.Tensor] = {}
-    if not any(adapter.trains_base for adapter in injection.adapters.values()):  # a copy of the base has an effect
-        before = {p: p.detach().clone() for p in injection.parameters()}
+    moved = [a for a in injection.adapters.values() if not a.trains_base]  # a copy of the base has an effect
+    before = {p: p.detach().clone() for a in moved for p in a.parameters() if p.requires_grad}
     try:
         for p in before:
             p.add_(0.02 * torch.randn(p.shape, generator=generator).to(p))

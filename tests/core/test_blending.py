@@ -20,6 +20,7 @@ from llm_adapters_lab.errors import BadSpec, StateMismatch, WrongBase
 from llm_adapters_lab.events import Step
 from llm_adapters_lab.models import random_models
 from llm_adapters_lab.runs.execution import run
+from llm_adapters_lab.runs.reproduce import rerun
 from llm_adapters_lab.runs.spec import RunSpec
 
 IDS = tokens()
@@ -172,6 +173,7 @@ def test_a_run_starts_from_a_run_and_knows_when_it_changes(tmp_path: Path) -> No
     with pytest.warns(UserWarning, match="the saved adapters that it is made from changed"):
         run(small("lora", adapter={**fields, "start": plain.id}), root=tmp_path)
     assert run(blended, root=tmp_path, fresh=True).done
+    assert rerun(run(blended, root=tmp_path)) == []
 
 
 def changed(folder: Path) -> tuple[Injection, Path]:
