@@ -107,17 +107,21 @@ class Notebook:
         self.bar()
 
     def bar(self) -> Any:
-        """Return the line of the status bar once it is there."""
-        bar = self.page.locator(".lab-bar [role=status], .lab-bar [role=alert]")
+        """Return the bar once it is there."""
+        bar = self.page.locator(".lab-bar")
         bar.wait_for()
         return bar
+
+    def shows(self, text: str, seconds: float = 60) -> None:
+        """Wait until the lab shows a text, a regular expression."""
+        expect(self.page.locator(".lab")).to_contain_text(re.compile(text), timeout=1000 * seconds)
 
     def says(self, text: str, seconds: float = 60) -> None:
         """Wait until the status bar contains a text."""
         expect(self.bar()).to_contain_text(re.compile(text), timeout=1000 * seconds)
 
     def tab(self, title: str) -> None:
-        self.page.get_by_role("tab", name=title, exact=True).click()
+        self.page.get_by_role("tab", name=re.compile(rf"^{title}\b")).click()
 
     def button(self, name: str) -> Any:
         return self.page.locator(".lab").get_by_role("button", name=name, exact=True).locator("visible=true")
@@ -127,8 +131,8 @@ class Notebook:
 
     def fill(self, name: str, text: str) -> None:
         """Type into a field, and leave the field."""
-        self.field(name).fill(text)
-        self.field(name).press("Tab")
+        self.field(name).first.fill(text)
+        self.field(name).first.press("Tab")
 
     def restart(self) -> None:
         """Restart the kernel, as the menu does, without the confirmation."""

@@ -132,10 +132,10 @@ class SetupPanel(Panel):
             EvalSpec, offers={"tasks": scored}, prefix="eval.", first=("tasks", "rows", "batch", "shots"), lists=True
         )
         self.other: Form[RunSpec] = Form(
-            RunSpec, skip=PARTS, first=("seed",), lists=True, labels={"seed": "seed (or 3 seeds)"}
+            RunSpec, skip=PARTS, first=("seed",), lists=True, labels={"seed": "seeds"}
         )
         self.about, self.steps = W.HTML(), W.HTML()
-        self.weights = Collapsible("Weights: dtype, quantisation, device, new tokens", self.other.others)
+        self.weights = Collapsible("Weights, device, new tokens", self.other.others)
         self.other.more = self.weights  # opens on faults
         seed = self.other.boxes["seed"]
         self.train.essentials.children = [*self.train.essentials.children, seed]
@@ -155,7 +155,7 @@ class SetupPanel(Panel):
         self.search.observe(self._searched, "value")
         self.presets, self.export, self.upload = self._starts(), ExportPanel(), UploadPanel(self._loaded)
         self.file = Collapsible("Load a spec from a file", self.upload.widget)
-        self.code = Collapsible("The draft as code: YAML · Python · command line · papermill", self.export.widget)
+        self.code = Collapsible("Draft as code", self.export.widget)
         folds = W.VBox([self.code.widget, self.file.widget])
         self.widget = W.VBox([self.presets, self.problem, self.columns, self.data.page, folds]).add_class("lab-setup")
         self.method.observe(self._other_method)
@@ -176,8 +176,10 @@ class SetupPanel(Panel):
     def _card(self, name: str) -> Any:
         """Return a preset as a card: its name, and what it sets."""
         preset = spec_presets()[name]
+        title = preset.idea.partition(":")[0]
+        title = title if title.casefold() == name else name.capitalize()
         about = f"{preset.fields['adapter']['type']} · {preset.fields['base']}"
-        made = button(f"{name.capitalize()}\n{about}", preset.idea, click=lambda _: self._preset(name))
+        made = button(f"{title}\n{about}", preset.idea, click=lambda _: self._preset(name))
         return made.add_class("lab-preset")
 
     def opened(self) -> None:

@@ -1,3 +1,8 @@
+// anywidget gives a module two seconds to load, after which its widget stays dead; a busy page may need more.
+if (!window.labPatience) {
+  const timeout = AbortSignal.timeout;
+  window.labPatience = AbortSignal.timeout = limit => timeout.call(AbortSignal, limit === 2000 ? 30000 : limit);
+}
 function names(lab) {
   for (const box of lab.querySelectorAll(":is(input, textarea, select)[title]:not([aria-label])"))
     if (!box.labels[0]?.textContent) box.setAttribute("aria-label", box.title);

@@ -32,6 +32,8 @@ SETTINGS = {
 POLICY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
 JUPYTER = ["--no-browser", "--ip=127.0.0.1", "--port={PORT}", "--ServerApp.port_retries=0", "--allow-root"]
 JUPYTER += ["--IdentityProvider.token={TOKEN}", "--ServerApp.root_dir={FOLDER}"]
+OTHERS = ("Content Security Policy", "Failed to load resource", "violates the following", "net::ERR")
+"""Parts of the errors that pages of Jupyter report themselves."""
 ARGUMENTS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
 ARGUMENTS += " --disable-component-update --disable-sync"
 
@@ -148,14 +150,17 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture
 def page(chromium: Any) -> Iterator[Any]:
-    """A page; at the end of its test, it must have sent no request to another machine."""
+    """A page; at the end of its test, it must have sent no request to another machine, and reported no error."""
     asked: list[Any] = []
+    errors: list[str] = []
 
     def record(request: Any) -> None:
         asked.append(request)
 
     chromium.on("request", record)
     page = chromium.new_page()
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
     yield page
     page.close()
     chromium.remove_listener("request", record)
@@ -163,6 +168,7 @@ def page(chromium: Any) -> Iterator[Any]:
     # data: and blob: have no host; requests that the page's policy forbids are not sent.
     outside = [r for r in asked if urlsplit(r.url).hostname not in ("127.0.0.1", None, "") and r.failure != "csp"]
     assert [r.url for r in outside] == []
+    assert [text for text in errors if not any(part in text for part in OTHERS)] == []
 
 
 @pytest.fixture
