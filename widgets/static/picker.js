@@ -11,7 +11,7 @@ function render({ model, el }) {
   const root = make("div", "lab-pick"), button = make("button", "lab-pick-button"), note = make("div", "lab-pick-note");
   const chosen = make("span", "lab-pick-chosen"), hint = make("span", "lab-pick-hint"), arrow = make("span", "lab-pick-arrow", "▾");
   const pop = make("div", "lab-pick-pop"), search = make("input"), list = make("div", "lab-pick-list"), about = make("div", "lab-pick-about");
-  root.dataset.lmSuppressShortcuts = "true";  // those of JupyterLab, which listens before this does
+  for (const part of [button, search]) part.dataset.lmSuppressShortcuts = "true";  // those of JupyterLab, such as d d
   button.type = "button";
   button.setAttribute("aria-haspopup", "listbox");
   button.setAttribute("aria-describedby", `${id}-note`);

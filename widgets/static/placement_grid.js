@@ -16,7 +16,6 @@ function ranges(layers, limit = 3) {
 
 function render({ model, el }) {
   const root = make("div", "lab-sites");
-  root.dataset.lmSuppressShortcuts = "true";  // those of JupyterLab, which listens before the grid does
   const tools = make("div", "lab-sites-tools"), scroll = make("div", "lab-sites-scroll");
   const info = make("div", "lab-sites-info"), total = make("span", "lab-sites-count");
   const label = make("label", "", "layers"), typed = make("input"), each = make("button"), more = make("button");
@@ -79,6 +78,7 @@ function render({ model, el }) {
       const made = make(tag, css, text);
       made.setAttribute("role", role);
       made.tabIndex = -1;
+      made.dataset.lmSuppressShortcuts = "true";  // those of JupyterLab, such as d d: it looks at the focused element first
       made.spot = Object.assign(spot, { cell: made });
       return made;
     };
