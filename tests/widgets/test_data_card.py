@@ -391,7 +391,7 @@ def test_an_uploaded_file_becomes_the_task(card, tmp_path):
     assert path.read_bytes() == content and "saved" in card.status.value
     assert card.task.value == "own:runs/.uploads/my-quiz-1.csv?instruction=question&answer=solution&form=number"
     assert card.value.task == card.task.value and "2 rows · 2 columns" in text_of(card.mapping.title.value)
-    assert options(card)[OWN]
+    assert options(card)[OWN] == [card.task.value]
     send(card, "my quiz (1).csv", content)
     assert "was here already" in card.status.value
     send(card, "my quiz (1).csv", b"question,solution\nagain?,1\n")

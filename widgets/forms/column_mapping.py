@@ -157,9 +157,8 @@ class ColumnMapping(Panel):
         }
         forms = [(text, form) for form, text in _FORMS.items()]
         self.form = W.Dropdown(description="answer is", options=forms, value="text", tooltip="How answers are judged")
-        self.labels = W.Text(
-            placeholder="yes|no", tooltip="The allowed answers, separated by |", continuous_update=False
-        )
+        tip = "The allowed answers, separated by |"
+        self.labels = W.Text(description="labels", placeholder="yes|no", tooltip=tip, continuous_update=False)
         self.told, self.title = W.HTML(), W.HTML()
         self.done = button("Done", "Hide the columns", click=lambda _: show_if(False, self.widget))
         for control in (self.kind, *self.columns.values(), self.form, self.labels):
@@ -307,7 +306,12 @@ def _told(found: Mapping[str, Example | BadRow], form: str) -> Html:
 
 def _row(row: Example) -> Html:
     turns = [(str(turn["role"]), str(turn.get("content", ""))) for turn in row.messages]
-    said = [("question", row.instruction), ("context", row.input), ("trained on", row.output), ("rejected", row.rejected)]
+    said = [
+        ("question", row.instruction),
+        ("context", row.input),
+        ("trained on", row.output),
+        ("rejected", row.rejected),
+    ]
     fields = [*(turns or said), ("gold answer", row.answer if row.answer != row.output else "")]
     lines = [part for name, text in fields if text for part in (el("span", name), el("div", text[:400]))]
     return el("div", *lines, class_="lab-mapped")

@@ -165,7 +165,9 @@ class DataCard(Panel):
         tasks = {name: task for name, task in all_tasks().items() if "train" in task.splits}
         own = self._entry.value
         place, given = split_name(own) if own.startswith(PREFIX) else ("", {})
-        options = [Option(name, path.name, group=OWN) for path in self._files() if (name := self._name(path)) != own]
+        options = [
+            Option(name, path.name, group=OWN) for path in self._files() if (name := self._name(path)) != PREFIX + place
+        ]
         if place:
             columns = " · ".join(f"{COLUMNS.get(key, key)}: {value}" for key, value in given.items())
             options.insert(0, Option(own, Path(place).name if is_own_file(own) else place, columns, group=OWN))
