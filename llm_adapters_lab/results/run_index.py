@@ -10,11 +10,12 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from llm_adapters_lab.errors import BadSpec, LabError, choices
-from llm_adapters_lab.results.appearance import spec_fields
+from llm_adapters_lab.results.appearance import SHORT, spec_fields
 from llm_adapters_lab.runs.marks import Marks, marks
 from llm_adapters_lab.runs.record import Run, note
 from llm_adapters_lab.runs.recovery.lock import hold
@@ -26,6 +27,8 @@ _UNKNOWN = State("unfinished")
 _OPERATOR = r"(?:>=|<=|!=|=|>|<)"
 _TERM = re.compile(rf"([\w.]+)({_OPERATOR})(.*)", re.DOTALL)
 _COMMA = re.compile(rf",(?=[\w.]+{_OPERATOR})")  # as in adapter=lora,rank=8, but not in at=q,v
+_HEADS = {short: key for key, short in SHORT.items()} | {"params": "trainable", "mean": "accuracy", "time": "seconds"}
+"""What the table of runs calls a field."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +81,20 @@ class Entry:
         """Mean accuracy over its tasks, 0..1; None if nothing was scored."""
         return math.fsum(self.scores.values()) / len(self.results) if self.results else None
 
-    @property
+    @cached_property
     def values(self) -> dict[str, Any]:
         """Everything that can be filtered and sorted by: the fields, and what the run came to."""
         known = {"id": self.id, "begun": self.begun, "trainable": self.trainable, "accuracy": self.accuracy}
         known |= {"loss": self.train.get("loss_last"), "seconds": self.train.get("seconds")}
         known |= {"star": self.marks.star, "tag": self.marks.tags, "baseline": self.marks.baseline}
         return {**self.fields, **{key: value for key, value in known.items() if value is not None}}
+
+    @cached_property
+    def text(self) -> str:
+        """What words of a filter are searched in, in lower case."""
+        fault = ["unreadable", self.fault] if self.fault else []
+        parts = [self.id, self.note, *self.marks.tags, *fault, *map(words, self.fields.values())]
+        return "\n".join(parts).casefold()
 
 
 class Group(NamedTuple):
@@ -139,7 +149,7 @@ def matching(rows: Sequence[Entry], text: str) -> list[Entry]:
                 raise BadSpec(f"{term!r}: there is no such state. {choices(wanted, get_args(Name))}")
             rows = [row for row in rows if key in row.values and _holds(row.values[key], operator, wanted)]
         else:
-            rows = [row for row in rows if term.casefold() in _text(row)]
+            rows = [row for row in rows if term.casefold() in row.text]
     return list(rows)
 
 
@@ -152,6 +162,8 @@ def full_name(name: str, known: Sequence[str]) -> str:
     if name in known or f"{name}.type" in known:
         return name if name in known else f"{name}.type"
     ends = [key for key in known if key.endswith(f".{name}")]
+    if not ends and _HEADS.get(name) in known:
+        return _HEADS[name]
     if len(ends) > 1:
         raise BadSpec(f"{name!r} may be {' or '.join(ends)}. Write one of them in full.")
     if not ends:
@@ -273,11 +285,6 @@ def _holds(value: Any, operator: str, wanted: str) -> bool:
         return (value > limit and ">" in operator) or (value < limit and "<" in operator)
     named = {words(value).casefold(), str(value).casefold(), *(["null"] if value is None else [])}
     return operator == "=" and wanted.casefold() in named
-
-
-def _text(row: Entry) -> str:
-    fault = ["unreadable", row.fault] if row.fault else []
-    return "\n".join([row.id, row.note, *row.marks.tags, *fault, *map(words, row.fields.values())]).casefold()
 
 
 def _rank(value: str) -> tuple[int, float, str]:

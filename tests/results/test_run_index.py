@@ -92,6 +92,8 @@ def test_a_filter_takes_words_and_fields(tmp_path: Path) -> None:
     assert found("eval.tasks=mini-addsub") == found("base=nano") == {small, large, other, base}
     assert found("at=q,v rank=16 lora") == {large}
     assert found("train.learning_rate=3e-4") == {small, large, other, base}
+    assert found("lr=3e-4") == {small, large, other, base}
+    assert found("placement=q,v,k") == found("adapter.at=q,v,k")
     assert found("rank=five") == set()
     assert found("rank>=16") == found("rank>4") == found("adapter=lora,rank>=8") == {large}
     assert found("rank<=4") == found("rank<16,state=finished") == {small}

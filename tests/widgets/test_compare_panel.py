@@ -111,8 +111,8 @@ def test_the_verdict_comes_first_and_says_what_is_compared(six: dict[str, Run], 
     assert "p &lt; 0.001 (exact McNemar, 20 items)." in panel.verdict.value
     assert list(panel.table.colours) == [six["series"].id, six["base"].id]
     panel.workspace.selection.ids = [six["base"].id]
-    assert "All 5 finished runs are compared with the selected one" in text(panel.scope.value)
-    assert text(panel.verdict.value).strip().startswith("Compared with base, ")
+    assert "All 5 finished runs are compared." in text(panel.scope.value)
+    assert text(panel.verdict.value).strip() == words
 
 
 def test_the_reference_is_picked_or_the_baseline(six: dict[str, Run], tmp_path: Path) -> None:
@@ -139,6 +139,8 @@ def test_filter_with_comparisons_and_its_errors_at_the_field(six: dict[str, Run]
     panel.filter.value = "rnak>=8"
     assert "No run has a field 'rnak'" in text(panel.filter_error.value)
     assert panel.problem.value == ""
+    panel.filter.value = "lr=3 placement=q,v"
+    assert panel.filter_error.value == ""
     panel.filter.value = "seed<=1 adapter=lora state=finished"
     assert panel.filter_error.value == ""
     assert names(panel) == ["lora r4 q,v"]

@@ -19,7 +19,8 @@ from widgets.kit.status import SIGNS
 GROUP = "+"
 """What the id of a row begins with that stands for several seeds."""
 BAD = ("unreadable", "failed", "dead")
-_CHARACTER, _PADDING, _WIDEST, _NARROWEST = 7.4, 16, 150, 42
+_HEAD, _CELL, _PADDING, _WIDEST, _NARROWEST = 7.2, 7.4, 18, 150, 42
+"""Widths in pixels: of a character in the head and in a cell, of what is around a text, and of a column."""
 _TASK = "task:"
 
 
@@ -189,10 +190,10 @@ def row_id(group: EntryGroup) -> str:
 
 def head(shown: Sequence[Column], rows: Iterable[Mapping[str, Any]], order: Sequence[str]) -> list[dict[str, Any]]:
     """Return columns as plain data, with their widths and the rank in which they give way on a narrow page."""
-    widest = [len(column.label) + 3 for column in shown]
+    widths = [len(column.label) * _HEAD for column in shown]
     for one in rows:
-        widest = [max(least, len(cell)) for least, cell in zip(widest, one["cells"], strict=True)]
-    widths = [round(min(_WIDEST, max(_NARROWEST, size * _CHARACTER + _PADDING))) for size in widest]
+        widths = [max(width, len(cell) * _CELL) for width, cell in zip(widths, one["cells"], strict=True)]
+    widths = [round(min(_WIDEST, max(_NARROWEST, width + _PADDING))) for width in widths]
     return [
         asdict(column) | {"width": width, "rank": order.index(column.key) if column.key in order else len(order)}
         for column, width in zip(shown, widths, strict=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from widgets.panels.run_actions import RunActions
 VIEWS = ("Tiers", "By task", "Parameters", "Heat map", "Curves", "Parallel", "Items", "Specs")
 WIDE = ("Items", "Specs", "Parallel")
 """Views that take the room of the list beside them."""
-LOW, HIGH, TALL = 204, 340, 900
+LOW, HIGH, TALL = 194, 340, 900
 """Height of figures in pixels on a low and on a high page, and from which height of the window on it counts as high."""
 CONTROLS = 32
 """Height of the controls above a figure in pixels."""
@@ -50,6 +51,39 @@ BEST = ""
 EXTRA = ("interval", "tokens_per_second", "peak_memory_bytes", "state", "note", "id")
 """Columns that are offered besides fields that differ and results."""
 MEAN, LOSS = "mean accuracy", "train loss"
+
+
+@dataclass(frozen=True)
+class Runs:
+    """All runs, and what depends on nothing else.
+
+    Attributes:
+        entries: of the runs.
+        names: by id.
+    """
+
+    entries: Sequence[Entry] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def groups(self) -> list[EntryGroup]:
+        """The runs by seed."""
+        return by_seed(self.entries, self.names)
+
+    @cached_property
+    def alone(self) -> list[EntryGroup]:
+        """Each run by itself."""
+        return by_seed(self.entries, self.names, together=False)
+
+    @cached_property
+    def apart(self) -> list[str]:
+        """The fields in which the runs differ."""
+        return differing(self.entries)
+
+    @cached_property
+    def ranked(self) -> list[str]:
+        """The same, the most informative first."""
+        return informative(self.entries, self.apart)
 
 
 @dataclass(frozen=True)
@@ -119,8 +153,7 @@ class Comparison:
 
 
 def arrange(
-    entries: Sequence[Entry],
-    names: Mapping[str, str],
+    runs: Runs,
     *,
     filter: str = "",
     together: bool = True,
@@ -131,8 +164,7 @@ def arrange(
     """Return what the table shows.
 
     Args:
-        entries: all runs.
-        names: of them, by id.
+        runs: all runs.
         filter: see `run_index.matching`.
         together: whether runs that differ only in the seed share a line.
         chosen: keys of columns; empty for those by default.
@@ -142,17 +174,16 @@ def arrange(
     Raises:
         BadSpec: the filter cannot be understood.
     """
-    left = {entry.id for entry in matching(entries, filter)}
-    grouped = by_seed(entries, names)
-    varied = any(len(group.entries) > 1 for group in grouped)
-    if not together:
-        grouped = by_seed(entries, names, together=False)
-    groups = [kept for group in grouped if (kept := _kept(group, left, names))]
+    left = {entry.id for entry in matching(runs.entries, filter)}
+    varied = any(len(group.entries) > 1 for group in runs.groups)
+    groups = [
+        kept
+        for group in (runs.groups if together else runs.alone)
+        if (kept := _kept(group, left, runs.names)) is not None
+    ]
     tasks = shared_tasks(groups)
-    apart = differing(entries)
-    ranked = informative(entries, apart)
-    known = run_grid.columns(entries, apart, tasks)
-    keys = [key for key in chosen if key in known] or run_grid.defaults(known, apart)
+    known = run_grid.columns(runs.entries, runs.apart, tasks)
+    keys = [key for key in chosen if key in known] or run_grid.defaults(known, runs.apart)
     shown = [known[key] for key in known if key in keys]
     groups = run_grid.ordered(groups, known.get(sort[0]), sort[1], tasks)
     # The best of single seeds is the luckiest one.
@@ -162,17 +193,16 @@ def arrange(
         key = run_grid.row_id(group)
         rows[key] = run_grid.row(group, shown, tasks)
         lines.append((key, 0))
-        for one in by_seed(group.entries, names, together=False) if key in open and len(group.entries) > 1 else ():
+        for one in by_seed(group.entries, runs.names, together=False) if key in open and len(group.entries) > 1 else ():
             rows[one.id] = run_grid.row(one, shown, tasks) | {"name": f"seed {one.fields['seed']}"}
             lines.append((one.id, 1))
     inside = [entry for group in groups for entry in group.entries]
-    order = run_grid.importance(known, ranked)
+    order = run_grid.importance(known, runs.ranked)
     offered = [key for key in known if key in order or key in keys or key in EXTRA]
     heads = run_grid.head(shown, rows.values(), order)
     finished = [done for group in groups if (done := _finished(group))]
-    runs = [entry for group in finished for entry in group.entries]
-    fields = [(known[key].label, key) for key in ranked]
-    measures = [MEAN, *dict.fromkeys(task for entry in runs for task in entry.results), LOSS]
+    fields = [(known[key].label, key) for key in runs.ranked]
+    measures = [MEAN, *dict.fromkeys(task for group in finished for run in group.entries for task in run.results), LOSS]
     table = (rows, lines, heads, best, varied)
     return Rows(groups, known, shown, tasks, *table, finished, {one.id for one in inside}, offered, fields, measures)
 
@@ -263,7 +293,7 @@ class ComparePanel(Panel):
         """Build the place; on its own it looks for new runs once a second."""
         super().__init__()
         self.workspace, self._alone = Workspace.of(workspace), not isinstance(workspace, Workspace)
-        self.comparison, self._rows = Comparison(), Rows()
+        self.comparison, self._rows, self._runs = Comparison(), Rows(), Runs()
         self._store, self._shown, self._picked = AnswerStore(), False, False
         self._columns: list[str] = []
         self._key: Any = None
@@ -369,11 +399,13 @@ class ComparePanel(Panel):
 
     async def _arrange(self) -> None:
         """Fill the table."""
-        runs = self.workspace.runs
+        store = self.workspace.runs
+        if self._runs.names is not store.names:
+            self._runs = Runs([*store.entries.values()], store.names)
         options: dict[str, Any] = {"filter": self.filter.value, "together": self.together.value}
         options |= {"chosen": tuple(self._columns), "sort": tuple(self.table.sort), "open": tuple(self.table.unfolded)}
         try:
-            rows = await asyncio.to_thread(arrange, [*runs.entries.values()], runs.names, **options)
+            rows = await asyncio.to_thread(arrange, self._runs, **options)
         except BadSpec as error:
             self.filter_error.value = message(str(error))
             return
@@ -438,9 +470,7 @@ class ComparePanel(Panel):
             return picked, reference, f"The {runs} selected runs are compared."
         count = sum(len(group.entries) for group in finished)
         words = f"All {count} finished runs{' that match the filter' if self.filter.value.strip() else ''} are compared"
-        if runs and not reference:
-            return finished, picked[0].id, f"{words} with the selected one."
-        return finished, reference, f"{words}. Select rows to compare only those." if count > 1 else ""
+        return finished, reference, f"{words}. Select several to compare only those." if count > 1 else ""
 
     async def _compare(self) -> None:
         """Compare, and draw the view."""

@@ -8,7 +8,7 @@ const make = (tag, css, text, more = {}) => {
   return made;
 };
 function render({ model, el }) {
-  const root = make("div", el.closest(".lab") ? "lab-grid" : "lab-grid lab");
+  const root = make("div", "lab-grid");
   const head = make("div", "lab-grid-head", undefined, { role: "row" });
   const body = make("div", "lab-grid-body", undefined, { role: "rowgroup" });
   const space = make("div", "lab-grid-space", undefined, { role: "presentation" });
@@ -18,6 +18,7 @@ function render({ model, el }) {
   body.append(space);
   root.append(head, body);
   el.append(root);
+  requestAnimationFrame(() => { if (!root.closest(".lab")) root.classList.add("lab"); });  // on its own, in the page by then
   let rows = {}, lines = [], shown = [], chosen = new Set(), now = 0, anchor = 0, drawn = new Map();
   const row = (i) => rows[lines[i]?.[0]];
   const members = (i) => row(i)?.members ?? [];
@@ -39,6 +40,11 @@ function render({ model, el }) {
     if (!row(i)?.group || open.has(key) === on) return;
     on ? open.add(key) : open.delete(key);
     set("unfolded", [...open]);
+  }
+  function mark(i) {
+    model.send({ star: lines[i][0] });
+    row(i).star = !row(i).star;  // until Python says so
+    redraw();
   }
   function box(state, label) {
     const made = make("span", "lab-grid-box", state === true ? "✓" : state === "mixed" ? "–" : "", { "aria-hidden": "true", title: label });
@@ -77,7 +83,7 @@ function render({ model, el }) {
     const marks = make("div", "lab-grid-cell lab-grid-marks", undefined, { role: "gridcell" });
     const note = own.note ? make("span", "lab-grid-note", "✎", { title: own.note, "aria-label": "note: " + own.note }) : make("span", "lab-grid-note");
     const star = make("button", "lab-grid-star" + (own.star ? " lab-on" : ""), own.star ? "★" : "☆", { tabindex: "-1", title: own.star ? "Remove the star (S)" : "Star (S)", "aria-label": "star", "aria-pressed": String(!!own.star) });
-    star.addEventListener("click", (event) => { event.stopPropagation(); model.send({ star: lines[i][0] }); });
+    star.addEventListener("click", (event) => { event.stopPropagation(); mark(i); });
     marks.append(note, star);
     made.append(marks);
     made.addEventListener("click", (event) => { if (event.detail < 2) { now = i; toggle(i, event.shiftKey); root.focus({ preventScroll: true }); } });
@@ -103,9 +109,10 @@ function render({ model, el }) {
     const columns = model.get("columns"), [sorted, down] = model.get("sort"), width = root.clientWidth - 2;
     const order = columns.map((_, j) => j).sort((a, b) => columns[a].rank - columns[b].rank);
     let used = FIXED + NAME, kept = new Set();
-    for (const j of order) if (!model.get("fit") || used + columns[j].width <= width) { used += columns[j].width; kept.add(j); } else if (model.get("fit")) break;
+    const wide = (j) => columns[j].width + (columns[j].key === sorted ? 14 : 0);
+    for (const j of order) if (!model.get("fit") || used + wide(j) <= width) { used += wide(j); kept.add(j); }
     shown = columns.map((_, j) => j).filter((j) => kept.has(j));
-    root.style.setProperty("--lab-columns", `28px minmax(${NAME}px, 1fr) ${shown.map((j) => columns[j].width + "px").join(" ")} 44px`);
+    root.style.setProperty("--lab-columns", `28px minmax(${NAME}px, 1fr) ${shown.map((j) => wide(j) + "px").join(" ")} 44px`);
     root.style.setProperty("--lab-least", used + "px");
     head.replaceChildren();
     const everything = lines.flatMap(([key, depth]) => (depth ? [] : rows[key]?.members ?? []));
@@ -140,7 +147,7 @@ function render({ model, el }) {
     else if (event.key === " ") toggle(now, event.shiftKey);
     else if (event.key === "Enter") model.send({ open: lines[now][0] });
     else if (event.key === "ArrowRight" || event.key === "ArrowLeft") unfold(now, event.key === "ArrowRight");
-    else if (event.key === "s" && !event.ctrlKey && !event.metaKey) model.send({ star: lines[now][0] });
+    else if (event.key === "s" && !event.ctrlKey && !event.metaKey) mark(now);
     else if (event.key === "a" && (event.ctrlKey || event.metaKey)) select(lines.map((_, i) => i), true);
     else return;
     event.preventDefault();

@@ -85,7 +85,7 @@ def tiers(ranked: Sequence[Sequence[EntryGroup]], tasks: Sequence[str], colours:
         figure.add_annotation(x=1, xref="paper", xanchor="left", y=start, **label)
         start += len(tier)
     figure.update_xaxes(range=_span(ends), showgrid=True, gridcolor=GRID, ticksuffix=" %")
-    figure.update_layout(margin={"r": 48})
+    figure.update_layout(margin={"r": 72})
     return figure
 
 
