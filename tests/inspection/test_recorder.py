@@ -26,8 +26,12 @@ from llm_adapters_lab.training.step import set_gradient_checkpointing
 
 POST_NORM = ("gemma2", "gemma3", "olmo2", "glm4")
 """Families with a norm after each sublayer, whose exits do not add up to the residual stream."""
-CLASSES = {case: get_adapter(fields["type"]).cls for case, fields in CASES.items()}
-SITES = [case for case, cls in CLASSES.items() if cls.scope == "site" and not (cls.trains_base or cls.for_tokens)]
+OF_PARTS = {case: [get_adapter(part.type).cls for part in config(case).parts] for case in CASES}
+SITES = [
+    case
+    for case, parts in OF_PARTS.items()
+    if all(cls.scope == "site" and not (cls.trains_base or cls.for_tokens) for cls in parts)
+]
 MLP0 = "model.layers.0.mlp.down_proj:mlp"
 
 

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, SerializationInfo, SerializeAsAny, field_serializer, field_validator
 from torch import nn
 
+from llm_adapters_lab.core import weights
 from llm_adapters_lab.core.adapter import Adapter, Place, World
 from llm_adapters_lab.core.adapter_config import AdapterConfig, ModelAdapterConfig
 from llm_adapters_lab.core.anatomy import Anatomy
@@ -118,7 +119,7 @@ class Members(Adapter):
             members.append(injection.adapters)
         found: dict[str, Adapter] = {}
         for key, place in plain.items():
-            with torch.device(next(iter(world.model.parameters())).device):
+            with torch.device(weights.device(place.host)):
                 found[place.site.part + key] = cls(config, place.site, place.host, [own[key] for own in members])
         return found
 
