@@ -86,7 +86,7 @@ def test_from_start_to_finish(root: Path) -> None:
     assert row["text"].endswith(" %")
     assert "mini-bool" in panel.head.value
     assert "12.3k trainable" in panel.head.value
-    assert tools(panel) == ["Evaluate base", "Inspect", "Playground", "Clone"]
+    assert tools(panel) == ["Evaluate base", "Warm start", "Clone"]
     curves = panel.curves.settled[record.id]
     assert curves["step"] == [1, 2, 3]
     assert (len(curves["validation"]), len(curves["distance"]), curves["planned"]) == (1, 3, 3)
@@ -98,7 +98,7 @@ def test_from_start_to_finish(root: Path) -> None:
     base = small(adapter=None).id
     assert panel.base.description == "Evaluating base …"
     wait_for(panel, lambda: "ring: base" in panel.dots.value)
-    assert tools(panel) == ["Inspect", "Playground", "Clone"]
+    assert tools(panel) == ["Warm start", "Clone"]
     workspace.selection.ids = [base]
     assert "no curves" in panel.curves.words
     assert tools(panel) == ["Clone"]
@@ -192,6 +192,10 @@ def test_a_row_selects_and_clone_hands_on(root: Path) -> None:
     assert panel.list.selected == [made[2].id]
     press(panel, "clone", made[1].id)
     assert clones == [(small(seed=1), made[1].id)]
+    workspace.selection.ids = [made[1].id]
+    panel.warm.click()
+    started = small(seed=1, adapter={"type": "lora", "rank": 4, "start": made[1].id})
+    assert clones[1:] == [(started, made[1].id)]
     press(panel, "all")
     assert places == ["Compare"]
     (made[1].folder / "spec.json").write_text("{", encoding="utf-8")
@@ -311,7 +315,7 @@ def test_runs_of_the_kernel(root: Path) -> None:
     workspace.selection.ids = [made.id]
     assert panel.state.name in ("running", "finished")
     wait_for(panel, lambda: panel.state.name == "finished")
-    assert tools(panel) == ["Evaluate base", "Inspect", "Playground", "Clone"]
+    assert tools(panel) == ["Evaluate base", "Warm start", "Clone"]
 
 
 def test_a_finished_run_is_shown_wherever_it_was_started(tmp_path: Path) -> None:

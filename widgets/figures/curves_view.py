@@ -57,7 +57,7 @@ class CurvesView(anywidget.AnyWidget):
     live = traitlets.Dict().tag(sync=True)
     looks: Any = traitlets.List().tag(sync=True)
     options = traitlets.Dict({"x": "step", "log": False, "smooth": 25}).tag(sync=True)
-    heights = traitlets.List([208, 400]).tag(sync=True)
+    heights = traitlets.List([208, 430]).tag(sync=True)
     words = traitlets.Unicode("").tag(sync=True)
 
 

@@ -43,7 +43,7 @@ def launch(spec: RunSpec, root: str | Path = "runs") -> Run:
         return record
     if other := next((folder.name for folder, work in _known.items() if work.thread.is_alive()), ""):
         raise LabError(f"{other} is running in this kernel, and runs cannot share a kernel. Stop it first.")
-    check_spec(spec)
+    check_spec(spec, root=record.folder.parent)
 
     def target() -> None:
         try:

@@ -190,10 +190,11 @@ class MonitorPanel(Panel):
         self.stop = button("Stop", "Stop after the current step", click=lambda _: self._act_on_first("stop"))
         self.resume = button("Resume", style="primary", click=lambda _: self._act_on_first("resume"))
         self.base = button("Evaluate base", "Evaluate the base model for comparison", click=self._evaluate)
-        self.inspect = button("Inspect", "Look inside this run", click=lambda _: self.workspace.go("Inspect"))
-        self.play = button("Playground", "Ask this run questions", click=lambda _: self.workspace.go("Playground"))
+        self.warm = button(
+            "Warm start", "A new draft whose training starts from this adapter", click=lambda _: self._clone(warm=True)
+        )
         self.clone = button("Clone", "A new draft from this run", click=lambda _: self._act_on_first("clone"))
-        self.tools = [self.stop, self.resume, self.base, self.inspect, self.play, self.clone]
+        self.tools = [self.stop, self.resume, self.base, self.warm, self.clone]
         top = W.HBox([self.title, *self.tools]).add_class("lab-run-top")
         self.curves, self.log = CurvesView(), text_area("log of the process", 8, disabled=True)
         self.dots, self.answers = W.HTML(), W.HTML()
@@ -432,9 +433,9 @@ class MonitorPanel(Panel):
             told = result(seen.summary, last.get("Finished", {}).get("seconds"))
             lines = [gauge(1), el("div", told, class_="lab-run-say")]
         else:
-            why = "" if bad or found.name == "stopped" else found.reason.partition("\n")[0]
-            stopped = f"{state_words(found)} at {ended(last)}" if where else ""
-            lines = [gauge(done), sentence(stopped, why, self._resumption(run_id))]
+            reached = f"{'stopped ' if found.name == 'stopped' else ''}at {ended(last)}" if where else ""
+            why = "" if bad or reached else found.reason.partition("\n")[0]
+            lines = [gauge(done), sentence(reached, why, self._resumption(run_id))]
         self.head.value = el("div", *lines, class_=f"lab-is-{found.name}")
         trace = last.get("Failed", {}).get("traceback") if found.name == "failed" else ""
         folded = [el("details", el("summary", "traceback"), el("pre", trace))] if trace else []
@@ -459,7 +460,7 @@ class MonitorPanel(Panel):
         other = self.workspace.runs.entries.get(seen.base.id) if seen.base else None
         self.base.disabled = works = other is not None and (other.state.works or other.state.name == "queued")
         self.base.description = "Evaluating base …" if works else "Evaluate base"
-        show_if(finished and trained, self.inspect, self.play)
+        show_if(finished and trained, self.warm)
         show_if(seen.spec, self.clone)
 
     def _show_more(self, run_id: str, colour: str) -> None:
@@ -478,7 +479,7 @@ class MonitorPanel(Panel):
         if action == "all":
             self.workspace.go("Compare")
         elif action == "clone":
-            self._clone(run)
+            self._clone(run_id)
         else:
             schedule(lambda: self._do(action, run))
 
@@ -487,8 +488,13 @@ class MonitorPanel(Panel):
         self._act("kill" if stopping else action, self.workspace.selection.first)
 
     @guarded
-    def _clone(self, run: Run) -> None:
-        self.workspace.clone(spec_of(run.id, self.workspace.root), run.id)
+    def _clone(self, run_id: str = "", *, warm: bool = False) -> None:
+        """Make a copy of a run the draft; `warm` lets its training start from the adapter of the run."""
+        run_id = run_id or self.workspace.selection.first
+        spec = spec_of(run_id, self.workspace.root)
+        if warm and spec.adapter:
+            spec = spec.model_copy(update={"adapter": spec.adapter.model_copy(update={"start": run_id})})
+        self.workspace.clone(spec, run_id)
 
     @guarded
     def _evaluate(self, _: Any) -> None:

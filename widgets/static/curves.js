@@ -45,13 +45,13 @@ function planned(series, x) {
   if (last < 0 || !series.planned) return x === "step" ? series.planned : 0;
   return (series[x][last] / series.step[last]) * series.planned;
 }
-const thin = (values) => {
-  const every = Math.max(1, Math.ceil(values.length / FEW));
+const thin = (values, most) => {
+  const every = Math.max(1, Math.ceil(values.length / most));
   return values.filter((_, i) => i % every === 0 || i === values.length - 1);
 };
 
 function render({ model, el }) {
-  const root = make("div", "lab-curves"), bar = make("div", "lab-curvebar"), place = make("div", "lab-curveplot"), empty = make("div", "lab-empty");
+  const root = make("div", "lab-curves"), bar = make("div", "lab-curvebar"), place = make("div", "lab-curveplot"), others = make("div", "lab-curveplot"), empty = make("div", "lab-empty");
   const log = make("button", "lab-seg", "log y"), xs = make("div", "lab-segs"), label = make("label", "", "smoothing "), slider = make("input"), width = make("span", "lab-num lab-muted");
   const reset = make("button", "lab-seg", "⟲ reset"), save = make("button", "lab-seg", "PNG");
   root.dataset.lmSuppressShortcuts = "true";
@@ -72,119 +72,155 @@ function render({ model, el }) {
     xs.append(button);
   }
   bar.append(log, xs, label, width, make("span", "lab-grow"), reset, save);
-  root.append(bar, place, empty);
+  root.append(bar, place, others, empty);
   el.append(root);
 
-  let zooms = 0, marked = null, waits = 0, listens = false;
+  let zooms = 0, marked = null, waits = 0, listens = false, fresh = true;
   const set = (change) => {
     model.set("options", { ...model.get("options"), ...change });
     model.save_changes();
   };
   log.addEventListener("click", () => set({ log: !model.get("options").log }));
   slider.addEventListener("input", () => set({ smooth: Number(slider.value) }));
-  reset.addEventListener("click", () => { zooms++; draw(); });
+  reset.addEventListener("click", () => { zooms++; fresh = true; draw(); });
   save.addEventListener("click", () => window.Plotly?.downloadImage(place, { format: "png", scale: 2, filename: "curves" }));
 
-  function figure() {
-    const { x, log: logged, smooth } = model.get("options"), all = { ...model.get("settled"), ...model.get("live") };
+  function inputs() {
+    const all = { ...model.get("settled"), ...model.get("live") }, { x } = model.get("options");
     const runs = model.get("looks").filter((look) => all[look.id]).map((look) => ({ ...look, color: lit(look.color) }));
-    const wide = root.clientWidth > 900, columns = wide ? 6 : 3, rows = SMALL.length / columns;
-    const main = model.get("heights")[wide ? 1 : 0], small = wide ? 90 : 62, head = 26, left_ = 48, right_ = 12, top = 8, bottom = 10, lowest = 40;
-    const height = top + main + rows * (head + small) + bottom, inner = height - top - bottom, across = root.clientWidth - left_ - right_;
-    const y = (pixels) => 1 - (pixels - top) / inner, gap = 44, wide_ = (across + gap) / columns;
-    const data = [], half = (n) => Math.round((smooth / 100) ** 2 * n / 3);
-    let window_ = 0;
-    const trace = (look, points, more) => data.push({ type: "scatter", mode: "lines", meta: look.id, showlegend: false, ...points, ...more });
-    const hover = (look, unit, format, place = x) => `<b>${escape(look.name)}</b><br>${XS[place]} %{x:,.6~g}<br>${unit} %{y:${format}}<extra></extra>`;
-    for (const look of runs) {
-      const own = all[look.id], h = half(own.mean.length), line = { color: look.color };
-      const bucket = own.step.length > 1 ? own.step[1] - own.step[0] : 1;
-      window_ = Math.max(window_, h * bucket);
-      if (runs.length <= RAW && h) trace(look, { x: own[x], y: own.loss }, { line: { ...line, width: 1 }, opacity: 0.3, hoverinfo: "skip" });
-      trace(look, { x: own[x], y: smoothed(own.mean, h) }, { line: { ...line, width: 2 }, hovertemplate: hover(look, "loss", ".4~g") });
-      const held = own.validation, spots = { x: held.map(([step]) => at(own, x, step)), y: held.map(([, loss]) => loss) };
-      if (held.length) trace(look, spots, { mode: "markers", marker: { color: look.color, size: 8, symbol: "diamond", line: { width: 1, color: "#fff" } }, hovertemplate: hover(look, "validation loss", ".4~g") });
-      SMALL.forEach(([name, unit, format], i) => {
-        const axes = { xaxis: `x${i + 2}`, yaxis: `y${i + 2}` }, look_ = { line: { ...line, width: 1.5 }, hovertemplate: hover(look, unit, format) };
-        if (own[name]?.length && Array.isArray(own[name][0])) {
-          const points = thin(own[name]);
-          trace(look, { x: points.map(([step]) => at(own, x, step)), y: points.map(([, value]) => value) },
-            { ...axes, ...look_, mode: points.length < 30 ? "lines+markers" : "lines", marker: { size: 4, color: look.color } });
-        } else if (own[name]?.length) trace(look, { x: thin(own[x]), y: thin(own[name]) }, { ...axes, ...look_ });
-      });
-    }
-    const ends = runs.map((look) => planned(all[look.id], x)), end = Math.max(0, ...ends);
-    const axis = { gridcolor: GRID, zeroline: false, linecolor: GRID, automargin: false, tickfont: { size: 12 }, fixedrange: false };
-    const range = end ? { range: [0, end * 1.01], autorange: false } : {};
-    const title = (text, at_, y_) => ({ text, x: at_, y: y_, xref: "paper", yref: "paper", xanchor: "left", yanchor: "bottom", showarrow: false, font: { size: 12 } });
-    const layout = {
-      height, width: root.clientWidth, margin: { l: left_, r: right_, t: top, b: bottom }, showlegend: false, hovermode: "closest", dragmode: "zoom",
-      font: { family: "system-ui, -apple-system, Segoe UI, sans-serif", size: 12, color: INK }, paper_bgcolor: CLEAR, plot_bgcolor: CLEAR,
-      uirevision: [x, logged, zooms, runs.map((look) => look.id).join()].join("|"), hoverlabel: { align: "left" },
-      xaxis: { ...axis, ...range, showgrid: false, anchor: "y", title: { text: XS[x], font: { size: 12 }, standoff: 4 } },
-      yaxis: { ...axis, domain: [y(top + main - lowest), 1], anchor: "x", type: logged ? "log" : "linear", rangemode: logged ? "normal" : "tozero", title: { text: "loss (nats per label)", font: { size: 12 }, standoff: 6 }, nticks: 6 },
-      annotations: [], shapes: [],
-    };
-    SMALL.forEach(([name, text], i) => {
-      const column = i % columns, row = Math.floor(i / columns), left = (column * wide_) / across, right = left + (wide_ - gap) / across;
-      const upper = top + main + row * (head + small) + head - 4, domain = [y(upper + small), y(upper)];
-      layout[`xaxis${i + 2}`] = { ...axis, ...range, domain: [left, right], anchor: `y${i + 2}`, matches: "x", showgrid: false, showticklabels: false, nticks: 4 };
-      layout[`yaxis${i + 2}`] = { ...axis, domain, anchor: `x${i + 2}`, nticks: 3, tickfont: { size: 11 }, exponentformat: name === "learning_rate" ? "e" : "SI",
-        type: logged && name === "validation" ? "log" : "linear", rangemode: logged && name === "validation" ? "normal" : "tozero" };
-      layout.annotations.push(title(text, left, domain[1] + 1 / inner));
-      if (!data.some((each) => each.yaxis === `y${i + 2}`))
-        layout.annotations.push({ text: "–", x: (left + right) / 2, y: (domain[0] + domain[1]) / 2, xref: "paper", yref: "paper", showarrow: false, font: { size: 12 } });
-    });
-    if (end && runs.some((look) => all[look.id].live || ends.length)) {
-      layout.shapes.push({ type: "line", x0: end, x1: end, y0: layout.yaxis.domain[0], y1: 1, xref: "x", yref: "paper", line: { color: INK, width: 1, dash: "dot" } });
-      const words = x === "step" ? `planned end ${Math.round(end).toLocaleString("en-US")}` : "planned end";
-      layout.annotations.push({ text: words, x: end, y: 1, xref: "x", yref: "paper", xanchor: "right", yanchor: "top", showarrow: false, font: { size: 11 } });
-    }
-    return { data, layout, height, count: data.length, window: window_ };
+    const end = Math.max(0, ...runs.map((look) => planned(all[look.id], x)));
+    return { all, runs, end, axis: { gridcolor: GRID, zeroline: false, linecolor: GRID, tickfont: { size: 12 } }, range: end ? { range: [0, end * 1.01], autorange: false } : {} };
   }
+  const hover = (look, unit, format) => `<b>${escape(look.name)}</b><br>${XS[model.get("options").x]} %{x:,.6~g}<br>${unit} %{y:${format}}<extra></extra>`;
+  const layout = (height, margin, runs, more) => ({
+    height, margin, width: root.clientWidth, showlegend: false, hovermode: "closest", dragmode: "zoom", hoverlabel: { align: "left" }, paper_bgcolor: CLEAR, plot_bgcolor: CLEAR,
+    font: { family: "system-ui, -apple-system, Segoe UI, sans-serif", size: 12, color: INK },
+    uirevision: [model.get("options").x, model.get("options").log, zooms, runs.map((look) => look.id).join()].join("|"), annotations: [], shapes: [], ...more,
+  });
+
+  function losses({ all, runs, end, axis, range }) {
+    const { x, log: logged, smooth } = model.get("options"), height = model.get("heights")[root.clientWidth > 900 ? 1 : 0];
+    const data = [];
+    let window_ = 0;
+    for (const look of runs) {
+      const own = all[look.id], half = Math.round((smooth / 100) ** 2 * own.mean.length / 3), line = { color: look.color };
+      const trace = (points, more) => data.push({ type: "scatter", mode: "lines", meta: look.id, ...points, ...more });
+      window_ = Math.max(window_, half * (own.step.length > 1 ? own.step[1] - own.step[0] : 1));
+      if (runs.length <= RAW && half) trace({ x: own[x], y: own.loss }, { line: { ...line, width: 1 }, opacity: 0.3, hoverinfo: "skip" });
+      trace({ x: own[x], y: smoothed(own.mean, half) }, { line: { ...line, width: 2 }, hovertemplate: hover(look, "loss", ".4~g") });
+      const held = runs.length > RAW ? own.validation.slice(-1) : own.validation, marker = { color: look.color, size: 8, symbol: "diamond", line: { width: 1, color: "#fff" } };
+      if (held.length) trace({ x: held.map(([step]) => at(own, x, step)), y: held.map(([, loss]) => loss) }, { mode: "markers", marker, hovertemplate: hover(look, "validation loss", ".4~g") });
+    }
+    const made = layout(height, { l: 44, r: 12, t: 20, b: 40 }, runs, {
+      xaxis: { ...axis, ...range, showgrid: false, title: { text: XS[x], font: { size: 12 }, standoff: 4 } },
+      yaxis: { ...axis, type: logged ? "log" : "linear", rangemode: logged ? "normal" : "tozero", nticks: 6 },
+    });
+    made.annotations.push({ text: "loss (nats per label)", x: 0, y: 1, xref: "paper", yref: "paper", xanchor: "left", yanchor: "bottom", showarrow: false, font: { size: 12 } });
+    const values = data.flatMap((each) => each.y).filter((value) => value > 0), wide = Math.max(...values) / Math.min(...values);
+    if (logged && wide > 1 && wide < 1000) made.yaxis.dtick = "D2";
+    if (end) {
+      made.shapes.push({ type: "line", x0: end, x1: end, y0: 0, y1: 1, xref: "x", yref: "paper", line: { color: INK, width: 1, dash: "dot" } });
+      const words = x === "step" ? `planned end ${Math.round(end).toLocaleString("en-US")}` : "planned end";
+      made.annotations.push({ text: words, x: end, y: 1, xref: "x", yref: "paper", xanchor: "right", yanchor: "bottom", showarrow: false, font: { size: 11 } });
+    }
+    return { data, layout: made, window: window_ };
+  }
+
+  function multiples({ all, runs, axis, range }) {
+    const { x, log: logged } = model.get("options"), wide = root.clientWidth > 900, columns = wide ? 6 : 3, rows = SMALL.length / columns;
+    const small = wide ? 90 : 62, head = 26, height = rows * (head + small) + 6, left_ = 44, right_ = 12, across = root.clientWidth - left_ - right_;
+    const y = (pixels) => 1 - pixels / (height - 6), gap = 44, each = (across + gap) / columns, most = runs.length > RAW ? FEW / 3 : FEW;
+    const data = [], made = layout(height, { l: left_, r: right_, t: 0, b: 6 }, runs, {});
+    SMALL.forEach(([name, unit, format], i) => {
+      const n = i ? i + 1 : "", column = i % columns, row = Math.floor(i / columns), left = (column * each) / across, right = left + (each - gap) / across;
+      const upper = row * (head + small) + head - 4, domain = [y(upper + small), y(upper)], logs = logged && name === "validation";
+      made[`xaxis${n}`] = { ...axis, domain: [left, right], anchor: `y${n}`, ...(i ? { matches: "x" } : range), showgrid: false, showticklabels: false, nticks: 4 };
+      made[`yaxis${n}`] = { ...axis, domain, anchor: `x${n}`, nticks: 3, tickfont: { size: 11 }, exponentformat: name === "learning_rate" ? "e" : "SI", type: logs ? "log" : "linear", rangemode: logs ? "normal" : "tozero" };
+      const text = { xref: "paper", yref: "paper", showarrow: false, font: { size: 12 } };
+      made.annotations.push({ ...text, text: unit, x: left, y: domain[1], xanchor: "left", yanchor: "bottom" });
+      const before = data.length;
+      for (const look of runs) {
+        const own = all[look.id], values = own[name], pairs = Array.isArray(values?.[0]);
+        if (!values?.length) continue;
+        const points = pairs ? thin(values, most) : null;
+        data.push({
+          type: "scatter", meta: look.id, xaxis: `x${n}`, yaxis: `y${n}`, line: { color: look.color, width: 1.5 }, marker: { size: 4, color: look.color }, hovertemplate: hover(look, unit, format),
+          mode: pairs && points.length < 30 && runs.length <= RAW ? "lines+markers" : pairs && points.length === 1 ? "markers" : "lines",
+          x: pairs ? points.map(([step]) => at(own, x, step)) : thin(own[x], most), y: pairs ? points.map(([, value]) => value) : thin(values, most),
+        });
+      }
+      if (data.length === before) made.annotations.push({ ...text, text: "–", x: (left + right) / 2, y: (domain[0] + domain[1]) / 2 });
+    });
+    return { data, layout: made };
+  }
+
   function mark(id) {
     marked = id;
-    for (const each of place.querySelectorAll(".scatterlayer .trace")) {
+    for (const each of root.querySelectorAll(".scatterlayer .trace")) {
       const own = each.__data__?.[0]?.trace?.meta;
       each.style.opacity = id && own !== undefined && own !== id ? 0.12 : "";
     }
   }
+  const config = { displayModeBar: false, responsive: false, doubleClick: "reset", showTips: false };
   async function draw() {
-    const options = model.get("options"), { data, layout, height, count, window: window_ } = figure();
+    const options = model.get("options"), given = inputs(), main = losses(given), wide = root.clientWidth > 900;
     log.setAttribute("aria-pressed", String(options.log));
     for (const button of xs.children) button.setAttribute("aria-pressed", String(button.dataset.x === options.x));
     if (document.activeElement !== slider) slider.value = options.smooth;
-    width.textContent = window_ ? `± ${window_.toLocaleString("en-US")}` : "off";
-    place.style.height = empty.style.height = `${height}px`;
+    width.textContent = main.window ? `± ${main.window.toLocaleString("en-US")}` : "off";
+    const below = wide ? 122 : 182, total = main.layout.height + below;
+    empty.style.height = `${total}px`;
+    place.style.height = `${main.layout.height}px`;
+    others.style.height = `${below}px`;
     empty.textContent = model.get("words");
-    empty.hidden = count > 0;
-    place.hidden = !count;
-    if (!root.clientWidth || !count) return;
+    empty.hidden = main.data.length > 0;
+    place.hidden = others.hidden = !main.data.length;
+    if (!root.clientWidth || !main.data.length) return;
     const mine = ++waits, plotly = await load(model.get("source"));
     if (mine !== waits) return;
-    await plotly.react(place, data, layout, { displayModeBar: false, responsive: false, doubleClick: "reset" });
+    await plotly.react(place, main.data, main.layout, config);
+    if (fresh) {
+      fresh = false;
+      const shown = place.layout.xaxis.range, small = multiples({ ...given, range: shown ? { range: [...shown], autorange: false } : {} });
+      await plotly.react(others, small.data, small.layout, config);
+    }
     mark(marked);
     if (listens) return;
     listens = true;
-    place.on("plotly_hover", (event) => mark(event.points[0]?.data.meta));
-    place.on("plotly_unhover", () => mark(null));
+    for (const each of [place, others]) {
+      each.on("plotly_hover", (event) => mark(event.points[0]?.data.meta));
+      each.on("plotly_unhover", () => mark(null));
+    }
+    // A zoom of one is a zoom of both.
+    const follow = (from, to) => from.on("plotly_relayout", () => {
+      const range = from.layout.xaxis.range, other = to.layout.xaxis.range;
+      if (range && other && (range[0] !== other[0] || range[1] !== other[1])) plotly.relayout(to, { "xaxis.range": [...range] });
+    });
+    follow(place, others);
+    follow(others, place);
   }
   const names = ["settled", "live", "looks", "options", "words", "heights"].map((name) => `change:${name}`);
-  let asked = false;
+  let asked = false, axes = "";
   const soon = () => { if (!asked) { asked = true; requestAnimationFrame(() => { asked = false; draw(); }); } };
-  for (const name of names) model.on(name, soon);
+  const changed = () => { fresh = true; soon(); };
+  const chosen = () => {  // smoothing changes the losses only
+    const { x, log: logged } = model.get("options");
+    fresh ||= axes !== (axes = `${x}|${logged}`);
+    soon();
+  };
+  for (const name of names) model.on(name, name === "change:options" ? chosen : changed);
   const heard = (event) => mark(model.get("looks").some((look) => look.id === event.detail) ? event.detail : null);
   window.addEventListener("lab-hover", heard);
   let before = 0;
   const seen = new ResizeObserver(() => {
     if (root.clientWidth === before) return;
     before = root.clientWidth;
-    if (before) draw();
+    if (before) { fresh = true; draw(); }
   });
   seen.observe(root);
-  const theme = new MutationObserver(soon);
+  const theme = new MutationObserver(changed);
   theme.observe(document.body, { attributeFilter: ["data-jp-theme-light"] });
   draw();
-  return () => { for (const name of names) model.off(name, soon); window.removeEventListener("lab-hover", heard); seen.disconnect(); theme.disconnect(); };
+  return () => { for (const name of names) model.off(name, name === "change:options" ? chosen : changed); window.removeEventListener("lab-hover", heard); seen.disconnect(); theme.disconnect(); };
 }
 export default { render };
