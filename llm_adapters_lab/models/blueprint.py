@@ -64,7 +64,7 @@ class Blueprint:
             return locate(self.name), {}
         if (path := check_base(self.name)) and path.suffix == ".gguf":
             return str(path.parent), {"gguf_file": path.name}
-        if path is None:
+        if path is None and not self.tiny:
             require_model(self.name)
         return str(path or self.name), {}
 

@@ -10,6 +10,7 @@ from huggingface_hub import constants
 
 from llm_adapters_lab.errors import ModelUnavailable
 from llm_adapters_lab.models import hub
+from llm_adapters_lab.models.blueprint import Blueprint
 
 ANSWERS = {"me/there": (200, {}), "me/gated": (403, {"X-Error-Code": "GatedRepo"})}
 ANSWERS |= {"me/files": (404, {"X-Error-Code": "EntryNotFound"}), "me/broken": (500, {})}
@@ -104,3 +105,7 @@ def test_the_hub_is_switched_off_for_a_while(monkeypatch):
 def test_no_cache_is_no_error(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "none"))
     assert hub.cached_models() == [] and hub.cached_config("../x") == {}
+
+
+def test_a_random_model_is_not_looked_for():
+    assert Blueprint("tiny:llama").source == ("tiny:llama", {})

@@ -8,12 +8,18 @@ import threading
 import pytest
 from huggingface_hub import constants
 
+from llm_adapters_lab.models import blueprint as blueprints
 from llm_adapters_lab.models import hub
 from llm_adapters_lab.models.blueprint import NANO, blueprint
 from llm_adapters_lab.models.spec import PACKAGED
 from widgets.forms.model_picker import OWN, RECENT_MODELS, TINY_MODELS, ModelPicker
 
 HOSTILE = '<img src=x onerror="alert(1)">'
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_known():
+    blueprints._blueprint.cache_clear()
 
 
 def groups(picker):
@@ -105,7 +111,6 @@ def test_only_the_last_of_several_look_ups_counts(monkeypatch):
     async def work():
         picker = ModelPicker()
         picker.value = "me/slow"
-        await asyncio.sleep(0.01)
         assert picker.pending and picker.widget.note == "looking for me/slow …" and picker.blueprint is None
         picker.value = "tiny:llama"
         while picker.pending:

@@ -11,7 +11,7 @@ from llm_adapters_lab.models import hub
 from llm_adapters_lab.models.blueprint import FOLDERS, Blueprint, blueprint
 from llm_adapters_lab.models.pypi_bases import PYPI_BASES, cache_folder
 from llm_adapters_lab.models.random_models import TINY
-from llm_adapters_lab.models.spec import PACKAGED
+from llm_adapters_lab.models.spec import PACKAGED, check_base
 from widgets.forms.picker import Option, Picker
 from widgets.kit.panel import Panel, error_text, schedule
 
@@ -158,9 +158,10 @@ async def _read(found: Blueprint) -> None:
     Raises:
         LabError: there is no such base, or its parts cannot be told apart.
     """
-    source, _ = await asyncio.to_thread(lambda: found.source)
-    answered = True
-    if not found.tiny and not os.path.exists(source):
+    source, answered = found.name, True
+    if source in PYPI_BASES:  # converted when it is first used
+        source, _ = await asyncio.to_thread(lambda: found.source)
+    if not found.tiny and source not in FOLDERS and check_base(source) is None:
         try:
             # A name server that does not answer takes longer than the limit of the request.
             answered = await asyncio.wait_for(asyncio.to_thread(hub.require_model, source, SECONDS), SECONDS + 0.5)
