@@ -48,7 +48,8 @@ OTHERS = {
 }
 """Programs that pages call."""
 ONLY_PARSED = re.compile(
-    r"paper/|llama-13b|llama-7b-lora --|smollm2|gemma3-270m|--executor|--push|\bFILE\b|accelerate|torchrun|queue papermill"
+    r"paper/|llama-13b|llama-7b-lora --|smollm2|gemma3-270m|--executor|--push|\bFILE\b|accelerate|torchrun"
+    r"|queue papermill"
 )
 """Commands that need weights, a network, a cluster or a launcher, stand for many, or leave a process behind."""
 GENERATED = re.compile(r"<!-- begin .*?<!-- end", re.S)
