@@ -7,6 +7,7 @@ that are active and those in the queue. In a kernel `Lab()` returns at once, and
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -251,6 +252,8 @@ class Lab(Panel):
 
 
 def _load() -> None:
-    """Import what the places need."""
+    """Import what the places need, and spare the garbage collector the look through it, which stops the event loop."""
     for name in panels.__all__:
         getattr(panels, name)
+    gc.collect()
+    gc.freeze()

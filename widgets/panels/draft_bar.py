@@ -131,7 +131,7 @@ def _action(draft: Draft, known: Entry | None, busy: int) -> tuple[str, str]:
     later = f"; {busy} run{'s' * (busy > 1)} before it in the queue" if busy else ""
     if count > 1:
         return f"Start {count} runs", f"One after the other{later}. Finished ones are not repeated."
-    if known is not None and (known.state.works or known.state.name == "finished"):
+    if known is not None and (known.state.works or known.state.name in ("finished", "queued")):
         return "Show run", "Open it in Monitor"
     if known is not None and known.state.name != "unfinished":
         return "Resume", f"Continue where it stopped{later}"

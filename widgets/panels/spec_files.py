@@ -111,9 +111,8 @@ class UploadPanel(Panel):
         self._listener = listener
         self.upload = W.FileUpload(accept=".yaml,.yml,.json", multiple=False, description="Upload a file")
         presets = list(spec_presets())
-        self.path = labelled(
-            W.Combobox, "path or preset", options=presets, ensure_option=False, placeholder="my-run.yaml"
-        )
+        look: dict[str, Any] = {"style": {"description_width": "initial"}, "placeholder": "my-run.yaml"}
+        self.path = labelled(W.Combobox, "path or preset", options=presets, ensure_option=False, **look)
         self.load, self.status = button("Load", click=self._load), W.HTML()
         self.upload.observe(self._uploaded, "value")
         self.widget = W.VBox([self.upload, W.HBox([self.path, self.load]), self.status, self.problem])

@@ -7,8 +7,9 @@ const make = (tag, css, text, more = {}) => {
   return made;
 };
 function render({ model, el }) {
-  const root = make("div", el.closest(".lab") ? "lab-items" : "lab-items lab", undefined, { tabindex: "0", role: "region", "aria-label": "items" });
+  const root = make("div", "lab-items", undefined, { tabindex: "0", role: "region", "aria-label": "items" });
   el.append(root);
+  requestAnimationFrame(() => { if (!root.closest(".lab")) root.classList.add("lab"); });  // on its own, in the page by then
   const answer = ({ said, read, right }) => {
     const cell = make("td", "lab-item-answer", undefined, { title: said });
     const mark = make("span", right ? "lab-good" : "lab-bad", right ? "✓ " : "✗ ", { "aria-label": right ? "right" : "wrong" });

@@ -21,6 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from launches import end_all
 from notebook import Notebook
 
 ROOT = Path(__file__).parents[3]
@@ -174,23 +175,27 @@ def page(chromium: Any) -> Iterator[Any]:
 @pytest.fixture
 def voila(voila_server: Server, page: Any, request: pytest.FixtureRequest, tmp_path: Path) -> Notebook:
     """An empty notebook, to be opened in Voila."""
-    return _notebook(voila_server, page, request.node.name, tmp_path)
+    return _notebook(voila_server, page, request, tmp_path)
 
 
 @pytest.fixture
 def classic(notebook_server: Server, page: Any, request: pytest.FixtureRequest, tmp_path: Path) -> Notebook:
     """An empty notebook in Notebook 7, which shows a single document."""
-    return _notebook(notebook_server, page, request.node.name, tmp_path, "notebooks")
+    return _notebook(notebook_server, page, request, tmp_path, "notebooks")
 
 
 @pytest.fixture
 def notebook(jupyter: Server, page: Any, request: pytest.FixtureRequest, tmp_path: Path) -> Notebook:
     """An empty notebook in a folder of its own."""
-    return _notebook(jupyter, page, request.node.name, tmp_path)
+    return _notebook(jupyter, page, request, tmp_path)
 
 
-def _notebook(server: Server, page: Any, name: str, tmp_path: Path, place: str = "lab/tree") -> Notebook:
+def _notebook(
+    server: Server, page: Any, request: pytest.FixtureRequest, tmp_path: Path, place: str = "lab/tree"
+) -> Notebook:
+    name = request.node.name
     (server.folder / name).mkdir()
+    request.addfinalizer(lambda: end_all(server.folder / name / "runs"))
     pictures = Path(os.environ.get("LAB_SCREENSHOTS", tmp_path))
     pictures.mkdir(parents=True, exist_ok=True)
     return Notebook(page, server, name, pictures, place)
