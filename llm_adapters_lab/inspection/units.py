@@ -118,7 +118,7 @@ class _Watch(TorchFunctionMode):
 
 @torch.no_grad()
 def unit_tokens(
-    injection: Injection, key: str, *, k: int = 6, limit: int = 12, vocabulary: int | None = None
+    injection: Injection, key: str, *, k: int = 5, limit: int = 12, vocabulary: int | None = None
 ) -> list[UnitTokens]:
     """Return the tokens that the units of the adapter at a site read most strongly, with either sign.
 

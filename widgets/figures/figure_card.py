@@ -58,13 +58,16 @@ def drawing(figure: go.Figure, title: str | None = None, *, link: str = "") -> D
     words = _plain(own.subtitle.text)
     title = _plain(own.text) if title is None else title
     margin = {side: figure.layout.margin[side] or 80 for side in ("l", "r", "t", "b")}
-    height = (figure.layout.height or 400) - HEAD
+    height, above = (figure.layout.height or 400) - HEAD, 12
+    for axis in figure.select_xaxes():
+        if axis.side == "top" and axis.title.text:  # its names say what they are
+            axis.title, height, above = None, height - 24, 2
     named = [axis for axis in figure.select_xaxes() if axis.visible is not False and axis.title.text]
     if not named and not figure.layout.sliders and margin["b"] > FOOT:
         height, margin["b"] = height - (margin["b"] - FOOT), FOOT
-    if any(trace.type in ("heatmap", "bar") for trace in figure.data) and "colorbar" in str(figure.data):
+    if any(trace.type == "heatmap" or (trace.marker and trace.marker.showscale) for trace in figure.data):
         margin["r"] = max(margin["r"], SCALE)  # fixed, since plotly does not widen it again when the page narrows
-    margin["t"] = max(margin["t"] - HEAD, 12)
+    margin["t"] = max(margin["t"] - HEAD, above) if above > 2 else above
     figure.update_layout(title=None, height=height, margin=margin)
     figure.update_xaxes(title_standoff=6)
     figure.update_yaxes(title_standoff=8)
@@ -104,7 +107,8 @@ class FigureCard:
     def __init__(self) -> None:
         """Show nothing yet."""
         self.drawing: Drawing | None = None
-        self.head, self.view, self.rows, self.file = W.HTML(), LiveFigure(), W.HTML(), Delivery()
+        self.head, self.rows, self.file = W.HTML(), W.HTML(), Delivery()
+        self.view = LiveFigure(layout=W.Layout(width="100%", min_width="0", margin="0", overflow="hidden"))
         self.head.add_class("lab-figure-head")
         self.table = W.ToggleButton(description="Table", tooltip="Show the numbers behind the figure")
         self.table.observe(self._toggled, "value")
@@ -118,7 +122,7 @@ class FigureCard:
         self.drawing = shown
         self.head.value = el("div", el("b", shown.title), el("span", shown.words) if shown.words else "")
         least = (shown.figure.get("layout", {}).get("meta") or {}).get("least", 0)
-        self.view.layout = W.Layout(width="100%", min_width=f"{least}px", margin="0", overflow="hidden")
+        self.view.layout.min_width = f"{least}px"
         self.view.figure = shown.figure
         self.file.clear()
         self._toggled()

@@ -13,7 +13,16 @@ import torch
 from llm_adapters_lab.core.injection import Injection
 from llm_adapters_lab.core.sites import OUTER
 from llm_adapters_lab.errors import LabError, NoView
-from llm_adapters_lab.inspection import ablations, activation_metrics, heads, probes, routing, units, weight_metrics
+from llm_adapters_lab.inspection import (
+    ablations,
+    activation_metrics,
+    heads,
+    members,
+    probes,
+    routing,
+    units,
+    weight_metrics,
+)
 from llm_adapters_lab.inspection.dataset_activity import KINDS, ActivityMoments
 from llm_adapters_lab.inspection.recorder import Recorder
 from llm_adapters_lab.results import plots
@@ -22,7 +31,7 @@ from llm_adapters_lab.runs.record import Run
 from widgets.figures.figure_card import Drawing, drawing
 from widgets.kit.loaded_runs import LoadedRun, TokenizedText, token_texts
 
-ALL, LINE = "all", 44
+ALL, LINE = "all", 41
 """All sites or layers; characters in a line of a strip of tokens."""
 UNITS_AT_ONCE = 3
 """Maximum number of sites whose units are shown together."""
@@ -192,7 +201,7 @@ def _units(request: Request) -> Drawings:
             known = sorted({*found.high.flatten().tolist(), *found.low.flatten().tolist()})
             names = dict(zip(known, token_texts(tokenizer, known), strict=True))
             norm = f"through {found.norm.rpartition('.')[2]}" if found.norm else "scaled to unit size"
-            words = f"embeddings {norm}; the {len(found.units)} of its units that tell tokens apart best"
+            words = f"embeddings {norm}"
             title = site_name(*places[key]) + (f" ({len(keys)} of {count} sites)" if count > len(keys) else "")
             shown.append(drawing(plots.unit_tokens(found, names, title=title, words=words)))
     return shown
@@ -285,7 +294,7 @@ def _similarity(request: Request) -> Drawings:
     grids = [
         ("base", sizes[0], "‖h‖", "size of the residual stream after each layer"),
         (request.name, sizes[1], "‖h‖", "the same with the adapter"),
-        ("difference", moved, "‖h′ − h‖ / ‖h‖", "how far the adapter moves it"),
+        ("difference", moved, "‖Δh‖ / ‖h‖", "how far the adapter moves it, Δh = h′ − h"),
     ]
     figures = [
         plots.layer_tokens(text.words, z, request.name, title=title, unit=unit, words=words, names=_after(len(z)))
@@ -365,6 +374,14 @@ def _virtual(request: Request) -> Drawings:
     return [drawing(by_head), drawing(by_token)]
 
 
+def _members(request: Request) -> Drawings:
+    injection, text = request.injection, request.text
+    weights = members.member_weights(injection, text.ids[None].to(request.model.device))
+    own = {key: found[-len(text.ids) :].cpu() for key, found in weights.items()}
+    names = members.member_names(injection)
+    return [drawing(plots.member_weights(own, text.words, names, request.name), request.name)]
+
+
 def _expert_loads(request: Request) -> Drawings:
     found = probes.both(request.injection, lambda: routing.expert_loads(request.model, [request.text.ids]))
     return [drawing(plots.expert_loads(*found, request.name))]
@@ -422,6 +439,10 @@ def _has_virtual(loaded: LoadedRun) -> None:
     if not probes.has_virtual_tokens(loaded.injection):
         raise NoView(f"{loaded.injection.config.type!r} has no virtual tokens.")
     Recorder(loaded.model, "attn?", "pattern")
+
+
+def _has_members(loaded: LoadedRun) -> None:
+    members.member_weights(loaded.injection, torch.zeros(1, 2, dtype=torch.long, device=loaded.model.device))
 
 
 def _has_experts(loaded: LoadedRun) -> None:
@@ -502,7 +523,7 @@ VIEWS = {
         "units",
         _units,
         "The tokens whose embeddings a unit of the down projection responds to most, with either sign, in standard "
-        "deviations over the vocabulary.",
+        "deviations over the vocabulary; the units that tell tokens apart best.",
         _has_units,
         ("site",),
         source=units.unit_tokens,
@@ -558,6 +579,15 @@ VIEWS = {
         "Share of the assignments of tokens to the routed experts of each layer, without and with the adapter; colour: "
         "relative to an even share.",
         _has_experts,
+        ("text",),
+    ),
+    "Weights of members": View(
+        _ACTIVATIONS,
+        "Members",
+        "members",
+        _members,
+        "The weight that the adapter gives to what each of its members changes, for each token; mean over the sites.",
+        _has_members,
         ("text",),
     ),
     "Loss per token": View(

@@ -17,6 +17,7 @@ from typing import Any
 from weakref import WeakValueDictionary, finalize
 
 import torch
+from transformers.utils import logging
 
 from llm_adapters_lab.core.composition import mix, stack
 from llm_adapters_lab.core.injection import Injection
@@ -143,7 +144,8 @@ def _load(run: Run, shared: SharedModel | None) -> LoadedRun:
         if run.spec.adapter is None or not (run.folder / "adapter" / "adapter.json").is_file():
             restore(run)  # raises
             raise BadSpec(f"The run {run.id} has no adapter, so it cannot be inspected. Pick another.")
-        base = load_base(run.spec)
+        with _without_progress():
+            base = load_base(run.spec)
         to_device(base.model, DEVICE)
         shared = SharedModel(base.model, base.tokenizer, base)
     with shared.using():
@@ -157,6 +159,18 @@ def _load(run: Run, shared: SharedModel | None) -> LoadedRun:
     finalize(loaded, shared.released.append, injection).atexit = False
     _bases.setdefault(base_key(run.spec), shared)
     return loaded
+
+
+@contextmanager
+def _without_progress() -> Iterator[None]:
+    """Disable the progress bar of transformers, which would appear below the cell that was run last."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def free_memory() -> None:

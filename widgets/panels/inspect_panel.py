@@ -321,11 +321,10 @@ class InspectPanel(Panel):
         self.layer = field(W.Dropdown, "in", "160px", options=(("all layers", ALL),))
         self.limit = field(W.BoundedIntText, "rows", "140px", value=ROWS, min=1, max=100_000)
         self.stop = button("Stop", "Show what has been computed so far", click=lambda _: self._stopped())
-        self.part, self.title, self.about, self.remark, self.status = W.Label(), W.HTML(), W.HTML(), W.HTML(), W.HTML()
-        self.title.add_class("lab-view-title")
+        self.part, self.about, self.remark, self.status = W.Label(), W.HTML(), W.HTML(), W.HTML()
         self.status.add_class("lab-inspect-state")
         self.about.add_class("lab-inspect-about")
-        head = row(self.title, self.box, self.status, self.stop).add_class("lab-inspect-head")
+        head = row(self.box, self.status, self.stop).add_class("lab-inspect-head")
         self.span, self.sites = row(self.range, self.part), row(self.kind, self.layer)
         self.question = W.VBox([self.text]).add_class("lab-question")
         self.source = row(self.examples.widget, self.limit)
@@ -365,10 +364,9 @@ class InspectPanel(Panel):
         show_if(stop, self.stop)
 
     def _about(self, view: View) -> None:
-        self.title.value = el("div", self.rail.value)
         found = re.search(r"Source: (.+?)(?:\n\n|\Z)", view.source.__doc__ or "", re.S) if view.source else None
         more = [" Source: ", link(" ".join(found[1].split()))] if found else []
-        self.about.value = el("div", view.description, *more)
+        self.about.value = el("div", el("b", self.rail.value), " ", view.description, *more)
 
     def _arrange(self) -> None:
         """Show the controls that the view needs."""
@@ -377,6 +375,7 @@ class InspectPanel(Panel):
         show_if(self.run_id, self._body)
         show_if("text" in needs or "rows" in needs, self.source)
         show_if("rows" in needs, self.limit)
+        self.examples.task.description = "task" if "rows" in needs else "examples"
         show_if("rows" not in needs, self.examples.another)
         for box, need in ((self.question, "text"), (self.span, "range"), (self.sites, "site")):
             show_if(need in needs, box)

@@ -17,7 +17,7 @@ from llm_adapters_lab.results.plots.style import MONO, bar, every, heatmap, new,
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-LONGEST = 9
+LONGEST = 7
 """Maximum number of characters of a token in a cell."""
 
 
@@ -88,6 +88,7 @@ def unit_tokens(found: UnitTokens, tokens: Mapping[int, str], *, title: str, wor
         customdata=[[text(tokens[token]) for token in row] for row in ids],
         hovertemplate="unit %{y}: <b>%{customdata}</b><br>%{z:+.2f} standard deviations<extra></extra>",
     )
+    figure.update_layout(meta={"least": 2 * k * 50 + 150})
     figure.update_xaxes(type="category", visible=False)
     figure.update_yaxes(type="category", autorange="reversed", showgrid=False, ticks="")
     middle: dict[str, Any] = {"xref": "paper", "yref": "paper", "y": 1, "yanchor": "bottom", "showarrow": False}
@@ -118,13 +119,13 @@ def activity(
     """
     found = {key: moments[token_kind] for key, moments in table.items() if token_kind in moments}
     counts = sorted({moment.count for moment in found.values()}) or [0]
-    words = f"mean of ‖c‖ / ‖y‖ over {counts[-1]:,} tokens; hover: standard deviation"
+    words = f"mean over {counts[-1]:,} tokens"
     title = f"{token_kind.capitalize()} tokens"
     parts = [
         style.grid({key: value(moment) for key, moment in found.items()}, roles) for value in (_mean, _std, _count)
     ]
     (sites, layers, means), deviations, numbers = parts[0], parts[1][2], parts[2][2]
-    figure = new(title, words, "", "layer", 150 + max(80, min(26 * len(layers), 900)))
+    figure = new(title, words, "site", "layer", 150 + max(80, min(26 * len(layers), 900)))
     if not counts[-1]:
         return style.say(figure, f"no {token_kind} tokens")
     details = [

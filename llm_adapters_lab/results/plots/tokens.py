@@ -78,7 +78,7 @@ def token_strip(
         meta=["position", "token", escape(unit)],
         hovertemplate=f"token %{{customdata[0]}}: %{{text}}<br>{escape(unit)} %{{customdata[2]:+.3f}}<extra></extra>",
     )
-    figure.update_layout(meta={"least": 8 * line + 130}, margin={"l": 4, "b": 16})
+    figure.update_layout(meta={"least": int(7.3 * line) + 95}, margin={"l": 4, "b": 16})
     figure.update_xaxes(visible=False, fixedrange=True, range=[0, line])
     figure.update_yaxes(visible=False, fixedrange=True, range=[last + 0.5, -0.5])
     return figure
@@ -169,7 +169,7 @@ def layer_tokens(
         names: of the rows; default: 0, 1, … for the layers.
     """
     layers, names = len(values), names or [str(i) for i in range(len(values))]
-    figure = new(escape(title), escape(words), "text", "layer", 180 + max(14 * layers, 100))
+    figure = new(escape(title), escape(words), "text", "layer", 180 + max(min(17 * layers, 900), 100))
     words_at = [[f"{text(t)} ({i})" for i, t in enumerate(tokens)]] * layers
     hover = f"%{{customdata}}, layer %{{y}}<br>{escape(unit)} %{{z:.4g}}"
     x, y = list(range(len(tokens))), [escape(name) for name in names]
