@@ -24,9 +24,8 @@ from widgets.figures.view_rail import ViewRail
 from widgets.forms.adapter_info import link
 from widgets.kit.elements import button, field, row, show_if, text_area
 from widgets.kit.loaded_runs import EMPTY, MAX_TOKENS, LoadedRun, TokenizedText, free_memory, load_run, tokenize
-from widgets.kit.panel import Panel, error_markup, guarded, note
+from widgets.kit.panel import Panel, error_markup, guarded, note, schedule
 from widgets.kit.workspace import Question, Workspace
-from widgets.panels.finished_run import schedule
 from widgets.panels.question_picker import Asked, QuestionPicker
 
 TYPED = "Control tokens in a text that is typed or edited are read as text. Those of an example are tokens."
@@ -109,10 +108,6 @@ class InspectPanel(Panel):
     def hidden(self) -> None:
         """Stop what is being computed for a place that is not seen."""
         self._shown, self._stop, self._again = False, True, False
-
-    def refresh(self) -> None:
-        """Do the same as `opened`, for the lab of before."""
-        self.opened()
 
     def close(self) -> None:
         """Release the model and remove the place from the page."""

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import ipywidgets as W
 
 from llm_adapters_lab.errors import BadSpec
-from llm_adapters_lab.runs.rows import Rows, read_rows
+from llm_adapters_lab.models.blueprint import blueprint
+from llm_adapters_lab.runs.rows import Rows, read_rows, scoring_format
 from llm_adapters_lab.runs.spec import RunSpec
 from llm_adapters_lab.tasks.base import Example
-from llm_adapters_lab.tasks.formats import Written
-from widgets.panels.finished_run import ExamplePicker
+from llm_adapters_lab.tasks.formats import Format, Written
+from llm_adapters_lab.tasks.registry import get_task
+from widgets.kit.elements import button, field, row
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,71 @@ class Asked:
         return self.head + self.target
 
 
-class QuestionPicker(ExamplePicker):
-    """The examples of the tasks of a run, of which one can be named."""
+class QuestionPicker:
+    """A list of a run's tasks, and a button for the next example of the selected task.
+
+    The examples are the ones that the run was evaluated on, or trained on if it was not evaluated.
+    """
+
+    def __init__(self) -> None:
+        """Offer nothing yet."""
+        self._spec = RunSpec()
+        self._rows: dict[str, Rows] = {}
+        self._next: dict[str, int] = {}
+        self.task = field(W.Dropdown, "examples", "300px")
+        self.another = button("Another example", "The next example of this task")
+        self.widget = row(self.task, self.another)
+
+    def offer(self, spec: RunSpec | None) -> None:
+        """Offer the tasks of a run; the first is selected."""
+        if spec == self._spec:
+            return
+        self._spec, self._rows, self._next = spec or RunSpec(), {}, {}
+        names = (spec.eval.tasks or (spec.data.task,)) if spec else ()
+        self.task.options = names
+        self.task.value = names[0] if names else None
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the base of this run."""
+        return blueprint(*self._spec.base_parts).tokenizer
+
+    @property
+    def asked(self) -> Format:
+        """How the selected task is asked in this run: as it was scored, else as it was trained.
+
+        Raises:
+            LabError: see `take`.
+        """
+        rows, name = self._read(), self.task.value
+        if self._spec.data.form == "text" and name not in rows.test:
+            raise BadSpec(f"{name} holds documents, which ask nothing. Type a text.")
+        return scoring_format(self._spec, name, rows.test.get(name) or rows.train, self.tokenizer)
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The maximum number of tokens of an answer in the evaluation of this run."""
+        return self._spec.eval.max_new_tokens or get_task(self.task.value).max_new_tokens
+
+    def shots(self) -> Sequence[Example]:
+        """Return the solved examples that precede every prompt of the task.
+
+        Raises:
+            LabError: see `take`.
+        """
+        return self._read().shots.get(self.task.value, ()) if self._spec.eval.shots and self._spec.eval.tasks else ()
+
+    def take(self) -> Example:
+        """Return the next example of the task, starting with the first.
+
+        Raises:
+            BadSpec: no task is selected.
+            LabError: its rows are missing or malformed.
+        """
+        rows = self.examples()
+        number = self._next.get(self.task.value, 0)
+        self._next[self.task.value] = number + 1
+        return rows[number % len(rows)]
 
     def next(self) -> Asked:
         """Return the next example of the selected task.
@@ -73,25 +141,30 @@ class QuestionPicker(ExamplePicker):
         Args:
             count: maximum number of rows.
         """
-        rows, spec = self.examples()[:count], self.spec
-        if spec.data.form == "text" and self.task.value not in self._read().test:
-            samples = self._read().samples(self.tokenizer, spec.data)[0]
+        found, spec = self._read(), self.spec
+        if spec.data.form == "text" and self.task.value not in found.test:
+            samples = found.samples(self.tokenizer, spec.data)[0]
             return [Written("", sample.ids, sample.labels) for sample in samples[:count]]
-        return self.asked.rows(rows)
+        return self.asked.rows(self.examples()[:count])
 
     @property
     def spec(self) -> RunSpec:
         """The spec of the run whose tasks are offered."""
         return self._spec
 
-    def _read(self) -> Rows:
-        task, spec = self.task.value, self._spec
-        if task is not None and task not in (*spec.eval.tasks, spec.data.task, *self._rows):  # as if it had been scored
-            changes = {"eval": spec.eval.model_copy(update={"tasks": (task,)}), "adapter": None}
-            self._rows[task] = read_rows(spec.model_copy(update=changes))
-        return super()._read()
-
     def _asked(self, example: Example) -> Asked:
         form = self.asked
         ((head, front),) = form.prompts([example], self.shots())
         return Asked(head, front, form.target(example))
+
+    def _read(self) -> Rows:
+        spec, task = self._spec, self.task.value
+        if task is None:
+            raise BadSpec("There is no task to take an example from. Pick a run first.")
+        if task not in self._rows:
+            # A task that was offered beside those of the run is asked as if the run had been scored on it.
+            evaluated = task != spec.data.task or task in spec.eval.tasks
+            changes: dict[str, Any] = {"eval": spec.eval.model_copy(update={"tasks": (task,) if evaluated else ()})}
+            # Without an adapter the training rows are not read.
+            self._rows[task] = read_rows(spec.model_copy(update=changes | ({"adapter": None} if evaluated else {})))
+        return self._rows[task]
