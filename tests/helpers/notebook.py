@@ -42,7 +42,7 @@ FAINT = """() => {
   const said = e => (text(e) || '').replaceAll('\\u200b', '').trim();  // ipywidgets' empty text, of no width
   const found = new Set();
   for (const e of document.querySelectorAll('.lab *')) {
-    if (!said(e) || e.matches('style, [type=range]') || e.closest(':disabled, .barlayer')) continue;  // letters on coloured bars
+    if (!said(e) || e.matches('style, [type=range]') || e.closest(':disabled, .barlayer')) continue;  // coloured bars
     if (!e.checkVisibility({ visibilityProperty: true, opacityProperty: true })) continue;
     const style = getComputedStyle(e, e.placeholder && !e.value ? '::placeholder' : null);
     const back = behind(e.closest('svg')?.parentElement ?? e);

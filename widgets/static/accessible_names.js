@@ -58,7 +58,10 @@ function render({ el }) {
     tip.hidden = true;
     lab.append(tip);
     const on = (kind, act) => { lab.addEventListener(kind, act); undo.push(() => lab.removeEventListener(kind, act)); };
-    on("focusin", event => help(lab, tip, event));
+    on("focusin", event => {
+      event.target.dataset.lmSuppressShortcuts = "true";  // keys are for the lab, not for the notebook around it
+      help(lab, tip, event);
+    });
     on("focusout", event => help(lab, tip, event));
     on("keydown", event => {
       const box = event.target;
