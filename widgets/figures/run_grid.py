@@ -19,7 +19,7 @@ from widgets.kit.status import SIGNS
 GROUP = "+"
 """What the id of a row begins with that stands for several seeds."""
 BAD = ("unreadable", "failed", "dead")
-_HEAD, _CELL, _PADDING, _WIDEST, _NARROWEST = 7.2, 7.4, 18, 150, 42
+_HEAD, _CELL, _PADDING, _WIDEST, _NARROWEST = 8.2, 8.2, 17, 150, 44
 """Widths in pixels: of a character in the head and in a cell, of what is around a text, and of a column."""
 _TASK = "task:"
 
