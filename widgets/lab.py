@@ -196,7 +196,7 @@ class Lab(Panel):
         marks = [
             mark("The model", "Pick a base. nano is small enough for any computer.", "Setup", setup.cards["base"]),
             mark("The method", "What is trained, and how large it is.", "Setup", setup.cards["adapter"]),
-            mark("The data", "What it learns. See rows shows them as the model does.", "Setup", setup.cards["data"]),
+            mark("The data", "What it is trained on. See rows shows it to you.", "Setup", setup.cards["data"]),
             mark("Start", "Look at the cost in the bar, then start. You may close the page.", "Setup", bar.widget),
             mark("The result", "Watch it in Monitor; compare runs and look inside next.", "", self.tabs),
         ]

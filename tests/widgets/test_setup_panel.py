@@ -54,6 +54,14 @@ def test_the_fields_make_the_draft(setup):
     assert (spec.train.learning_rate, spec.seed) == (0.01, 7)
 
 
+def test_the_number_of_steps_is_told(setup):
+    assert "4 steps (max_steps" in setup.steps.value
+    write(setup.train, "max_steps", "2000")
+    assert "24 steps (3 epochs; max_steps 2,000 is not reached)" in setup.steps.value
+    setup.method.kind.value = ""
+    assert setup.steps.value == ""
+
+
 def test_a_spec_fills_all_fields(setup):
     spec = RunSpec.load("quickstart")
     setup.spec = spec

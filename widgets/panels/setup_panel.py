@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,16 +15,19 @@ from llm_adapters_lab.errors import BadSpec, LabError
 from llm_adapters_lab.evaluation.spec import EvalSpec
 from llm_adapters_lab.models.blueprint import Blueprint
 from llm_adapters_lab.runs.presets import spec_presets
+from llm_adapters_lab.runs.rows import training_rows
 from llm_adapters_lab.runs.spec import RunSpec
 from llm_adapters_lab.runs.status import spec_of
 from llm_adapters_lab.tasks.registry import all_tasks
+from llm_adapters_lab.tasks.spec import DataSpec
+from llm_adapters_lab.training.batches import describe_steps
 from llm_adapters_lab.training.spec import TrainSpec
 from widgets.forms.form import Form
 from widgets.forms.method_picker import counts_in
 from widgets.forms.model_picker import ModelPicker
 from widgets.kit.draft import Draft, make_draft
 from widgets.kit.elements import Collapsible, button, card, hide, row, show_if
-from widgets.kit.panel import Panel, error_text, guarded, note
+from widgets.kit.panel import Panel, error_text, guarded, note, schedule
 from widgets.kit.workspace import Workspace
 from widgets.panels.data_card import DataCard
 from widgets.panels.draft_bar import Fault
@@ -79,6 +85,7 @@ class SetupPanel(Panel):
         self.waiting = ""
         self._parent: tuple[RunSpec, str] | None = None
         self._known: Blueprint | None = None
+        self._counted: tuple[DataSpec, TrainSpec] | None = None
         self._method = ""
         self._rest = spec or RunSpec.load(QUICK)
         self._build()
@@ -131,9 +138,7 @@ class SetupPanel(Panel):
         self.evaluation = Form(
             EvalSpec, offers={"tasks": scored}, prefix="eval.", first=("tasks", "rows", "batch", "shots"), lists=True
         )
-        self.other: Form[RunSpec] = Form(
-            RunSpec, skip=PARTS, first=("seed",), lists=True, labels={"seed": "seeds"}
-        )
+        self.other: Form[RunSpec] = Form(RunSpec, skip=PARTS, first=("seed",), lists=True, labels={"seed": "seeds"})
         self.about, self.steps = W.HTML(), W.HTML()
         self.weights = Collapsible("Weights, device, new tokens", self.other.others)
         self.other.more = self.weights  # opens on faults
@@ -236,6 +241,11 @@ class SetupPanel(Panel):
             self.faults.append(Fault(str(error)))
         except Exception as error:
             self.faults.append(Fault(error_text(error)))
+        if self.spec is None or self.spec.adapter is None:
+            self.steps.value, self._counted = "", None
+        elif self._counted != (key := (self.spec.data, self.spec.train)):
+            self._counted = key
+            schedule(partial(self._count_steps, *key))
         self.export.show(self.spec, self.draft)
         if self.spec is not None:
             self.data.use_context(self.spec)
@@ -274,6 +284,14 @@ class SetupPanel(Panel):
             else {}
         )
         self.draft = make_draft(spec, varied, tied, *(self._parent or ()))
+
+    async def _count_steps(self, data: DataSpec, plan: TrainSpec) -> None:
+        """Say how many steps the draft will really do; faults of the rows are told where they are read."""
+        words = ""
+        with suppress(LabError):
+            words = describe_steps(plan, await asyncio.to_thread(training_rows, data))
+        if self._counted == (data, plan):
+            self.steps.value = note(words)
 
     def _plan(self) -> Blueprint | None:
         """Return the blueprint of the base with the chosen weights, or None while there is none."""

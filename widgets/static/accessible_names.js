@@ -41,7 +41,9 @@ function turn(box, up) {
 }
 function find(lab, place) {
   const setup = [...lab.querySelectorAll(".lm-TabBar-tab")].find(tab => tab.textContent.trim().startsWith("Setup"));
-  setup?.dispatchEvent(new PointerEvent("pointerdown", { bubbles: true, button: 0 }));
+  const at = setup?.getBoundingClientRect();
+  const where = at && { bubbles: true, button: 0, clientX: at.x + at.width / 2, clientY: at.y + at.height / 2 };
+  for (const kind of ["pointerdown", "pointerup"]) setup?.dispatchEvent(new PointerEvent(kind, where));
   setTimeout(() => {
     const box = lab.querySelector(`.lab-at-${place} :is(input, textarea, select, button)`);
     box?.scrollIntoView({ block: "center" });
