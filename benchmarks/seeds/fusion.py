@@ -54,6 +54,8 @@ def one_seed(root: Path, seed: int) -> dict[str, Any]:
         run = finished(root, seed, adapter=adapter, train=TRAIN | {"learning_rate": rate}, **mixed)
         found[how], found[f"{how}, parameters"] = accuracy(run), run.summary["trainable_parameters"]
         if how == "token":
+            longer = TRAIN | {"learning_rate": rate, "max_steps": 180}
+            found["token, 180 steps"] = accuracy(finished(root, seed, adapter=adapter, train=longer, **mixed))
             order = adapter | {"start": turned(run.folder / "adapter", root / f"turned-{seed}")}
             found["token, members in another order"] = accuracy(
                 finished(root, seed, adapter=order, train=STILL, **mixed)

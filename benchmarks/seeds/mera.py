@@ -23,7 +23,7 @@ from llm_adapters_lab.runs.restoring import calibration
 
 MATH = ["mini-addsub", "mini-multi", "mini-equation", "mini-distract", "mini-bool"]
 SERIES = {"type": "series", "bottleneck": 16, "at": "mlp", "nonlinearity": "relu", "bias": True}
-TRAIN = {"batch": 16, "max_steps": 120, "epochs": 100, "learning_rate": 0.01}
+TRAIN = {"batch": 16, "max_steps": 120, "epochs": 100, "learning_rate": 0.005, "warmup": 10}
 STILL = {"batch": 16, "max_steps": 1, "learning_rate": 1e-9}
 FEW = {"batch": 16, "max_steps": 10, "learning_rate": 0.002}
 SCORED = {"tasks": MATH, "rows": 60}
@@ -56,7 +56,7 @@ def one_seed(root: Path, seed: int) -> dict[str, Any]:
             "aligned by activations": blend(names, "align", **calibration(pair[0], 64)),
         }
     for name, made in blends.items():
-        made.save(folder := root / "blends" / f"{name.replace(' ', '-')}-{seed}")
+        made.save(folder := root / "blends" / f"{name.replace(' ', '-')}-{names[1]}")
         adapter = SERIES | {"start": str(folder)}
         for label, train in (("", STILL), (", ten steps", FEW)):
             data = {"task": "mini-math", "rows": 160}

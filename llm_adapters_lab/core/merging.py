@@ -172,7 +172,8 @@ def changed_tensors(injection: Injection, key: str, before: Tensors | None = Non
         raise CannotMerge(
             f"{kind!r} does more than a linear change of a weight, so it cannot be merged. "
             f"Keep it as an adapter, or use one that merges: {', '.join(known)}."
-            + " What it generates for one group merges: bake that first (--group)." * (adapter.baked is not None)
+            + " What it generates for one group merges: bake that first (--group)."
+            * (adapter.baked is not None)
         )
     restore_parameters(injection.host(key))
     own = weights.own_tensors(injection.host(key)) | (before or {})

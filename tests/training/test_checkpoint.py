@@ -70,7 +70,9 @@ def at_step(number: int) -> Callable[[Event], bool]:
 
 @pytest.mark.parametrize("kind", sorted(all_adapters()))
 def test_a_stopped_run_resumes_to_the_same_bits(kind: str, tmp_path: Path) -> None:
-    fields = {"type": kind, **required(kind)} | ({"dropout": 0.1} if "dropout" in all_adapters()[kind].config.model_fields else {})
+    fields = {"type": kind, **required(kind)} | (
+        {"dropout": 0.1} if "dropout" in all_adapters()[kind].config.model_fields else {}
+    )
     spec = small(adapter=fields)
     whole = run(spec, root=tmp_path / "whole")
     record = stopped(spec, tmp_path / "parts", at_step(3))

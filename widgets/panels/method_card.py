@@ -126,9 +126,7 @@ class PlacementCard(Panel):
         self._cleared = False  # the last site of the grid has been deselected
         tip = "where the adapter sits, e.g. q,v or attn+mlp or down@0-7; several, as in q,v; mlp, make a sweep"
         self.text = W.Text(description="placement", tooltip=tip)
-        self.everything = W.ToggleButton(
-            description="More sites", tooltip="Show module inputs and whole sublayers"
-        )
+        self.everything = W.ToggleButton(description="More sites", tooltip="Show module inputs and whole sublayers")
         self.reset = button("Default", "Reset to the default placement of this method", click=self._reset)
         self.grid, self.words = PlacementGrid(self._clicked), W.HTML()
         self.box = W.VBox([self.text, self.problem]).add_class("lab-field").add_class("lab-at-adapter-at")
