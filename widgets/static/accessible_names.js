@@ -67,6 +67,14 @@ function render({ el }) {
     on("focusout", event => help(lab, tip, event));
     on("keydown", event => {
       const box = event.target;
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !box.closest(".lab-playground, textarea")) {
+        event.preventDefault();
+        return lab.querySelector(".lab-bar .mod-primary:not(:disabled)")?.click();
+      }
+      if (event.key === "/" && !box.matches("input, textarea, select")) {
+        event.preventDefault();
+        return [...lab.querySelectorAll(":is(.lab-search, .lab-filter) input")].find(e => e.checkVisibility())?.focus();
+      }
       if (!["ArrowUp", "ArrowDown"].includes(event.key) || !box.matches?.(":is(.lab-whole, .lab-real) input")) return;
       event.preventDefault();
       turn(box, event.key === "ArrowUp");
