@@ -132,14 +132,6 @@ class Collapsible:
         show_if(self.button.value, self._box)
 
 
-class CopyButton(anywidget.AnyWidget):
-    """A button that copies `text` to the clipboard, in the browser."""
-
-    _esm = static("copy_button.js")
-    text = traitlets.Unicode("").tag(sync=True)
-    label = traitlets.Unicode("Copy").tag(sync=True)
-
-
 class CopyMenu(anywidget.AnyWidget):
     """A menu that copies one of several `texts`, by name, to the clipboard, in the browser."""
 

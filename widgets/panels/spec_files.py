@@ -17,7 +17,7 @@ from llm_adapters_lab.runs.presets import fields_in, spec_presets
 from llm_adapters_lab.runs.spec import RunSpec
 from widgets.forms.form import labelled
 from widgets.kit.draft import Draft, explicit
-from widgets.kit.elements import CopyButton, button, row, text_area
+from widgets.kit.elements import button, row, text_area
 from widgets.kit.panel import Panel, errors_in, guarded, note
 
 NOTEBOOK = "papermill_runs/run.ipynb"
@@ -62,17 +62,15 @@ def _sweep_code(draft: Draft) -> dict[str, str]:
 
 
 class ExportPanel(Panel):
-    """A spec as code in several forms, with copy buttons and a button that saves the YAML file."""
+    """A spec as code in several forms, to read, and a button that saves the YAML file."""
 
     def __init__(self, spec: RunSpec | None = None, folder: str | Path = ".") -> None:
         """Show a spec; `folder` is the working directory of the commands."""
         super().__init__()
         self.folder = Path(folder)
         self.texts = {name: text_area(name, 12 if name in ("YAML", "Python") else 2) for name in FORMS}
-        self.copies = {name: CopyButton(label=f"Copy {name}") for name in FORMS}
         self.save, self.status = button("Save YAML file", disabled=True, click=self._save), W.HTML()
-        pages = [W.VBox([self.texts[name], self.copies[name]]) for name in FORMS]
-        tabs = W.Tab(pages, titles=list(FORMS), selected_index=0)
+        tabs = W.Tab(list(self.texts.values()), titles=list(FORMS), selected_index=0)
         self.widget = W.VBox([tabs, row(self.save, self.status)])
         self.spec = spec
 
@@ -91,7 +89,7 @@ class ExportPanel(Panel):
         self.save.disabled = spec is None
         code = as_code(spec, draft) if spec else {}
         for name in FORMS:
-            self.texts[name].value = self.copies[name].text = code.get(name, "")
+            self.texts[name].value = code.get(name, "")
 
     def _save(self, _: Any) -> None:
         if self._spec is None:
