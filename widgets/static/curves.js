@@ -155,10 +155,10 @@ function render({ model, el }) {
   }
 
   function mark(id) {
-    marked = id;
+    marked = id = model.get("looks").some((look) => look.id === id) ? id : null;  // it may be deselected meanwhile
     for (const each of root.querySelectorAll(".scatterlayer .trace")) {
-      const own = each.__data__?.[0]?.trace?.meta;
-      each.style.opacity = id && own !== undefined && own !== id ? 0.12 : "";
+      const { meta: own, opacity = 1 } = each.__data__?.[0]?.trace ?? {};
+      each.style.opacity = id && own !== undefined && own !== id ? 0.12 : opacity;
     }
   }
   const config = { displayModeBar: false, responsive: false, doubleClick: "reset", showTips: false };
@@ -209,7 +209,7 @@ function render({ model, el }) {
     soon();
   };
   for (const name of names) model.on(name, name === "change:options" ? chosen : changed);
-  const heard = (event) => mark(model.get("looks").some((look) => look.id === event.detail) ? event.detail : null);
+  const heard = (event) => mark(event.detail);
   window.addEventListener("lab-hover", heard);
   let before = 0;
   const seen = new ResizeObserver(() => {
