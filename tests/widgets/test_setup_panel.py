@@ -180,6 +180,14 @@ def test_a_preset_and_a_file_fill_the_fields(setup, tmp_path):
     assert setup.spec.adapter.rank == 2 and not setup.upload.problem.value
 
 
+def test_every_field_has_help(setup):
+    assert "rank r of the update" in setup.help.texts["adapter-rank"]
+    assert "several, as in q,v; mlp" in setup.help.texts["adapter-at"]
+    setup.method.kind.value = "series"
+    assert "adapter-rank" not in setup.help.texts and "adapter-bottleneck" in setup.help.texts
+    assert all(setup.help.texts[name] for name in ("train-batch", "eval-tasks", "data-rows", "seed"))
+
+
 def test_settings_are_found(setup):
     setup.search.value = "packing"
     assert "lab-hidden" not in setup.train.boxes["packing"]._dom_classes and setup.train.more.button.value

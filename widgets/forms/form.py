@@ -175,6 +175,11 @@ class Form(Panel, Generic[M]):
         self._changed()
 
     @property
+    def helps(self) -> dict[str, str]:
+        """The help text of each field, by the end of the class ``lab-at-…`` of its box."""
+        return {_slug(self.prefix + name): made.entry.tooltip or "" for name, made in self.controls.items()}
+
+    @property
     def tied(self) -> dict[str, tuple[str, float]]:
         """By field, those that are a multiple of another: its name and the factor."""
         return {name: found for name in self._ties if (found := self._tie(name))}

@@ -140,6 +140,16 @@ class CopyMenu(anywidget.AnyWidget):
     label = traitlets.Unicode("Copy as …").tag(sync=True)
 
 
+class FieldHelp(anywidget.AnyWidget):
+    """An invisible widget that shows the help of the field that has the focus: `texts` by `lab-at-…` class, without it.
+
+    ipywidgets shows no tooltip of a text box that has a label.
+    """
+
+    _esm = static("field_help.js")
+    texts = traitlets.Dict().tag(sync=True)
+
+
 class Heartbeat(anywidget.AnyWidget):
     """A place that stays empty while `beat` changes, and else says for how long the kernel has not answered.
 
@@ -156,10 +166,9 @@ class Heartbeat(anywidget.AnyWidget):
 class AccessibleNames(anywidget.AnyWidget):
     """An invisible widget that helps the controls around it.
 
-    It gives them the names that screen readers need, shows the tooltip of the field that has the focus below it, lets
-    the arrow keys change numbers, and moves the focus to a field that is clicked in a message. The names come from
-    tooltips and from the labels next to the controls. ipywidgets gives slider handles no name, and its empty labels
-    hide the titles of text boxes from browsers.
+    It gives them the names that screen readers need, lets the arrow keys change numbers, and moves the focus to a field
+    that is clicked in a message. The names come from tooltips and from the labels next to the controls. ipywidgets
+    gives slider handles no name, and its empty labels hide the titles of text boxes from browsers.
     """
 
     _esm = static("accessible_names.js")

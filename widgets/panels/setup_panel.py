@@ -26,7 +26,7 @@ from widgets.forms.form import Form
 from widgets.forms.method_picker import counts_in
 from widgets.forms.model_picker import ModelPicker
 from widgets.kit.draft import Draft, make_draft
-from widgets.kit.elements import Collapsible, button, card, hide, row, show_if
+from widgets.kit.elements import Collapsible, FieldHelp, button, card, hide, row, show_if
 from widgets.kit.panel import Panel, error_text, guarded, note, schedule
 from widgets.kit.workspace import Workspace
 from widgets.panels.data_card import DataCard
@@ -161,7 +161,8 @@ class SetupPanel(Panel):
         self.presets, self.export, self.upload = self._starts(), ExportPanel(), UploadPanel(self._loaded)
         self.file = Collapsible("Load a spec from a file", self.upload.widget)
         self.code = Collapsible("Draft as code", self.export.widget)
-        folds = W.VBox([self.code.widget, self.file.widget])
+        self.help = FieldHelp(layout={"display": "none"})
+        folds = W.VBox([self.code.widget, self.file.widget, self.help])
         self.widget = W.VBox([self.presets, self.problem, self.columns, self.data.page, folds]).add_class("lab-setup")
         self.method.observe(self._other_method)
         for panel in (self.model, self.method, self.place, self.data, self.train, self.evaluation, self.other):
@@ -246,10 +247,21 @@ class SetupPanel(Panel):
         elif self._counted != (key := (self.spec.data, self.spec.train)):
             self._counted = key
             schedule(partial(self._count_steps, *key))
+        self._show_help()
         self.export.show(self.spec, self.draft)
         if self.spec is not None:
             self.data.use_context(self.spec)
         self._notify()
+
+    def _show_help(self) -> None:
+        """Give the page the help of all fields."""
+        forms: list[Form[Any]] = [self.data.form, self.train, self.evaluation, self.other]
+        forms += [self.method.form] if self.method.form else []
+        texts = {"adapter-at": self.place.text.tooltip}
+        for form in forms:
+            texts |= form.helps
+        if texts != self.help.texts:
+            self.help.texts = texts
 
     def _compose(self) -> None:
         other, plan = self.other.value, self._plan()

@@ -13,16 +13,6 @@ function names(lab) {
     if (label) handle.setAttribute("aria-label", pair ? `${label} ${end}` : `${label} slider`);
   }
 }
-function help(lab, tip, event) {
-  const field = event.target.closest?.(".lab-field");
-  const text = field && event.target.title;
-  tip.hidden = !text || event.type === "focusout";
-  if (tip.hidden) return;
-  tip.textContent = text;
-  const box = field.getBoundingClientRect(), whole = lab.getBoundingClientRect();
-  const left = Math.min(box.left - whole.left, whole.width - 330);
-  tip.style.cssText = `left: ${Math.max(0, left)}px; top: ${box.bottom - whole.top + 2}px`;
-}
 // 1, 2, 5, 10, … for real numbers, powers of two for whole ones, on every number of a list
 function turn(box, up) {
   const real = box.closest(".lab-real");
@@ -55,16 +45,9 @@ function render({ el }) {
   requestAnimationFrame(() => {  // by then el is in the page
     const lab = el.closest(".lab");
     if (!lab) return;
-    const tip = document.createElement("div");
-    tip.className = "lab-tip";
-    tip.hidden = true;
-    lab.append(tip);
     const on = (kind, act) => { lab.addEventListener(kind, act); undo.push(() => lab.removeEventListener(kind, act)); };
-    on("focusin", event => {
-      event.target.dataset.lmSuppressShortcuts = "true";  // keys are for the lab, not for the notebook around it
-      help(lab, tip, event);
-    });
-    on("focusout", event => help(lab, tip, event));
+    // Keys are for the lab, not for the notebook around it.
+    on("focusin", event => { event.target.dataset.lmSuppressShortcuts = "true"; });
     on("keydown", event => {
       const box = event.target;
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !box.closest(".lab-playground, textarea")) {
@@ -86,7 +69,7 @@ function render({ el }) {
     });
     const watch = new MutationObserver(() => names(lab));
     watch.observe(lab, { childList: true, subtree: true });
-    undo.push(() => watch.disconnect(), () => tip.remove());
+    undo.push(() => watch.disconnect());
     names(lab);
   });
   return () => undo.forEach(act => act());

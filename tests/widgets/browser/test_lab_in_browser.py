@@ -131,7 +131,7 @@ def test_a_queue_stop_clone_and_resume(notebook):
         if not queued(notebook.folder / "runs") and working(notebook.folder / "runs"):
             break
         page.wait_for_timeout(100)
-    notebook.shows("stopped at step", seconds=30)
+    notebook.shows(r"stopped · step \d+ of 20,000", seconds=30)
     notebook.page.get_by_role("button", name=re.compile("^Clone")).first.click()
     notebook.says("copy of")
     notebook.fill("rank", "16")
