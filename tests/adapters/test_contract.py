@@ -262,7 +262,7 @@ def test_series_and_parallel_follow_the_formula() -> None:
 
 
 def test_an_adapter_of_the_whole_model_takes_no_placement() -> None:
-    with pytest.raises(BadSpec, match="takes no placement; given was 'q'"):
+    with pytest.raises(BadSpec, match="takes no placement of its own; given was 'q'"):
         inject(random_models.tiny("tiny:llama"), config("prefix"), at="q")
 
 

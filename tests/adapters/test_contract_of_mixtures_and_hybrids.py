@@ -25,6 +25,7 @@ FAMILIES = (
     *("granitemoehybrid", "nemotron_h"),  # shared experts; one sublayer in each layer
     "longcat_flash",  # two attentions in each layer
 )
+PLAIN = "mixer?,shared?,up?,down?"
 REFUSED = {
     "prefix": {"mamba", "mamba2"},  # no keys and values
 }
@@ -35,7 +36,15 @@ def placed(kind: str) -> str:
     entry = get_adapter(kind)
     if not entry.placed:
         return ""
-    return "mixer?,mlp?" if entry.cls.experts or entry.cls.level == "sublayer" else "mixer?,shared?,up?,down?"
+    return "mixer?,mlp?" if entry.cls.experts or entry.cls.level == "sublayer" else PLAIN
+
+
+def example(kind: str) -> dict[str, Any]:
+    """Return the fields of the example of a method; parts of it that are adapters are placed as on their own."""
+    fields = {"type": kind, **get_adapter(kind).cls.example}
+    if isinstance(parts := fields.get("of"), list) and all(isinstance(part, dict) for part in parts):
+        fields["of"] = [part | ({"at": PLAIN} if get_adapter(part["type"]).placed else {}) for part in parts]
+    return fields
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -44,7 +53,7 @@ def test_the_contract(kind: str, family: str) -> None:
     model, ids = random_models.tiny(f"tiny:{family}").requires_grad_(False), tokens()
     plain, names = logits(model, ids, use_cache=False), set(model.state_dict())
     entry = get_adapter(kind)
-    config = entry.config(**{"type": kind, **entry.cls.example})
+    config = entry.config(**example(kind))
     if family in REFUSED.get(kind, ()):
         with pytest.raises((CannotInject, UnknownAnatomy)):
             inject(model, config)
