@@ -186,7 +186,7 @@ class Lab(Panel):
         self._body.children = [self.bar.widget, *tour, self.tabs]
         setup.observe(self._update)
         runs.observe(self._update)
-        self.workspace.on_go(self.open)
+        self.workspace.on_go(self._go)
         self.workspace.on_clone(self._clone)
         self.tabs.observe(self._opened, "selected_index")
         self._update()
@@ -237,6 +237,12 @@ class Lab(Panel):
         except Exception as error:
             self.problem.value = error_markup(error)
         self._update()
+
+    def _go(self, place: str) -> None:
+        """Open a place, which takes the question that was handed over even if it is open already."""
+        if self._open == place:
+            getattr(getattr(self, place.lower()), "opened", lambda: None)()
+        self.open(place)
 
     def _clone(self, spec: RunSpec, parent: str) -> None:
         """Make a spec the draft, as a copy of a run."""

@@ -150,7 +150,8 @@ def test_a_run_is_followed_after_a_reload(notebook):
     notebook.button("Stop").first.click()
     notebook.shows("Resume continues after step", seconds=60)
     notebook.button("Resume").last.click()
-    notebook.shows(r"step \d+ of 20,?000", seconds=90)
+    notebook.shows(r"▶ running", seconds=90)
+    assert working(notebook.folder / "runs")
 
 
 def test_a_fault_is_told_at_its_field_and_in_the_bar(notebook):
