@@ -45,7 +45,10 @@ function render({ el }) {
   requestAnimationFrame(() => {  // by then el is in the page
     const lab = el.closest(".lab");
     if (!lab) return;
-    const on = (kind, act) => { lab.addEventListener(kind, act); undo.push(() => lab.removeEventListener(kind, act)); };
+    const on = (kind, act) => {  // before the controls, some of which stop their events
+      lab.addEventListener(kind, act, true);
+      undo.push(() => lab.removeEventListener(kind, act, true));
+    };
     // Keys are for the lab, not for the notebook around it.
     on("focusin", event => { event.target.dataset.lmSuppressShortcuts = "true"; });
     on("keydown", event => {
