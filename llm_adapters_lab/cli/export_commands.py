@@ -118,10 +118,12 @@ def merge(
 
 
 def _load(source: str, root: Path, base: str | None, group: str = "") -> tuple[Base, Injection, Run | None]:
-    from llm_adapters_lab.core.baking import bake
-
     loaded, injection, record = _loaded(source, root, base)
-    return loaded, bake(injection, group) if group else injection, record
+    if group:
+        from llm_adapters_lab.core.baking import bake
+
+        injection = bake(injection, group)
+    return loaded, injection, record
 
 
 def _loaded(source: str, root: Path, base: str | None) -> tuple[Base, Injection, Run | None]:

@@ -277,14 +277,17 @@ class CallContext:
             self.__dict__.update(now)
 
 
-def _positions(kwargs: dict[str, Any], mask: Any, count: int, device: torch.device) -> torch.Tensor:
+def _positions(kwargs: dict[str, Any], mask: Any, count: int, device: torch.device) -> torch.Tensor | None:
     given = kwargs.get("position_ids")
     if isinstance(given, torch.Tensor) and given.ndim == 2:
         return given
     if mask is not None and mask.shape[1] >= count:
         return (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -count:]  # type: ignore[no-any-return]
     cache = kwargs.get("past_key_values")
-    past = cache.get_seq_length() if cache is not None and hasattr(cache, "get_seq_length") else 0
+    try:
+        past = cache.get_seq_length() if cache is not None and hasattr(cache, "get_seq_length") else 0
+    except ValueError:  # a cache without attention does not count tokens
+        return None
     return torch.arange(past, past + count, device=device)[None]
 
 

@@ -412,6 +412,9 @@ def test_adapters_that_peft_does_not_support_are_not_exported(type_: str, at: st
 
 
 def test_all_methods_of_peft_are_tested() -> None:
-    tested = {fields["type"] for fields, _ in BOTH.values()} | {"trainable-tokens"}  # see test_new_tokens.py
+    tested = {fields["type"] for fields, _ in BOTH.values()} | {
+        "trainable-tokens",
+        "poly",
+    }  # see test_new_tokens.py, test_peft_skills.py
     assert tested == set(all_adapters()) - set(WITHOUT)
     assert peft.__version__.startswith("0.21.")

@@ -37,7 +37,9 @@ class GroupedConfig(AdapterConfig):
         if len({*self.groups}) < len(self.groups) or "" in self.groups:
             raise BadSpec("groups are different names, none of them empty.")
         if found := [name for name in ("sparse", "split", "quantize") if getattr(self, name)]:
-            raise BadSpec(f"{found[0]} changes matrices of an adapter, but here they are generated. Remove it.")
+            raise BadSpec(
+                f"adapter.{found[0]}: it changes matrices, but those of this adapter are generated. Remove it."
+            )
         return self
 
 

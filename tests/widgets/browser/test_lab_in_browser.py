@@ -263,6 +263,7 @@ def test_an_item_of_compare_opens_in_inspect_and_the_adapter_is_downloaded(noteb
     expect(notebook.page.locator(".lab .js-plotly-plot:visible").first).to_be_visible(timeout=90_000)
     notebook.shoot("inspect")
     shown = place(notebook, "Compare")
+    notebook.button("Clear").click()
     shown.locator(".lab-grid [role=row]").nth(1).click()
     with notebook.page.expect_download() as got:
         notebook.page.get_by_role("button", name=re.compile("^Download adapter")).click()
