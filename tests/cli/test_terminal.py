@@ -252,14 +252,14 @@ def complete(folder: Path, line: str) -> list[str]:
 
 def test_a_shell_completes_names(root: Path) -> None:
     folder = root.parent
-    (folder / "mine.yaml").write_text("base: nano")
+    (folder / "my.yaml").write_text("base: nano")
     (folder / "specs").mkdir()
     (folder / "specs" / "one.json").write_text("{}")
     assert "list" in complete(folder, "lab li")
     ids = complete(folder, "lab show nano-l")
     assert len(ids) == 4 and all(name.startswith("nano-lora-") for name in ids)
     assert complete(folder, f"lab compare --root {root} nano-b") == [next(root.glob("nano-base-*")).name]
-    assert complete(folder, "lab run m") == ["mine.yaml"]
+    assert complete(folder, "lab run my") == ["my.yaml"]
     assert complete(folder, "lab run spe") == ["specs/one.json"]
     assert complete(folder, "lab sweep specs/") == ["specs/one.json"]
     assert complete(folder, "lab run paper/llama-7b-l") == ["paper/llama-7b-lora"]
@@ -276,7 +276,7 @@ def test_fields_and_tasks_complete_after_set() -> None:
     assert arguments.complete_columns("acc") == ["accuracy"] and "rank" in arguments.complete_columns("ra")
     assert "adapter.rank=" in arguments.complete_changes("adapter.ra")
     assert arguments.complete_changes("data.task=mini-m") == ["data.task=mini-multi", "data.task=mini-math"]
-    assert arguments.complete_changes("adapter=hou") == ["adapter=houlsby"]
+    assert arguments.complete_changes("adapter=pfe") == ["adapter=pfeiffer"]
 
 
 def test_options_complete() -> None:
@@ -288,11 +288,11 @@ def test_options_complete() -> None:
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        (["--set", "adapter", "=", "hou"], ["houlsby"]),
+        (["--set", "adapter", "=", "pfe"], ["pfeiffer"]),
         (["--set", "data.task", "=", "mini-ma"], ["mini-math"]),
         (["--set", "seed", "=", "1", "--set", "train.sched"], ["train.schedule=", "train.schedule=linear"]),
         (["--root", "=", "x", "quick"], ["quickstart"]),
-        (["--set", "adapter=hou"], ["adapter=houlsby"]),
+        (["--set", "adapter=pfe"], ["adapter=pfeiffer"]),
     ],
 )
 def test_bash_splits_words_at_the_equals_sign(words: list[str], offered: list[str]) -> None:
