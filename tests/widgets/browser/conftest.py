@@ -33,7 +33,14 @@ SETTINGS = {
 POLICY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
 JUPYTER = ["--no-browser", "--ip=127.0.0.1", "--port={PORT}", "--ServerApp.port_retries=0", "--allow-root"]
 JUPYTER += ["--IdentityProvider.token={TOKEN}", "--ServerApp.root_dir={FOLDER}"]
-OTHERS = ("Content Security Policy", "Failed to load resource", "violates the following", "net::ERR")
+OTHERS = (
+    "Content Security Policy",
+    "Failed to load resource",
+    "violates the following",
+    "net::ERR",
+    "shared module",
+    "schema",
+)
 """Parts of the errors that pages of Jupyter report themselves."""
 ARGUMENTS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
 ARGUMENTS += " --disable-component-update --disable-sync"
