@@ -99,7 +99,7 @@ async def measure(root: str) -> dict[str, Any]:
             await asyncio.sleep(1)
             name = f"select {count} runs in {place}"
             await step(name, partial(setattr, lab.workspace.selection, "ids", runs[:count]), lambda: True)
-            await asyncio.sleep(1.5)  # work that goes on outside the loop
+            await asyncio.sleep(1.5)  # work continues outside the loop
             found[name]["blocked"] = round(max(found[name]["blocked"], ticker.reset()), 4)
     lab.close()
     return found

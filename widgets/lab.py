@@ -7,7 +7,6 @@ that are active and those in the queue. In a kernel `Lab()` returns at once, and
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -77,7 +76,7 @@ class Lab(Panel):
         """
         super().__init__()
         check_writable(Path(root))
-        self.workspace = Workspace(root, process=process)
+        self.workspace = Workspace(root, process=process, read=False)
         self._given: dict[str, Any] = {"spec": spec, "run_id": run_id, "level": level, "locked": tuple(locked)}
         self._open = "Setup"
         self._slots = {name: W.VBox() for name in PLACES}
@@ -138,6 +137,7 @@ class Lab(Panel):
         """Load what the places need without blocking the event loop, build them one by one, and follow the runs."""
         try:
             await asyncio.to_thread(_load)
+            await self.workspace.runs.refresh_soon()
             for name in PLACES:
                 getattr(self, name.lower())
                 await self._caught_up()
@@ -173,6 +173,8 @@ class Lab(Panel):
         """Build Setup, the bar and the tabs."""
         spec, level, locked, run_id = (self._given[name] for name in ("spec", "level", "locked", "run_id"))
         runs, selection = self.workspace.runs, self.workspace.selection
+        if not runs.entries:  # asked for before they were read
+            runs.refresh()
         if run_id:
             spec = spec_of(run_id, self.root)
         working = [each.id for each in runs.working()]
@@ -258,8 +260,6 @@ class Lab(Panel):
 
 
 def _load() -> None:
-    """Import what the places need, and spare the garbage collector the look through it, which stops the event loop."""
+    """Import what the places need."""
     for name in panels.__all__:
         getattr(panels, name)
-    gc.collect()
-    gc.freeze()

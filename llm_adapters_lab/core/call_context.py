@@ -312,7 +312,7 @@ def grouped(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
 
     Args:
         model: one with adapters that know groups.
-        names: a group for each row of the batch; without any, nothing is told.
+        names: a group for each row of the batch; if empty, the calls have no groups.
 
     Raises:
         CannotInject: no adapter in the model reads the call.

@@ -165,7 +165,8 @@ class Split(_Masked):
 
     def masks(self, call: CallContext, y: torch.Tensor) -> list[torch.Tensor]:
         """Return the tokens at each member's positions."""
-        at = call.positions
-        if at is None or y.shape[-2] % at.shape[-1]:
+        if (at := call.positions) is None:
+            raise CannotInject("Tokens cannot be split by position here: the cache of this model does not count them.")
+        if y.shape[-2] % at.shape[-1]:
             raise CannotInject("Tokens cannot be split by position here: another adapter changes their number.")
         return [(at >= (s.start or 0)) & ((at < s.stop) if s.stop is not None else (at >= 0)) for s in self.slices]

@@ -63,7 +63,7 @@ class ActivityMoments:
 
         Args:
             ids: token ids, (tokens,).
-            labels: as many labels; `IGNORED` for tokens of the prompt, anything else for those of the answer.
+            labels: one for each token; `IGNORED` in the prompt, anything else in the answer.
         """
         model = self.injection.model
         with self._recorder() as seen:

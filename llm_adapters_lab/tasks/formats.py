@@ -45,7 +45,7 @@ class Written:
     Attributes:
         text: all of it.
         ids: token ids.
-        labels: as many labels; `IGNORED` where nothing is learnt.
+        labels: one for each token; `IGNORED` where nothing is learnt.
         turns: role, first token and end of every turn; empty in plain formats.
     """
 

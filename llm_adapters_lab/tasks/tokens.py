@@ -23,7 +23,7 @@ class Sample:
     Attributes:
         id: id of the row.
         ids: token ids.
-        labels: as many labels; `IGNORED` where the loss does not count.
+        labels: one for each token; `IGNORED` where the loss does not count.
         extras: further model inputs of the row by name, for adapters that read the call (`CallContext.inputs`).
         starts: where in `ids` each document begins, from the second on.
         group: what the row belongs to, such as its task, for adapters that have a part for each group; "": nothing.

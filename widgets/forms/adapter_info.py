@@ -1,4 +1,4 @@
-"""Adapters and their costs as markup: the idea, formulas and source from the docstrings, parameters and memory."""
+"""Adapters as markup: the idea, formulas and source from the docstrings, parameters."""
 
 from __future__ import annotations
 
@@ -7,19 +7,11 @@ import sys
 
 from llm_adapters_lab.core.registry import Entry, all_adapters, get_adapter
 from llm_adapters_lab.markup import Html, el
-from llm_adapters_lab.results import formatting
-from llm_adapters_lab.runs.forecast.size import Size
 from llm_adapters_lab.runs.presets import adapter_presets, expand
 
 NO_ADAPTER = ""
 """The choice of the bare base."""
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
-
-
-def adapter_choices() -> list[tuple[str, str]]:
-    """Return the choices as (label, name): the bare base, all adapters, all adapter presets."""
-    own = [(name, name) for name in all_adapters()]
-    return [("none (bare base)", NO_ADAPTER), *own, *((f"{name} (preset)", name) for name in adapter_presets())]
 
 
 def description(name: str) -> Html:
@@ -52,19 +44,3 @@ def link(source: str) -> Html:
         linked = el("a", f"arXiv:{piece}", href=address, target="_blank", rel="noopener noreferrer")
         pieces.append(linked if number % 2 else piece)
     return el("span", *pieces)
-
-
-def size_summary(size: Size, dtype: str) -> Html:
-    """Return the number of trainable parameters, absolute and relative to the base, and the minimum memory."""
-    weights, least = f"weights {formatting.size(size.weights)} ({dtype})", size.weights + size.training
-    if not size.trainable:
-        head = el("div", "Nothing is trained; the base has ", el("b", f"{size.base:,} parameters"))
-        return el("div", head, el("div", f"Memory: at least {weights}."))
-    share = formatting.percent(size.share, 2) if size.share >= 1e-4 else f"{size.share:.1e}"
-    head = el("div", el("b", f"{size.trainable:,} trainable parameters"), f", {share} of the base's {size.base:,}")
-    total = (
-        f"Memory during training: at least {formatting.size(least)}: {weights}; adapter, gradients "
-        f"and AdamW moments {formatting.size(size.training)}. Activations are extra: they grow with micro-batch size, "
-        "sequence length and number of layers."
-    )
-    return el("div", head, el("div", total))

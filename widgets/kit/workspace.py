@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,14 +54,15 @@ class RunStore(Observable):
         names: a short name for each run, such as "lora r8 q,v s0".
     """
 
-    def __init__(self, root: str | Path = "runs") -> None:
-        """Read the folder."""
+    def __init__(self, root: str | Path = "runs", *, read: bool = True) -> None:
+        """Read the folder; without `read`, that is left to the first refresh."""
         super().__init__()
         self.root = Path(root).resolve()
         self.entries: dict[str, Entry] = {}
         self.names: dict[str, str] = {}
         self._stamps: dict[str, Stamp] = {}
-        self.refresh()
+        if read:
+            self.refresh()
 
     def refresh(self) -> bool:
         """Read what has changed on disk; return whether anything has, and tell the observers if so."""
@@ -183,10 +184,10 @@ class Workspace:
         question: handed over by the last `go`; None for none.
     """
 
-    def __init__(self, root: str | Path = "runs", *, process: bool = True) -> None:
-        """Read the runs; nothing is selected."""
+    def __init__(self, root: str | Path = "runs", *, process: bool = True, read: bool = True) -> None:
+        """Select nothing; for `process` see the attribute, for `read` see `RunStore`."""
         self.process = process
-        self.runs, self.selection = RunStore(root), Selection()
+        self.runs, self.selection = RunStore(root, read=read), Selection()
         self.root = self.runs.root
         self.question: Question | None = None
         self._guides: list[Callable[[str], object]] = []
@@ -215,14 +216,3 @@ class Workspace:
         """Make a spec the draft, as a copy of a run."""
         for cloner in self._cloners:
             cloner(spec, parent)
-
-
-def varied(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the fields, by dotted key, in which runs differ; "state" is none of them.
-
-    Args:
-        rows: fields of each run, such as `Entry.fields`; empty ones are ignored.
-    """
-    given = [fields for fields in rows.values() if fields]
-    keys = dict.fromkeys(key for fields in given for key in fields if key != "state")
-    return [key for key in keys if len({repr(fields.get(key)) for fields in given}) > 1]

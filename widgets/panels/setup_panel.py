@@ -35,8 +35,6 @@ from widgets.panels.method_card import MethodCard, PlacementCard
 from widgets.panels.spec_files import ExportPanel, UploadPanel
 
 Level = Literal["full", "beginner"]
-SIX = ("base", "adapter.type", "adapter size", "data.task", "train.max_steps", "train.learning_rate")
-"""What a beginner sets."""
 QUICK = "quickstart"
 MOST = 100
 """Number of runs that are offered to copy, the newest ones."""

@@ -306,6 +306,7 @@ def test_a_beginner_and_large_text(notebook):
     notebook.show(lab(QUICK, level="beginner", text="large", locked=["train.learning_rate"]))
     notebook.shows("1 of 5")
     expect(notebook.field("learning rate 🔒")).to_be_disabled()
+    notebook.shoot("beginner")
     notebook.button("Next").click()
     notebook.shows("2 of 5")
     notebook.button("Close the tour").click()
