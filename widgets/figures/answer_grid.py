@@ -7,7 +7,7 @@ from typing import Any
 import anywidget
 import traitlets
 
-from widgets.kit.elements import static
+from widgets.kit.elements import look, static
 
 
 class AnswerGrid(anywidget.AnyWidget):
@@ -23,7 +23,7 @@ class AnswerGrid(anywidget.AnyWidget):
         removed: key of the column that the user has removed.
     """
 
-    _esm = static("answer_grid.js")
+    _esm, _css = static("answer_grid.js"), look("playground.css")
     columns: Any = traitlets.List().tag(sync=True)
     turns: Any = traitlets.Dict().tag(sync=True)
     part: Any = traitlets.List().tag(sync=True)

@@ -12,7 +12,7 @@ from plotly.offline import get_plotlyjs
 
 from llm_adapters_lab.results.curves import Curves
 from llm_adapters_lab.results.plots.runs import POINTS
-from widgets.kit.elements import static
+from widgets.kit.elements import look, static
 
 MOST = 4
 """Number of runs from which on each has fewer points."""
@@ -51,7 +51,7 @@ class CurvesView(anywidget.AnyWidget):
         words: shown while there are no curves.
     """
 
-    _esm = static("curves.js")
+    _esm, _css = static("curves.js"), look("monitor.css")
     source = traitlets.Unicode(get_plotlyjs()).tag(sync=True)
     settled = traitlets.Dict().tag(sync=True)
     live = traitlets.Dict().tag(sync=True)

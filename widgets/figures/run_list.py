@@ -8,7 +8,7 @@ from typing import Any, Literal
 import anywidget
 import traitlets
 
-from widgets.kit.elements import static
+from widgets.kit.elements import look, static
 
 Action = Literal["stop", "kill", "resume", "start", "up", "remove", "clone", "keep", "all"]
 """What a button of a row, or of the head of a part, asks for; those of a head come without a run."""
@@ -70,7 +70,7 @@ class RunList(anywidget.AnyWidget):
         selected: ids of the selected runs, also set by the browser.
     """
 
-    _esm = static("run_list.js")
+    _esm, _css = static("run_list.js"), look("monitor.css")
     parts: Any = traitlets.List().tag(sync=True)
     selected: Any = traitlets.List().tag(sync=True)
 

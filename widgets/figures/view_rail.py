@@ -7,7 +7,7 @@ from typing import Any
 import anywidget
 import traitlets
 
-from widgets.kit.elements import static
+from widgets.kit.elements import look, static
 
 
 class ViewRail(anywidget.AnyWidget):
@@ -18,6 +18,6 @@ class ViewRail(anywidget.AnyWidget):
         value: name of the selected view.
     """
 
-    _esm = static("view_rail.js")
+    _esm, _css = static("view_rail.js"), look("inspect.css")
     items: Any = traitlets.List().tag(sync=True)
     value = traitlets.Unicode("").tag(sync=True)

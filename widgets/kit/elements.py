@@ -18,6 +18,11 @@ def static(name: str) -> str:
     return (Path(__file__).parents[1] / "static" / name).read_text(encoding="utf-8")
 
 
+def look(name: str) -> str:
+    """Return the stylesheet of a view with the common one, for a view that is shown without a page of the lab."""
+    return static("lab.css") + static(name)
+
+
 def styles() -> str:
     """Return all stylesheets: `lab.css`, and those of single places and views."""
     folder = Path(__file__).parents[1] / "static"

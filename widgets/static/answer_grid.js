@@ -23,6 +23,7 @@ function render({ model, el }) {
   tip.setAttribute("role", "tooltip");
   tip.id = "tip-" + Math.random().toString(36).slice(2);
   el.append(root);
+  requestAnimationFrame(() => { if (!el.closest(".lab")) el.classList.add("lab"); });  // on its own, in the page by then
   let boxes = {};
   let kept = {};
 

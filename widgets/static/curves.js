@@ -74,6 +74,7 @@ function render({ model, el }) {
   bar.append(log, xs, label, width, make("span", "lab-grow"), reset, save);
   root.append(bar, place, others, empty);
   el.append(root);
+  requestAnimationFrame(() => { if (!el.closest(".lab")) el.classList.add("lab"); });  // on its own, in the page by then
 
   let zooms = 0, marked = null, waits = 0, listens = false, fresh = true;
   const set = (change) => {

@@ -91,6 +91,7 @@ function render({ model, el }) {
   const root = make("div", "lab-runlist");
   root.dataset.lmSuppressShortcuts = "true";
   el.append(root);
+  requestAnimationFrame(() => { if (!el.closest(".lab")) el.classList.add("lab"); });  // on its own, in the page by then
   const lines = new Map(), parts = new Map();
   let order = [], at = "";
   const focus = (id) => {

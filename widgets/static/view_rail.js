@@ -48,6 +48,7 @@ function render({ model, el }) {
   rail.setAttribute("role", "listbox");
   rail.setAttribute("aria-label", "views");
   el.append(rail);
+  requestAnimationFrame(() => { if (!el.closest(".lab")) el.classList.add("lab"); });  // on its own, in the page by then
   let options = [];
   const choose = (option) => {
     if (option.getAttribute("aria-disabled") === "true") return;
