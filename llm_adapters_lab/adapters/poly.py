@@ -15,7 +15,7 @@ arXiv:2211.03831, section 3 (their h heads / our S blocks). As in their code for
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -45,7 +45,7 @@ class Poly(Grouped):
     """Low-rank update from an inventory of skills."""
 
     family, peft_type = "Low-rank", "POLY"
-    from_peft = staticmethod(skills.from_peft)
+    from_peft, to_peft = staticmethod(skills.from_peft), skills.to_peft
     example = {"rank": 2, "skills": 3, "blocks": 2}
 
     def __init__(self, config: PolyConfig, site: Site, base: nn.Module) -> None:
@@ -74,6 +74,10 @@ class Poly(Grouped):
         """Return the rows of the router."""
         return {"Z": config.groups or ("",)}
 
+    def skill_weights(self) -> torch.Tensor:
+        """Return w, (T, S, K)."""
+        return skills.mixtures(self.Z, range(len(self.Z)))
+
     def factors(self, groups: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return A (G, r, d_in) and B (G, d_out, r) of groups, or those of the mean mixture, with G = 1."""
         w = skills.mixtures(self.Z, groups)
@@ -89,10 +93,6 @@ class Poly(Grouped):
         """Return a LoRA with the factors of a group."""
         (a,), (b,) = self.factors(self.number(group))
         return LoRAConfig(rank=config.rank, alpha=config.alpha, at=config.at), {"A": a, "B": b}
-
-    def to_peft(self, config: PolyConfig) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """Return peft's config and tensors; α is multiplied into B."""
-        return skills.to_peft(self, config)
 
     def load_peft(self, tensors: dict[str, torch.Tensor]) -> None:
         """Load A, B and Z."""

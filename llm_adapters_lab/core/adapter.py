@@ -202,6 +202,10 @@ class Adapter(nn.Module):
     """In adapters whose tensors are generated for a group, a method that takes the config and the name of a group, or
     "mean", and returns the config of an ordinary adapter and its tensors, see `bake`."""
 
+    skill_weights: Callable[[], torch.Tensor] | None = None
+    """In adapters with an inventory of skills, a method that returns how much of each of K skills the T groups take in
+    each of S blocks, (T, S, K); a row sums to 1. Without groups, T is 1."""
+
     @staticmethod
     def by_group(config: Any) -> Mapping[str, tuple[str, ...]]:
         """Return, for tensors with a row for each group or for a part of its name, the names of these rows."""

@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = attach(
         "activation_metrics": "contribution activity cosine cka virtual_attention",
         "probes": "both streams layer_similarity logit_lens token_loss mean_loss bottleneck_units virtual_shares",
         "units": "readers unit_tokens",
+        "group_parts": "GroupEmbeddings group_blocks group_embeddings group_names group_weights",
         "heads": "HeadChange head_changes",
         "dataset_activity": "ActivityMoments",
         "members": "member_weights member_names",

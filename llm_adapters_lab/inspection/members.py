@@ -1,4 +1,4 @@
-"""Which of several members an adapter listens to, token by token."""
+"""Which of several members an adapter listens to, token by token: trained adapters, or parts of a mixture."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ def member_weights(injection: Injection, ids: torch.Tensor) -> dict[str, torch.T
     """Return the weights that an adapter gives its members on a text, by site key: (T, members), each row sums to 1.
 
     Args:
-        injection: of an adapter with members, such as a fusion.
+        injection: of an adapter with members, such as a fusion, or of a mixture with a router of its own.
         ids: token ids of a text, (1, T).
 
     Raises:
         NoView: the adapter has no members.
     """
     found: dict[str, torch.Tensor] = {}
-    weighing = {key: adapter for key, adapter in injection.adapters.items() if hasattr(adapter, "weights")}
+    adapters = injection.adapters.items()
+    weighing = {key: a for key, a in adapters if hasattr(a, "weights") or hasattr(a, "token_weights")}
     if not weighing:
         raise NoView(f"{injection.config.type!r} has no members between which it could choose.")
     handles = [a.register_forward_pre_hook(partial(_keep, found, key)) for key, a in weighing.items()]
@@ -39,11 +40,15 @@ def member_weights(injection: Injection, ids: torch.Tensor) -> dict[str, torch.T
 def _keep(found: dict[str, torch.Tensor], key: str, adapter: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
     weighing: Any = adapter
     x, y = args
-    weights = weighing.weights(x, weighing.changes(x, y))
+    by_token = hasattr(adapter, "token_weights")  # from x alone; others look at what the members change
+    weights = weighing.token_weights(x) if by_token else weighing.weights(x, weighing.changes(x, y))
     found[key] = weights.reshape(-1, weights.shape[-1]).float().cpu()
 
 
 def member_names(injection: Injection) -> list[str]:
-    """Return what the members are called: the run or folder that each was loaded from, or its method and number."""
+    """Return what the members are called: the run or folder that each was loaded from, or its method and number.
+
+    The list is empty if they have no names, as in a mixture, where member 0 of one site is not that of another.
+    """
     of = next((getattr(part, "of", ()) for part in injection.config.parts if getattr(part, "of", ())), ())
     return [own.start if isinstance(own.start, str) and own.start else f"{own.type} {i}" for i, own in enumerate(of)]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from llm_adapters_lab.inspection.routing import ExpertLoad
-from llm_adapters_lab.results.formatting import percent, place
-from llm_adapters_lab.results.plots.style import LESS_MORE, every, heatmap, new, text
+from llm_adapters_lab.results.formatting import percent, place, site_name, site_names
+from llm_adapters_lab.results.plots.style import LESS_MORE, SHARES, every, heatmap, new, text
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -60,7 +60,12 @@ def expert_loads(before: Mapping[str, ExpertLoad], after: Mapping[str, ExpertLoa
 
 
 def member_weights(
-    weights: Mapping[str, torch.Tensor], tokens: Sequence[str], names: Sequence[str], kind: str | None = None
+    weights: Mapping[str, torch.Tensor],
+    tokens: Sequence[str],
+    names: Sequence[str],
+    kind: str | None = None,
+    *,
+    title: str = "",
 ) -> go.Figure:
     """Show which members an adapter listens to, token by token.
 
@@ -69,19 +74,53 @@ def member_weights(
         tokens: as text, in reading order.
         names: of the members.
         kind: adapter type, for the name.
+        title: what is seen; default: the adapter type.
 
     Returns:
         A heat map over members and tokens of the mean over the sites; the weights of a token sum to 1.
     """
     mean = torch.stack(list(weights.values())).mean(0)
-    words = f"weight of each member, mean of {len(weights)} sites; a column sums to 1"
-    height = 150 + max(160, 34 * len(names))
-    figure = new(f"Weights of the members: {escape(kind or 'adapter')}", words, "token", "", height)
+    sites = f", mean of {len(weights)} sites" if len(weights) > 1 else ""
+    words = f"weight of each member{sites}; a column sums to 1"
+    height = 150 + max(120, 34 * len(names))
+    figure = new(escape(title or f"Weights of the members: {kind or 'adapter'}"), words, "token", "member", height)
     labels = [f"{number} {text(token)}" for number, token in enumerate(tokens)]
     hover = "%{y}<br>token %{x}<br>weight %{z:.2f}"
-    heatmap(figure, labels, [escape(name) for name in names], mean.T.tolist(), LESS_MORE, "weight", hover, zmax=1)
-    figure.update_yaxes(type="category", autorange="reversed", showgrid=False)
-    figure.update_xaxes(type="category", dtick=every(len(tokens)))
+    heatmap(figure, labels, [escape(name) for name in names], mean.T.tolist(), SHARES, "weight", hover, zmax=1)
+    figure.update_yaxes(type="category", autorange="reversed", showgrid=False, ticks="")
+    figure.update_xaxes(type="category", dtick=every(len(tokens), 60), tickangle=-90, ticks="")
+    return figure
+
+
+def member_weights_by_site(
+    weights: Mapping[str, torch.Tensor],
+    names: Sequence[str],
+    kind: str | None = None,
+    *,
+    roles: Mapping[str, str] | None = None,
+) -> go.Figure:
+    """Show which members an adapter listens to at each site, on average over a text.
+
+    Args:
+        weights: by site, (T, members), from `inspection.member_weights`.
+        names: of the members.
+        kind: adapter type, for the name.
+        roles: of the sites, see `site_names`.
+
+    Returns:
+        A heat map over sites and members; the weights of a site sum to 1.
+    """
+    places = site_names(weights, roles)
+    sites = [escape(site_name(*places[key])) for key in weights]
+    means = [own.mean(0).tolist() for own in weights.values()]
+    height = 150 + max(120, min(26 * len(sites), 900))
+    words = "weight of each member, mean over the tokens; a row sums to 1"
+    figure = new(f"Weights of the members by site: {escape(kind or 'adapter')}", words, "member", "site", height)
+    numbers = "%{z:.2f}" if len(names) <= MOST_LABELLED else None
+    hover, columns = "%{y}<br>%{x}<br>weight %{z:.3f}", [escape(name) for name in names]
+    heatmap(figure, columns, sites, means, SHARES, "weight", hover, zmax=1, texttemplate=numbers)
+    figure.update_yaxes(type="category", autorange="reversed", showgrid=False, ticks="", dtick=every(len(sites), 30))
+    figure.update_xaxes(type="category", ticks="")
     return figure
 
 
