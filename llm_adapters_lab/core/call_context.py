@@ -88,7 +88,10 @@ class AdapterCache(DynamicCache):
 
 GROUP = "group"
 """Name of the input that holds the number of each row's group."""
-OF_A_CALL = ("rows", "mask", "cache", "positions", "token_rows", "_given", "_packed_rows")
+OF_A_CALL = (
+    *("rows", "mask", "cache", "positions", "token_rows", "recomputing"),
+    *("_given", "_packed_rows", "_packed_counts"),
+)
 """What a call context holds only while a call runs."""
 
 
@@ -100,6 +103,9 @@ class CallContext:
         mask: 1 for tokens, 0 for padding, (B, columns so far); None if nothing is padded.
         cache: of the call, if it has one.
         token_rows: in a packed call, the row of each token (the first one, if rows share it), (T,).
+        counts: how many tokens of the rows each token stands for: 0 for padding, more than 1 for one that packed rows
+            share; (B, columns so far), or (T,) in a packed call. None if each stands for itself.
+        recomputing: whether a backward pass is computing activations of the call again.
         positions: of the tokens of this call in their rows, across the cache, (B or 1, T).
         inputs: additional inputs by name, (B, ...) each.
         groups: names of the groups that the adapters know, in order of their numbers.
@@ -114,11 +120,13 @@ class CallContext:
         self.cache: AdapterCache | None = None
         self.positions: torch.Tensor | None = None
         self.token_rows: torch.Tensor | None = None
+        self.recomputing = False
         self.readers: dict[str, bool] = {}  # by name of the injection: whether it looks back
         self.groups: list[str] = []
         self.handles: tuple[Any, ...] = ()
         self._given: dict[str, torch.Tensor] = {}
         self._packed_rows: int | None = None
+        self._packed_counts: torch.Tensor | None = None
         self._thread = 0  # that runs the call
         self._checkpointed: list[tuple[nn.Module, Any]] = []  # layers whose checkpointing is followed, for this call
 
@@ -133,6 +141,11 @@ class CallContext:
         if self.cache is None:
             return self._given
         return {name: kept for name, kept in self.cache.memory.items() if isinstance(name, str)}
+
+    @property
+    def counts(self) -> torch.Tensor | None:
+        """How many tokens of the rows each token stands for, (B, columns so far) or (T,); None if one each."""
+        return self.mask if self.token_rows is None else self._packed_counts
 
     @property
     def group(self) -> torch.Tensor | None:
@@ -181,18 +194,19 @@ class CallContext:
             self._given = before
 
     @contextmanager
-    def packed(self, rows: int, token_rows: torch.Tensor) -> Iterator[None]:
+    def packed(self, rows: int, token_rows: torch.Tensor, counts: torch.Tensor | None = None) -> Iterator[None]:
         """Declare that the calls within the context have their rows packed end to end.
 
         Args:
             rows: number of rows B.
             token_rows: row of each token, (T,).
+            counts: number of rows that each token is part of, (T,); by default one each.
         """
-        self._packed_rows, self.token_rows = rows, token_rows
+        self._packed_rows, self.token_rows, self._packed_counts = rows, token_rows, counts
         try:
             yield
         finally:
-            self._packed_rows, self.token_rows = None, None
+            self._packed_rows, self.token_rows, self._packed_counts = None, None, None
 
     def begin(self, decoder: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Read a call of the decoder and return its keyword arguments, with a cache if it makes one.
@@ -265,7 +279,8 @@ class CallContext:
 
     def _first_and_again(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """Return what to enter when a layer is computed for the first time and when it is recomputed."""
-        return nullcontext(), self._restored({name: getattr(self, name) for name in OF_A_CALL})
+        call = {name: getattr(self, name) for name in OF_A_CALL}
+        return nullcontext(), self._restored(call | {"recomputing": True})
 
     @contextmanager
     def _restored(self, call: dict[str, Any]) -> Iterator[None]:

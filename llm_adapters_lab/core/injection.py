@@ -71,8 +71,12 @@ class Injection:
 
     def rates(self) -> dict[nn.Parameter, float]:
         """Return the factors of the learning rate of the tensors that have one, see `Adapter.rates`."""
-        adapters = dict.fromkeys(self.adapters.values())
-        return {a.get_parameter(name): factor for a in adapters for name, factor in a.rates().items()}
+        found: dict[nn.Parameter, float] = {}
+        for adapter in dict.fromkeys(self.adapters.values()):
+            own = dict(adapter.named_parameters())
+            for name, factor in adapter.rates().items():
+                found[own[name] if name in own else own[f"parametrizations.{name}.original"]] = factor
+        return found
 
     def count(self) -> int:
         """Return the number of trainable parameters, without those that a mask keeps at zero."""

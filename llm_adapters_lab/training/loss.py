@@ -248,7 +248,7 @@ def row_inputs(
 
 @contextmanager
 def call_inputs(decoder: nn.Module, extras: dict[str, torch.Tensor], packed: Packed | None = None) -> Iterator[None]:
-    """Give extra inputs (rows, ...), and the row of each packed token, to adapters that read the call of a decoder.
+    """Give extra inputs (rows, ...), and the rows of each packed token, to adapters that read the call of a decoder.
 
     Other adapters ignore them. Backward passes, which may recompute, belong within the `with`.
     """
@@ -257,7 +257,7 @@ def call_inputs(decoder: nn.Module, extras: dict[str, torch.Tensor], packed: Pac
         if context is not None:
             inputs.enter_context(context.given(**extras))
             if packed is not None:
-                inputs.enter_context(context.packed(len(packed.rows), packed.token_rows))
+                inputs.enter_context(context.packed(len(packed.rows), packed.token_rows, packed.counts))
         yield
 
 

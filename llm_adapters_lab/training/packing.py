@@ -53,6 +53,13 @@ class Packed:
     reads: torch.Tensor
     labels: torch.Tensor
 
+    @property
+    def counts(self) -> torch.Tensor:
+        """The number of rows that each token is part of, (T,)."""
+        # An empty column holds a token that is the first of its row.
+        own = self.positions[0][self.rows] == torch.arange(self.rows.shape[1], device=self.rows.device)
+        return torch.zeros_like(self.token_rows).scatter_add(0, self.rows.flatten(), own.flatten().long())
+
     def repeat(self, count: int) -> Packed:
         """Return `count` copies of the rows, one after the other; the copies share no tokens."""
         if count == 1:

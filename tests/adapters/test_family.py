@@ -17,12 +17,14 @@ from llm_adapters_lab.tasks.tokens import prompt_ids
 # Methods with few parameters, or with large initial values, need a larger learning rate to learn in a few steps.
 RATES = {"prefix": 0.3, "prompt-tuning": 0.3, "ia3": 0.1, "bitfit": 0.03, "norm-tuning": 0.03, "krona": 0.03}
 
+OF_OTHERS = [kind for kind, entry in all_adapters().items() if "of" in entry.config.model_fields]
+
 
 @pytest.mark.parametrize("kind", sorted(all_adapters()))
 def test_it_learns_and_is_restored(kind: str, tmp_path: Path) -> None:
     fields = {
         "base": "nano",
-        "adapter": {"type": kind},
+        "adapter": {"type": kind, **(all_adapters()[kind].cls.example if kind in OF_OTHERS else {})},
         "data": {"task": "mini-math", "rows": 16, "max_tokens": 128},
         "train": {"batch": 16, "epochs": 12, "schedule": "constant", "learning_rate": RATES.get(kind, 3e-3)},
         "eval": {"tasks": ["mini-addsub"], "rows": 2, "batch": 2, "max_new_tokens": 4},

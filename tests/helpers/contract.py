@@ -21,6 +21,7 @@ CASES: dict[str, dict[str, Any]] = {
     "krona": {"type": "krona", "factor": 8, "at": "attn+mlp"},
     "adapter-bias-linear": {"type": "adapter-bias", "offset": False, "at": "attn+mlp"},
     "hydra": {"type": "hydra", "rank": 2, "sequential_rank": 3, "at": "q,v,o,up,down"},
+    "molora-top": {"type": "molora", "rank": 2, "members": 4, "top": 2, "at": "attn+mlp"},
     "conv-series": {"type": "conv", "bottleneck": 8, "kernel": 3, "form": "series", "at": "attn+mlp"},
     "conv-one": {"type": "conv", "bottleneck": 8, "kernel": 1},
     "series-both": {"type": "series", "bottleneck": 8, "at": "attn+mlp", "bias": True, "nonlinearity": "gelu"},

@@ -24,15 +24,15 @@ def test_what_rounding_takes_is_told_and_much_is_refused() -> None:
     for adapter in weak.adapters.values():
         torch.nn.init.normal_(adapter.B, std=2e-5)
     before = {name: p.clone() for name, p in model.named_parameters()}
-    with pytest.raises(CannotMerge, match=r"Only [\d.]+% of the adapter's ΔW survives .* --round"):
+    with pytest.raises(CannotMerge, match=r"Only [\d.]+ % of the adapter's ΔW survives .* --round"):
         merge(weak)
     mix(model, {"weak": 1.0})
-    with pytest.raises(CannotMerge, match=r"keeps [\d.]+%"):
+    with pytest.raises(CannotMerge, match=r"keeps [\d.]+ %"):
         merge_mix(model)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     with pytest.warns(UserWarning, match="survives rounding"):
         merge_mix(model, round=True)
     assert weak.rounding is not None and weak.rounding.kept < 0.9 and weak.rounding.logits is not None
     strong = put(model, "strong", at="q")
-    with pytest.warns(UserWarning, match=r"9\d\.\d% of the adapter's ΔW survives.* The logits of a probe move by"):
+    with pytest.warns(UserWarning, match=r"9\d\.\d % of the adapter's ΔW survives.* The logits of a probe move by"):
         merge(strong)

@@ -27,7 +27,7 @@ def test_a_perfect_answer_is_judged_wrong(tmp_path: Path) -> None:
         return RunSpec.parse({"data": {"task": f"own:{file}", "template": "qa"} | fields, "eval": scored})
 
     half = [*["one"] * 4, *["U.S."] * 5]
-    with pytest.raises(BadSpec, match=r"wrong in 5 of 9 rows \(56%\), such as .*/4: 'U.S.' is read as 'u . s .'"):
+    with pytest.raises(BadSpec, match=r"wrong in 5 of 9 rows \(56 %\), such as .*/4: 'U.S.' is read as 'u . s .'"):
         run(spec(half), root=tmp_path / "runs")
     allowed = run(spec(half, allow_dropped=True), root=tmp_path / "runs")
     told = allowed.summary["rows"]["unreadable"][0]

@@ -221,7 +221,8 @@ def test_a_dry_run_shows_states_and_costs(root: Path, tmp_path: Path) -> None:
     assert [row["state"] for row in found] == ["finished", "unfinished"]
     assert found[1]["trainable"] == 2 * found[0]["trainable"] == 2 * done[0].summary["trainable_parameters"]
     (took,) = [event["seconds"] for event in done[0].events("Finished")]
-    assert [(row["seconds"], row["time_from"]) for row in found] == [(took, "same run")] * 2
+    assert [row["time_from"] for row in found] == ["same run"] * 2
+    assert [row["seconds"] for row in found] == pytest.approx([took] * 2, rel=0.05)  # by the load of the machine
     longer = Sweep.load(path, {"train.max_steps": 3})
     assert [cost.duration.source for cost in costs(longer.points(), root)] == ["same base", "same base"]
 
