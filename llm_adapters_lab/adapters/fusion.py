@@ -47,11 +47,6 @@ class FusionConfig(MembersConfig):
             raise BadSpec(
                 "how: mean has nothing to learn while the members are frozen. Choose another, or freeze: false."
             )
-        for own in (own for own in self.of if not isinstance(own, str)):
-            if own.type == self.type:
-                raise BadSpec("adapter.of: a fusion cannot be a member of a fusion. List its members instead.")
-            if own.start and own.start not in self.digests:
-                raise BadSpec("adapter.of: a new member has no start. Name the saved adapter itself: of: [RUN, …].")
         return self
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator
 
@@ -25,8 +25,13 @@ class BlendConfig(Part):
 
 
 class AdapterConfig(Part):
-    """Fields of every adapter. Unknown keys are rejected."""
+    """Fields of every adapter. Unknown keys are rejected.
 
+    Attributes:
+        has_mean: whether an adapter with a part for each group can answer with the mean of all.
+    """
+
+    has_mean: ClassVar[bool] = True
     type: str = Field(description="name of the adapter")
     at: str = Field(
         default="", description="placement, e.g. q,v or attn+mlp or down@0-7; empty for the adapter's usual one"
@@ -64,6 +69,11 @@ class AdapterConfig(Part):
     def parts(self) -> tuple[AdapterConfig, ...]:
         """The configs of the parts that the adapter is made of: itself, unless it has several."""
         return (self,)
+
+    @property
+    def learns(self) -> bool:
+        """Whether it has anything to train."""
+        return True
 
     @property
     def saved(self) -> tuple[str, ...]:

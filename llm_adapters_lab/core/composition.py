@@ -6,6 +6,7 @@ stack(model, "stories", "sums")                    # one after the other, in thi
 mix(model, {"sums": 0.7, "stories": 0.3})          # y + 0.7 Δ_sums(x, y) + 0.3 Δ_stories(x, y)
 merge_mix(model)                                   # W + 0.7 ΔW_sums + 0.3 ΔW_stories, without adapters
 compose(model, Stack("a", Average("b", "c")))       # a, then the mean of what b and c change; rules nest
+compose(model, "a > (b | c)")                      # the same as text
 compose(model, Route({"a": "de", "b": "fr"}))      # by the group of each row: with grouped(model, ["de", "fr"]): ...
 stack(model)                                       # the base alone
 """
@@ -24,6 +25,7 @@ from llm_adapters_lab.core.hooks import AdapterChain, chain_name
 from llm_adapters_lab.core.injection import Injection, injections
 from llm_adapters_lab.core.merging import changed_tensors, check_unshared, check_writable
 from llm_adapters_lab.core.rounding import measure, probe
+from llm_adapters_lab.core.rule_text import parse_rule
 from llm_adapters_lab.core.rules import Route, Rule, Stack
 from llm_adapters_lab.errors import BadSpec, CannotMerge, choices
 
@@ -70,17 +72,18 @@ def mix(model: nn.Module, shares: Mapping[str, float]) -> None:
         chain.rule, chain.off = None, set(chain) - set(shares)
 
 
-def compose(model: nn.Module, rule: Rule) -> None:
+def compose(model: nn.Module, rule: Rule | str) -> None:
     """Enable the adapters that a rule names, let them act together by it, and disable all others.
 
     Args:
         model: the model that they are in.
-        rule: of `rules`; `stack` and `mix` are shorthands for the simplest.
+        rule: of `rules`, or a text as in `rule_text`; `stack` and `mix` are shorthands for the simplest.
 
     Raises:
         BadSpec: a name is unknown; an adapter acts on the whole model or on the base's own parameters, or sits at
             experts, where rows cannot be told apart; or one would read what another changes.
     """
+    rule = parse_rule(rule) if isinstance(rule, str) else rule
     if type(rule) is Stack and all(isinstance(member, str) for member in rule.members):
         stack(model, *rule.names())
         return

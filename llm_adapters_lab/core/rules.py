@@ -1,5 +1,7 @@
 """Rules for how named adapters act together at one place; they nest. See `composition.compose`.
 
+As text, see `rule_text`: a > b is a stack, a | b the average, 0.7 a + 0.3 b a mix, [german: a, french: b] a route.
+
 With z_a(x, y) = a(x, y) - y and members m_i, each a name or a rule:
 
     Stack      y' = m_n(x, … m_1(x, y))

@@ -27,6 +27,8 @@ SCALE = ("#7b6bd6", "#3f88c5", "#1f9e89", "#6aa84f", "#c79a00", "#d9702b")
 """From the lowest to the highest value of a field, in runs that differ only in that."""
 MOST = 3
 """Maximum number of differing fields in a name."""
+LONGEST = 40
+"""Maximum number of characters of a value in a name."""
 SHORT = {"adapter.type": "type", "adapter.at": "placement", "train.learning_rate": "lr"}
 """Fields that are not called by the last part of their key."""
 
@@ -60,6 +62,8 @@ def spec_fields(spec: RunSpec) -> dict[str, Any]:
     fields = flat(spec.model_dump(mode="json"))
     for key in ("data.template", "data.system", "eval.template", "eval.system"):
         fields[key] = fields.get(key) and short_name(fields[key])
+    if isinstance(members := fields.get("adapter.of"), list):
+        fields["adapter.of"] = ", ".join(str(one["type"]) if isinstance(one, dict) else str(one) for one in members)
     # In the place of the adapter's fields, not after all others.
     return {"adapter.type" if key == "adapter" else key: value for key, value in fields.items()}
 
@@ -124,7 +128,9 @@ def short_names(fields: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     for run, given in fields.items():
         twins = [fields[other] for other in fields if parts[other] == parts[run]]
         keys = [key for key in _differing(given, twins) if key not in parts[run]]
-        apart = [f"{SHORT.get(key) or key.rpartition('.')[2]}={given[key]}" for key in keys[:MOST]]
+        values = {key: str(given[key]) for key in keys[:MOST]}
+        cut = {key: value if len(value) <= LONGEST else f"{value[: LONGEST - 1]}…" for key, value in values.items()}
+        apart = [f"{SHORT.get(key) or key.rpartition('.')[2]}={value}" for key, value in cut.items()]
         names[run] = " ".join([*parts[run].values(), *apart])
     return names
 

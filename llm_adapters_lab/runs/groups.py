@@ -53,7 +53,11 @@ def read_groups(spec: RunSpec, train: Sequence[Example], test: Mapping[str, Sequ
             field = "adapter.groups" if known else "eval.group"
             raise BadSpec(f"{field} names groups, but data.group = none gives rows none. Set data.group, or remove it.")
         return Groups()
+    if spec.eval.group == MEAN and not adapter.has_mean:
+        raise BadSpec(f"eval.group = {MEAN}, but {adapter.type!r} sends each row to one group. {choices('', known)}")
     root = spec.eval.root or spec.data.root
+    if not spec.learns:
+        return Groups(known, {}, _asked(spec, known, test, root))
     learnt = groups_of(by, spec.data.task, "train", _path(spec.data.root), train)
     own = dict(zip((row.id for row in train), learnt, strict=True))
     names = known or tuple(sorted({*own.values()}))
@@ -63,16 +67,24 @@ def read_groups(spec: RunSpec, train: Sequence[Example], test: Mapping[str, Sequ
         raise BadSpec(f"Rows are of the group {strange[0]!r}, not one of adapter.groups. {choices(strange[0], names)}")
     if empty := [name for name in names if name not in {*own.values()}]:
         raise BadSpec(f"No training row is of the group {listed(empty, 5, ', ')}. Remove it, or add rows.")
-    asked, found = spec.eval.group or by, dict[str, list[str]]()
+    return Groups(names, own, _asked(spec, names, test, root))
+
+
+def _asked(
+    spec: RunSpec, names: Sequence[str], test: Mapping[str, Sequence[Example]], root: str | None
+) -> dict[str, list[str]]:
+    """Return the group of each scored row by task."""
+    asked, found = spec.eval.group or spec.data.group, dict[str, list[str]]()
     for name, rows in test.items() if asked != MEAN else ():
         found[name] = [asked] * len(rows)
         if asked == "task" or asked.startswith("column:"):
             check_group("eval.group", asked, name)
             found[name] = groups_of(asked, name, "test", _path(root), rows)
         if strange := sorted({*found[name]} - {*names}):
-            unknown = f"{name} is scored as the group {strange[0]!r}, of which there is no training row."
+            why = "of which there is no training row" if spec.learns else "which no adapter is for"
+            unknown = f"{name} is scored as the group {strange[0]!r}, {why}."
             raise BadSpec(f"{unknown} {choices(strange[0], names)} Set eval.group to one of them, or to mean.")
-    return Groups(names, own, found)
+    return found
 
 
 def _path(root: str | None) -> Path | None:

@@ -40,7 +40,7 @@ def run_phases(session: RunSession, fresh: bool = False) -> Generator[Position]:
     group.on_lost(lambda error: note_failure(spec, record, stage, error, group))
     try:
         resumed = find_resume_point(record, spec, hashes, fresh, group)
-        leaks = {name: overlap(rows.train, test) for name, test in rows.test.items()} if spec.adapter else {}
+        leaks = {name: overlap(rows.train, test) for name, test in rows.test.items()} if spec.learns else {}
         torch.manual_seed(spec.seed)
         injection = None
         if spec.adapter:

@@ -62,11 +62,11 @@ def check_rows(spec: RunSpec, rows: Rows, base: Blueprint) -> None:
         BadSpec: under 10 % of the training rows or of a scored set are usable, or over 50 % of a set cannot be judged
             right; both are allowed by `data.allow_dropped`. Or the rows do not fit the model.
     """
-    if not (spec.adapter or spec.eval.tasks):
+    if not (spec.learns or spec.eval.tasks):
         return
-    tokenizer, data, rule = base.usable_tokenizer(bool(spec.adapter)), spec.data, spec.eval.extraction
+    tokenizer, data, rule = base.usable_tokenizer(spec.learns), spec.data, spec.eval.extraction
     rule, allow = rule or RULES[spec.eval.protocol], "To run it anyway, set data.allow_dropped: true."
-    if spec.adapter:
+    if spec.adapter and spec.learns:
         pairs = sum(bool(row.rejected) for row in rows.train)
         if pairs != (len(rows.train) if spec.train.objective == "dpo" else 0):
             learn = "The objective dpo needs one in all, others in none."
@@ -175,7 +175,7 @@ def check_spec(spec: RunSpec, base: Blueprint | None = None, root: str | Path | 
     if spec.quantization.startswith("nf4") and not torch.cuda.is_available():
         quantization.check_widths(quantization.projections(skeleton))
     if spec.adapter:
-        if spec.train.compile:
+        if spec.train.compile and spec.learns:
             require_compiler("cuda" if torch.cuda.is_available() else "cpu")
         find_sites(spec.adapter, base.anatomy, skeleton)
         if spec.adapter.saved:
@@ -209,7 +209,7 @@ def check_group(group: ProcessGroup, spec: RunSpec, fresh: bool) -> None:
 
 
 def _check_shareable(spec: RunSpec, count: int) -> None:
-    if spec.adapter and spec.train.batch % count:
+    if spec.learns and spec.train.batch % count:
         raise BadSpec(
             f"train.batch = {spec.train.batch} cannot be divided evenly among {count} processes. "
             "Choose a multiple of their number: the batch is that of all processes together."

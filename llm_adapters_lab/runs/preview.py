@@ -123,6 +123,7 @@ def _dry_run(spec: RunSpec, root: str | Path) -> Forecast:
     if spec.adapter:
         counts = placement_counts(find_sites(spec.adapter, base.anatomy, base.skeleton).values())
         notes += [base.anatomy.remark] if counts and base.anatomy.left_out else []
+    if spec.learns:
         examined, learnt = _training_rows(spec, rows, count, base, notes)
         paths = _fast_paths(spec, examined, base)
         if (memory := estimate(spec, examined, base)) is None:
@@ -139,8 +140,8 @@ def _dry_run(spec: RunSpec, root: str | Path) -> Forecast:
         memory=memory,
         available=memory_of_machine(spec.device_map == "auto"),
         rows=learnt,
-        steps=step_count(spec.train, learnt) if learnt else spec.train.max_steps if spec.adapter else 0,
-        steps_in_words=describe_steps(spec.train, learnt) if learnt and spec.adapter else "",
+        steps=step_count(spec.train, learnt) if learnt else spec.train.max_steps if spec.learns else 0,
+        steps_in_words=describe_steps(spec.train, learnt) if learnt and spec.learns else "",
         asked={name: len(test) for name, test in rows.test.items()} if rows else {},
         duration=estimate_duration(spec, root),
         fast_paths=paths,

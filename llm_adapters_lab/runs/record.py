@@ -131,7 +131,7 @@ class Run:
 
     def is_trained(self, spec: RunSpec) -> bool:
         """Return whether this is a run of the spec whose training is complete."""
-        return self.is_of(spec) and (spec.adapter is None or (self.folder / "train.json").is_file())
+        return self.is_of(spec) and (not spec.learns or (self.folder / "train.json").is_file())
 
     def clear(self) -> None:
         """Create the folder, and remove what an earlier attempt has left."""

@@ -146,7 +146,7 @@ def read_rows(spec: RunSpec) -> Rows:
             raise BadSpec(f"No rows to score on for {name}: the file is empty.")
         if spec.eval.shots:
             rows.shots[name] = _shots(spec, name, rows.test[name])
-    if spec.adapter:
+    if spec.learns:
         found = get_task(spec.data.task).load("train", _folder(spec.data.root))
         if not found:
             raise BadSpec(f"No rows to train on for {spec.data.task}: the file is empty.")

@@ -59,7 +59,7 @@ def score_task(session: RunSession, name: str) -> dict[str, Any]:
 def _asked(session: RunSession, name: str, form: Format) -> dict[str, Any]:
     spec, model, task = session.spec, session.base.model, get_task(name)
     plan, first, trained = spec.eval, session.rows.test[name][:1], form
-    if spec.adapter and spec.data.form == "rows":
+    if spec.learns and spec.data.form == "rows":
         trained = session.rows.training_format(session.base.tokenizer, spec.data)
     same = (trained.name, trained.system) == (form.name, form.system)
     if not (same or (first[0].messages and not trained.chat)):  # a chat has no prompt in a plain format

@@ -95,8 +95,9 @@ class RunSpec(Part):
     def _learnable(self) -> RunSpec:
         # What the objective asks of other parts of the spec; a bare base learns nothing.
         objective, validation = self.train.objective, self.data.validation
-        if self.adapter is None or objective == "likelihood":
+        if not self.learns or objective == "likelihood":
             return self
+        assert self.adapter is not None
         parts = max(part.split.parts if part.split else 1 for part in self.adapter.parts)
         faults = {
             f"adapter.split.parts = {parts}, which compares two passes over the labels": parts > 1,
@@ -108,10 +109,15 @@ class RunSpec(Part):
             raise BadSpec(f"train.objective = {objective!r} does not work with {fault}. Remove one of the two.")
         return self
 
+    @property
+    def learns(self) -> bool:
+        """Whether the run trains anything; otherwise it only scores, a bare base or adapters that are trained."""
+        return self.adapter is not None and self.adapter.learns
+
     def canonical(self) -> str:
         """Return the JSON that is hashed into the id.
 
-        Fields that cannot change a result are left out: `NOT_IN_ID` and, for a bare base, those on training.
+        Fields that cannot change a result are left out: `NOT_IN_ID` and, if nothing is trained, those on training.
         """
         # Fields equal to their default are left out too: a field added later, whose default is the former behaviour,
         # then leaves the ids of earlier runs unchanged. In return, a released default may never change: the old and
@@ -119,14 +125,16 @@ class RunSpec(Part):
         fields = self.model_dump(mode="json", exclude_defaults=True, exclude={"train": NOT_IN_ID})
         if not fields.get("train", True):
             del fields["train"]
-        if self.adapter is None:
-            # For a bare base, the seed only chooses the few-shot examples in its prompts.
-            kept = {"base", "eval", "dtype", "quantization", "device_map", "trust_remote_code", "tokens"}
+        if not self.learns:
+            # The seed then only chooses the few-shot examples in the prompts.
+            kept = {"base", "adapter", "eval", "dtype", "quantization", "device_map", "trust_remote_code", "tokens"}
             fields = {key: fields[key] for key in fields if key in kept or (key == "seed" and self.eval.shots)}
             fields |= {key: value for key in ("template", "system") if (value := getattr(self.data, key))}
+            routed = bool(self.adapter and not self.eval.group and self.data.group != "none")
+            fields |= {"group": self.data.group} if routed else {}
             # The questions come from there, unless eval.root is given.
             fields |= {"root": self.data.root} if self.data.root and not self.eval.root else {}
-        else:
+        if self.adapter is not None:
             fields["adapter"]["type"] = self.adapter.type
         return json.dumps(fields, sort_keys=True, separators=(",", ":"))
 

@@ -46,6 +46,16 @@ def train_or_load(
     place(base.model, injection, accelerator)
     if spec.train.trackers and session.group.is_main:
         session.trackers = Trackers(spec.train.trackers, record)
+    if injection is not None and not spec.learns:
+        session.emit(started(spec, base, injection, 0))
+        for event in session.rows.events():
+            session.emit(event)
+        session.checkpointer.check()
+        if session.group.is_main:
+            save_adapter(injection, record.folder / "adapter", spec.base, session.base_print)
+            session.checkpointer.close()
+        yield Position(Phase.SAVED)
+        return None
     if injection is not None and not resumed.trained:
         counts = yield from _train(session, injection, resumed.checkpoint, accelerator)
         yield Position(Phase.TRAINED)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, SerializationInfo, SerializeAsAny, field_serializer, field_validator
+from pydantic import Field, SerializationInfo, SerializeAsAny, field_serializer, field_validator, model_validator
 from torch import nn
 
 from llm_adapters_lab.core import weights
@@ -27,7 +27,7 @@ class MembersConfig(ModelAdapterConfig):
     of: tuple[str | SerializeAsAny[AdapterConfig], ...] = Field(
         min_length=1, description="the members: runs or folders of saved adapters, or fields of new ones"
     )
-    freeze: bool = Field(default=True, description="members stay as they are; otherwise they are trained too")
+    freeze: bool = Field(default=True, description="saved members stay as they are; otherwise they are trained too")
     digests: dict[str, str] = Field(default_factory=dict, description="of saved members, by name; filled in when built")
 
     @field_validator("of", mode="before")
@@ -46,6 +46,19 @@ class MembersConfig(ModelAdapterConfig):
         options: dict[str, Any] = {"mode": info.mode, "exclude_defaults": info.exclude_defaults}
         return [p if isinstance(p, str) else {"type": p.type} | p.model_dump(**options) for p in of]
 
+    @model_validator(mode="after")
+    def _members(self) -> MembersConfig:
+        for own in (own for own in self.of if not isinstance(own, str)):
+            if own.type == self.type:
+                raise BadSpec(f"adapter.of: a {self.type} cannot be a member of a {self.type}. Use its members.")
+            if own.start and own.start not in self.digests:
+                raise BadSpec("adapter.of: a new member has no start. Name the saved adapter itself: of: [RUN, …].")
+        return self
+
+    def keeps(self, member: str | AdapterConfig) -> bool:
+        """Return whether a member stays as it is."""
+        return self.freeze and (isinstance(member, str) or member.start in self.digests)
+
     @property
     def saved(self) -> tuple[str, ...]:
         """The names of saved adapters: the start, and the members."""
@@ -58,7 +71,13 @@ def configs(config: MembersConfig) -> list[AdapterConfig]:
 
 
 class Members(Adapter):
-    """An adapter that runs members at each of its sites."""
+    """An adapter that runs members at each of its sites.
+
+    Attributes:
+        anywhere: whether members may sit at different places; one that is not at a site leaves it as it is.
+    """
+
+    anywhere: ClassVar[bool] = False
 
     def __init__(self, config: Any, site: Site, base: nn.Module, members: Sequence[Adapter]) -> None:
         """Keep the members, in order."""
@@ -77,7 +96,7 @@ class Members(Adapter):
         Raises:
             CannotInject: they sit at different places, or a member does more than change single outputs.
         """
-        found: list[tuple[Site, ...]] = []
+        found: dict[str, Site] = {}
         for own in configs(config):
             of = get_adapter(own.type).cls
             modified = own.sparse or own.split or own.quantize or own.parts != (own,)
@@ -86,10 +105,15 @@ class Members(Adapter):
                     f"{own.type!r} cannot be a member: it is masked, split, quantised, of several parts, or does more "
                     "than change single outputs. Name adapters such as low-rank ones and bottlenecks."
                 )
-            found.append(of.sites_of(own, anatomy, model))
-            if {site.key for site in found[0]} != {site.key for site in found[-1]}:
+            sites = {site.key: site for site in of.sites_of(own, anatomy, model)}
+            if found and not cls.anywhere and found.keys() != sites.keys():
                 raise CannotInject(f"The members sit at different places, such as {own.at!r}: place all at the same.")
-        return found[0]
+            found |= {key: site for key, site in sites.items() if key not in found}
+        first: dict[str, str] = {}
+        for key, site in found.items() if cls.anywhere else ():
+            if (other := first.setdefault(site.path, key)) != key:
+                raise CannotInject(f"The members sit at one module in two ways, {other} and {key}. Choose one of them.")
+        return tuple(found.values())
 
     @classmethod
     def completed(cls, config: MembersConfig) -> MembersConfig:
@@ -109,30 +133,49 @@ class Members(Adapter):
         """
         plain = {key.removeprefix(place.site.part): place for key, place in places.items()}
         members: list[dict[str, Adapter]] = []
-        for own in configs(config):
+        for member, own in zip(config.of, configs(config), strict=True):
+            of = get_adapter(own.type).cls
+            keys = {site.key for site in of.sites_of(own, world.anatomy, world.model)}
+            there = {key: place for key, place in plain.items() if key in keys}
             injection = Injection(world.model, world.anatomy, own, "member")
-            injection.adapters = get_adapter(own.type).cls.build(own, plain, world)
-            injection.sites = {key: place.site for key, place in plain.items()}
+            injection.adapters = of.build(own, there, world)
+            injection.sites = {key: place.site for key, place in there.items()}
             _load(injection, config, world)
-            for adapter in injection.adapters.values() if config.freeze else ():
+            for adapter in injection.adapters.values() if config.keeps(member) else ():
                 adapter.requires_grad_(False)
             members.append(injection.adapters)
         found: dict[str, Adapter] = {}
         for key, place in plain.items():
             with torch.device(weights.device(place.host)):
-                found[place.site.part + key] = cls(config, place.site, place.host, [own[key] for own in members])
+                here = [own.get(key, _Absent()) for own in members]
+                found[place.site.part + key] = cls(config, place.site, place.host, here)
         return found
 
     @classmethod
     def parameter_count(cls, config: MembersConfig, sites: Sequence[Site], world: World) -> int:
         """Return the numbers of the sites, and of the members if they are trained."""
-        own = [] if config.freeze else configs(config)
-        inner = sum(get_adapter(each.type).cls.parameter_count(each, sites, world) for each in own)
-        return super().parameter_count(config, sites, world) + inner
+        count = super().parameter_count(config, sites, world)
+        for member, own in zip(config.of, configs(config), strict=True):
+            of = get_adapter(own.type).cls
+            keys = {site.key for site in of.sites_of(own, world.anatomy, world.model)}
+            there = [site for site in sites if site.key.removeprefix(site.part) in keys]
+            count += 0 if config.keeps(member) else of.parameter_count(own, there, world)
+        return count
 
     def changes(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return z_i = a_i(x, y) - y of all N members, (..., N, d_out)."""
         return torch.stack([member(x, y) - y for member in self.members], -2)
+
+
+class _Absent(Adapter):
+    """Stands for a member at a site where it is not."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Return y."""
+        return y
 
 
 def _load(injection: Injection, config: MembersConfig, world: World) -> None:

@@ -132,7 +132,7 @@ def _by_base(spec: RunSpec, same: Sequence[tuple[_Finished, float]]) -> float | 
     """Return the time by the speed of runs of the same base; None if they do not tell."""
     shares = {id(run): share / run.seconds for run, share in same}
     training = 0.0
-    if spec.adapter:
+    if spec.learns:
         near = [run for run, _ in same if run.training and run.spec.train.objective == spec.train.objective]
         if not near:
             return None
@@ -194,7 +194,7 @@ def _line(points: Sequence[tuple[int, float]], at: int) -> float:
 def _by_operations(spec: RunSpec) -> float:
     base = blueprint(*spec.base_parts)
     steps, length = 0, 0.0
-    if spec.adapter:
+    if spec.learns:
         steps, length = step_count(spec.train, training_rows(spec.data)), _row_tokens(spec)
     rows = {name: (count, _answer_tokens(spec, name)) for name, count in scored_rows(spec).items()}
     return rough.seconds(spec, base, _work(spec, steps, length), steps, length, rows)

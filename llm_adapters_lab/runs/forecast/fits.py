@@ -54,7 +54,7 @@ def require_memory(spec: RunSpec, rows: Rows, base: Blueprint | None = None) -> 
         NotEnoughMemory: the message says what is needed, what there is and what would help.
     """
     spread = spec.device_map == "auto"
-    if spread and spec.adapter is None:
+    if spread and not spec.learns:
         return
     base = base or Blueprint(*spec.base_parts)
     found, available = size_of(spec, base), memory_of_machine(spread)
@@ -66,7 +66,7 @@ def require_memory(spec: RunSpec, rows: Rows, base: Blueprint | None = None) -> 
         return
     least = Memory(found.weights, 0, found.training, 0)
     uncertain = least.total <= available < 2 * least.total  # the activations may decide
-    if uncertain and spec.adapter and base.tokenizer:
+    if uncertain and spec.learns and base.tokenizer:
         learnt = rows.samples(base.tokenizer, spec.data)[0][spec.data.validation :]
         least = estimate(_smallest(spec), learnt[:ROWS], base) or least
     if least.total > available:
