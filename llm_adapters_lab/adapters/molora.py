@@ -4,10 +4,12 @@
 
 with K members, x: (..., d_in), A: (K, r, d_in), B: (K, d_out, r), R: (K, d_in), w: (..., K). With `top: n`, only the
 n largest w of a token are kept and divided by their sum. B is zero at first, so training starts at the base. The update
-is not linear in x, so it cannot be merged. Training adds a penalty to the loss for every site: over all tokens but
-padding, with f_k the share of the choices (of the n largest, or the largest) that fall on k, and P the mean softmax,
+is not linear in x, so it cannot be merged. Training adds a penalty to the loss for every site,
 
-    c (K Σ_k f_k P_k - 1).
+    c (K Σ_k f_k P_k - 1),
+
+over all tokens but padding: P is the mean of softmax(R x), and f_k the share of the choices that fall on member k. A
+token chooses its n largest w, or only the largest if all are kept.
 
 Parameters: K (r (d_in + d_out) + d_in) for each site.
 
@@ -18,15 +20,14 @@ Source: Zadouri et al. 2023, arXiv:2309.05444, section 2 (their E_i, s_i / our B
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import nn
 from torch.nn.functional import linear
 
-from llm_adapters_lab.adapters.shared.token_routing import imbalance, routed
-from llm_adapters_lab.core.adapter import Adapter
+from llm_adapters_lab.adapters.shared.token_routing import Balanced, routed
 from llm_adapters_lab.core.adapter_config import AdapterConfig
 from llm_adapters_lab.core.registry import register_adapter
 from llm_adapters_lab.core.sites import Site
@@ -46,16 +47,18 @@ class MoLoRAConfig(AdapterConfig):
 
     @model_validator(mode="after")
     def _chooses(self) -> MoLoRAConfig:
-        if self.top > self.members:
-            raise BadSpec(f"adapter.top = {self.top} is more than adapter.members = {self.members}. Lower it; 0: all.")
+        if self.top and not 2 <= self.top <= self.members:
+            raise BadSpec(
+                f"adapter.top = {self.top} must be 0 (all) or from 2 to adapter.members = {self.members}. A single "
+                "member always has the weight 1, from which the router would learn nothing."
+            )
         return self
 
 
 @register_adapter("molora", config=MoLoRAConfig, at="q,v", source="arXiv:2309.05444", colour="#C44E52")
-class MoLoRA(Adapter):
+class MoLoRA(Balanced):
     """Mixture of low-rank updates of one projection."""
 
-    needs_context, sliceable = True, False
     family = "Low-rank"
     example = {"rank": 2, "members": 3}
 
@@ -63,14 +66,10 @@ class MoLoRA(Adapter):
         """Create A (K, r, d_in), whose spread is that of LoRA, B (K, d_out, r) and R (K, d_in)."""
         super().__init__(config, site, base)
         k, r, self.top = config.members, config.rank, config.top
-        self.scale, self.balance, self.faster = config.alpha / r, config.balance, config.router_rate
+        self.scale, self.faster = config.alpha / r, config.router_rate
         self.A = nn.Parameter(torch.empty(k, r, site.d_in).uniform_(-1, 1) / math.sqrt(site.d_in))
         self.B = nn.Parameter(torch.zeros(k, site.d_out, r))
         self.R = nn.Parameter(0.02 * torch.randn(k, site.d_in))
-        self.unequal: torch.Tensor | None = None
-
-    def __getstate__(self) -> dict[str, Any]:  # what has a gradient cannot be copied
-        return {**self.__dict__, "unequal": None}
 
     @staticmethod
     def per_site(config: MoLoRAConfig, site: Site) -> int:
@@ -88,13 +87,6 @@ class MoLoRA(Adapter):
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return y + (α / r) Σ_k w_k B_k A_k x."""
         w, p, chosen = routed(x, self.R, self.top)
-        if self.training:
-            found = imbalance(p, chosen, self.context.counts)  # when recomputing too, which must do the same
-            self.unequal = self.unequal if self.context.recomputing else found
+        self.note(p, chosen)
         hidden = linear(x, self.A.flatten(0, 1)).view(*w.shape, -1) * w[..., None]
         return y + self.scale * linear(hidden.flatten(-2), self.B.movedim(0, 1).flatten(1))
-
-    def penalty(self) -> torch.Tensor:
-        """Return c (K Σ_k f_k P_k - 1) of the last pass in training, once."""
-        found, self.unequal = self.unequal, None
-        return self.R.new_zeros(()) if found is None else self.balance * found
