@@ -24,6 +24,7 @@ from llm_adapters_lab.cli import (
     reference_commands,
     result_commands,
     run_commands,
+    shelf_command,
     sweep_commands,
 )
 from llm_adapters_lab.cli.arguments import join_words
@@ -45,6 +46,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export_commands.export,
     "merge": export_commands.merge,
     "blend": export_commands.blend,
+    "shelf": shelf_command.shelf,
     "adapters": reference_commands.adapters,
     "presets": reference_commands.presets,
     "models": reference_commands.models,

@@ -25,6 +25,8 @@ from llm_adapters_lab.files import read_json, write_json, writing_folder
 
 _ROOTS: ContextVar[tuple[Path, ...]] = ContextVar("_ROOTS", default=())
 FILES = ("adapter.json", "adapter.safetensors", "base.json")
+SHELF = "shelf.json"
+"""The file that makes a folder a shelf: {"cards": [{"name": ..., "digest": ...}, ...]}; see `results.shelf`."""
 
 
 @contextmanager
@@ -41,10 +43,12 @@ def saved_folder(name: str) -> Path:
     """Return the folder of a saved adapter.
 
     Raises:
-        BadSpec: there is none of that name, or several runs begin with it.
+        BadSpec: there is none of that name, several runs begin with it, or it is on a shelf and has changed since.
     """
-    for folder in (Path(name), Path(name) / "adapter"):
+    path = Path(os.path.expanduser(name))
+    for folder in (path, path / "adapter"):
         if os.path.isfile(folder / FILES[0]):  # False for names that no file can have
+            check_shelved(folder)
             return folder
     known: dict[str, Path] = {}
     plain = name and name not in (".", "..") and not set(name) & set("/\\*?[")
@@ -58,6 +62,23 @@ def saved_folder(name: str) -> Path:
         known |= found
     hint = "Save it with `save_adapter` or `export --format lab`, or name a trained run."
     raise BadSpec(f"There is no saved adapter {name!r:.200}. {choices(name, known) if known else hint}")
+
+
+def check_shelved(folder: Path) -> None:
+    """Check that an adapter that is on a shelf is the one that was added.
+
+    Raises:
+        BadSpec: its files differ from its card, or the shelf cannot be read.
+    """
+    place = folder.absolute().parent
+    if not (place.parent / SHELF).is_file():
+        return
+    cards = read_json(place.parent / SHELF).get("cards")
+    known = [card for card in cards if isinstance(card, dict)] if isinstance(cards, list) else []
+    expected = next((card.get("digest") for card in known if card.get("name") == place.name), None)
+    if expected != digest(folder):
+        why = "has other files than those that were added" if expected else "has no card"
+        raise BadSpec(f"The adapter {place.name!r} on the shelf {place.parent} {why}. Remove it, or add it again.")
 
 
 def digest(folder: Path) -> str:

@@ -1,10 +1,13 @@
-"""Upload an exported adapter to a repository of the Hugging Face hub."""
+"""Adapters on the Hugging Face hub: upload an exported one, find one, download one."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from llm_adapters_lab.errors import BadSpec, CannotWrite
+from llm_adapters_lab.errors import BadSpec, CannotWrite, LabError
+
+LIBRARY = "llm-adapters-lab"
+"""Tag of the repositories with adapters of the lab."""
 
 
 def check_push(name: str) -> None:
@@ -57,3 +60,43 @@ def push(folder: Path, name: str, private: bool) -> str:
         first = str(error).strip().partition("\n")[0]
         raise CannotWrite(f"{name} was not pushed: {first} The export in {folder} is complete.") from None
     return str(place)
+
+
+def pull(name: str) -> Path:
+    """Download a saved adapter, only its safetensors, JSON and README.md, and return its folder.
+
+    Raises:
+        LabError: the hub does not answer, or the repository has no adapter of the lab.
+    """
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "README.md"]))
+    except (errors.HTTPError, errors.LocalEntryNotFoundError, OSError, ValueError) as error:  # type: ignore[attr-defined]
+        first = str(error).strip().partition("\n")[0]
+        raise LabError(f"The adapter {name} cannot be downloaded: {first}") from None
+    if not (folder / "adapter.json").is_file():
+        raise BadSpec(f"The repository {name} has no adapter.json, so it is no adapter of the lab.")
+    return folder
+
+
+def card_text(folder: Path) -> str:
+    """Return the text of the README.md of a downloaded repository, without its header; empty if there is none."""
+    if not (folder / "README.md").is_file():
+        return ""
+    text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+    return text.split("---", 2)[-1].strip() if text.startswith("---") else text.strip()
+
+
+def find(text: str, most: int = 20) -> list[str]:
+    """Return the names of repositories on the hub with adapters of the lab that match a text.
+
+    Raises:
+        LabError: the hub does not answer.
+    """
+    from huggingface_hub import HfApi, errors
+
+    try:
+        return [found.id for found in HfApi().list_models(search=text, filter=LIBRARY, limit=most)]
+    except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
+        raise LabError(f"The hub cannot be searched: {str(error).strip().partition(chr(10))[0]}") from None

@@ -20,6 +20,7 @@ from llm_adapters_lab.errors import LabError
 from llm_adapters_lab.events import row_remarks
 from llm_adapters_lab.files import read_json
 from llm_adapters_lab.models.pypi_bases import PYPI_BASES
+from llm_adapters_lab.results import hub
 from llm_adapters_lab.results.comparison import compare
 from llm_adapters_lab.results.formatting import cell, markdown, percent, plain_markdown, score_cells, task_cell
 from llm_adapters_lab.runs.record import Run
@@ -109,7 +110,7 @@ def _metadata(base: str, kind: str, format: str, rows: list[dict[str, Any]], pla
         base_model=base or None,
         library_name="peft" if format == "peft" else None,
         pipeline_tag="text-generation",
-        tags=["llm-adapters-lab", "adapter", kind],
+        tags=[hub.LIBRARY, "adapter", kind],
         model_name=place if results else None,
         eval_results=results or None,
     )
