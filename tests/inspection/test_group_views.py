@@ -5,14 +5,22 @@ from typing import Any
 
 import pytest
 import torch
-from contract import shake
+from contract import shake, tokens
 from torch.nn.functional import cosine_similarity
 
 from llm_adapters_lab import plots
 from llm_adapters_lab.core.injection import Injection, inject
 from llm_adapters_lab.core.registry import adapter_config
 from llm_adapters_lab.errors import NoView
-from llm_adapters_lab.inspection import GroupEmbeddings, group_blocks, group_embeddings, group_names, group_weights
+from llm_adapters_lab.inspection import (
+    GroupEmbeddings,
+    group_blocks,
+    group_embeddings,
+    group_names,
+    group_weights,
+    member_names,
+    member_weights,
+)
 from llm_adapters_lab.models import random_models
 
 HOSTILE = '<img src=x onerror="alert(1)">'
@@ -100,6 +108,22 @@ def test_parts_of_a_union_are_kept_apart() -> None:
     assert set(group_embeddings(injection)) == {"0/Z", "1/group"}
     assert {injection.sites[key].role for key in group_weights(injection)} == {"down"}
     assert group_names(injection) == [*NAMES]
+
+
+@torch.no_grad()
+def test_a_router_of_its_own_weights_the_members_of_a_site_by_its_formula() -> None:
+    injection = adapted(type="molora", rank=2, members=3, at="q")
+    key, adapter = next(iter(injection.adapters.items()))
+    ids, seen = tokens()[:1], []
+    handle = injection.host(key).register_forward_pre_hook(lambda host, args: seen.append(args[0]))
+    found = member_weights(injection, ids)
+    handle.remove()
+    assert list(found) == list(injection.adapters) and member_names(injection) == []
+    torch.testing.assert_close(found[key], (seen[0][0] @ adapter.R.T).softmax(-1))
+    figure = plots.member_weights_by_site(found, ["a", "b", HOSTILE])
+    rows = plots.data(figure)
+    assert [row["weight"] for row in rows[:3]] == pytest.approx(found[key].mean(0).tolist())
+    assert "<img" not in json.dumps(json.loads(figure.to_json()))
 
 
 def test_where_there_are_no_parts_the_reason_is_named() -> None:

@@ -15,7 +15,14 @@ from llm_adapters_lab.core.injection import inject
 from llm_adapters_lab.core.registry import all_adapters
 from llm_adapters_lab.errors import LabError
 from llm_adapters_lab.evaluation.decoding import context_length
-from llm_adapters_lab.inspection import probes, weight_metrics
+from llm_adapters_lab.inspection import (
+    group_embeddings,
+    group_names,
+    group_weights,
+    member_weights,
+    probes,
+    weight_metrics,
+)
 from llm_adapters_lab.inspection.dataset_activity import ActivityMoments
 from llm_adapters_lab.inspection.heads import head_changes
 from llm_adapters_lab.inspection.units import unit_tokens
@@ -37,7 +44,13 @@ from widgets.panels.inspect_panel import TYPED, InspectPanel
 Finished = tuple[Path, dict[str, str]]
 SHORT = 12
 """Number of rows of a task in these tests."""
-NOT_FOR_LORA = {"Attention on virtual tokens", "Expert load", "Weights of members"}
+NOT_FOR_LORA = {
+    "Attention on virtual tokens",
+    "Expert load",
+    "Similarity of groups",
+    "Skills of groups",
+    "Weights of members",
+}
 FOR_PREFIX = {
     "Placement",
     "Distance from initialisation over training",
@@ -113,6 +126,91 @@ def test_a_mixture_of_experts_has_every_view_of_its_adapter(tmp_path: Path) -> N
     assert {"ΔW by head", "What units read", "Adapter contribution per token"} <= set(reasons(panel))
     rows = look(panel, "Update norm ‖ΔW‖")
     assert {row["layer"] for row in rows} == {"0", "1", "2", "3"} and panel.problem.value == ""
+
+
+def test_an_inventory_shows_its_skills_by_layer_and_block_and_which_groups_are_alike(tmp_path: Path) -> None:
+    adapter = {"type": "poly", "skills": 3, "blocks": 2, "rank": 1, "at": "q,down"}
+    data = {"task": "mini-rules", "rows": 48, "group": "task"}
+    record = run(
+        small("lora", adapter=adapter, data=data, eval={"tasks": ["mini-rules-plus"], "rows": 2}), root=tmp_path
+    )
+    injection = restore(record)[1]
+    assert injection is not None
+    keys = {(site.role, site.layer): key for key, site in injection.sites.items()}
+    panel = InspectPanel(tmp_path, record.id)
+    panel.opened()
+    rows = look(panel, "Skills of groups")
+    assert [card.drawing.title for card in panel.cards if card.drawing] == ["q", "down"]
+    mean = group_weights(injection)
+    assert [row["weight"] for row in rows] == pytest.approx(
+        torch.cat([mean[keys["q", layer]].flatten() for layer in range(6)]).tolist(), abs=1e-6
+    )
+    assert [row["group"] for row in rows[:18:3]] == [
+        name.removeprefix("mini-rules-") for name in group_names(injection)
+    ]
+    panel.kind.value, panel.layer.value = "down", "2"
+    (card,) = panel.cards
+    assert card.drawing is not None and card.drawing.title == "down, layer 2"
+    by_block = [row["weight"] for row in card.drawing.rows if row["name"] == "block 1"]
+    assert by_block == pytest.approx(group_weights(injection, 1)[keys["down", 2]].flatten().tolist(), abs=1e-6)
+
+    rows = look(panel, "Similarity of groups")
+    (found,) = group_embeddings(injection).values()
+    assert [row["cosine"] for row in rows] == pytest.approx(found.cosine().flatten().tolist(), abs=1e-6)
+    assert [card.drawing.title for card in panel.cards if card.drawing] == ["similarity", "map"]
+    assert "no members between which" in reasons(panel)["Weights of members"]
+    panel.close()
+
+
+def test_groups_are_compared_only_if_there_are_two(tmp_path: Path) -> None:
+    adapter = {"type": "hyper", "bottleneck": 2, "embedding": 4, "hidden": 4, "code": 4}
+    data = {"task": "mini-addsub", "rows": 16, "group": "task"}
+    short = {"batch": 4, "max_steps": 1}
+    record = run(small("lora", adapter=adapter, data=data, train=short, eval={"tasks": []}), root=tmp_path)
+    panel = InspectPanel(tmp_path, record.id)
+    panel.opened()
+    assert "a single group or none" in reasons(panel)["Similarity of groups"]
+    assert "no inventory of skills" in reasons(panel)["Skills of groups"]
+    panel.close()
+
+
+def test_a_fusion_shows_its_members_by_token_and_by_site(tmp_path: Path) -> None:
+    short = {"batch": 4, "max_steps": 2, "learning_rate": 0.01}
+    fields: dict[str, Any] = {"train": short, "eval": {"tasks": ["mini-addsub"], "rows": 2}}
+    tasks = ("mini-addsub", "mini-bool")
+    own = [run(small("lora", data={"task": task, "rows": 16}, **fields), root=tmp_path).id for task in tasks]
+    record = run(small("lora", adapter={"type": "fusion", "of": own}, **fields), root=tmp_path)
+    injection = restore(record)[1]
+    assert injection is not None
+    panel = InspectPanel(tmp_path, record.id)
+    panel.opened()
+    rows = look(panel, "Weights of members")
+    assert panel.problem.value == panel.remark.value == ""
+    assert [card.drawing.title for card in panel.cards if card.drawing] == ["by token", "by site"]
+    assert {row["member"] for row in rows} == {*tasks}  # members are named after the tasks of their runs
+    ids = tokenize(load_run(record), panel.text.value).ids[None]
+    weights = member_weights(injection, ids)
+    mean = torch.stack([*weights.values()]).mean(0)
+    assert [row["weight"] for row in rows] == pytest.approx(mean.T.flatten().tolist(), abs=1e-4)
+    panel.kind.value, panel.layer.value = "v", "3"
+    key = next(key for key, site in injection.sites.items() if (site.role, site.layer) == ("v", 3))
+    assert panel.cards[1].drawing is not None
+    by_site = [row["weight"] for row in panel.cards[1].drawing.rows]
+    assert by_site == pytest.approx(weights[key].mean(0).tolist(), abs=1e-4) and sum(by_site) == pytest.approx(1)
+    panel.close()
+
+
+def test_a_mixture_shows_its_members_at_some_sites(tmp_path: Path) -> None:
+    adapter = {"type": "molora", "rank": 2, "members": 3, "at": "down"}
+    panel = InspectPanel(tmp_path, run(small("lora", adapter=adapter), root=tmp_path).id)
+    panel.opened()
+    rows = look(panel, "Weights of members")
+    titles = [card.drawing.title for card in panel.cards if card.drawing]
+    assert titles == [f"down, layer {layer} (3 of 6 sites)" for layer in (0, 2, 5)]
+    assert {row["member"] for row in rows} == {"member 0", "member 1", "member 2"}
+    first = rows[0]["token"]
+    assert sum(row["weight"] for row in rows if row["token"] == first) == pytest.approx(1)
+    panel.close()
 
 
 def test_views_show_what_the_library_computes(finished: Finished) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from llm_adapters_lab.errors import LabError, NoView
 from llm_adapters_lab.inspection import (
     ablations,
     activation_metrics,
+    group_parts,
     heads,
     members,
     probes,
@@ -27,7 +29,7 @@ from llm_adapters_lab.inspection.dataset_activity import KINDS, ActivityMoments
 from llm_adapters_lab.inspection.recorder import Recorder
 from llm_adapters_lab.results import plots
 from llm_adapters_lab.results.formatting import percent, site_name, site_names
-from llm_adapters_lab.runs.record import Run
+from llm_adapters_lab.runs.record import Run, find_run
 from widgets.figures.figure_card import Drawing, drawing
 from widgets.kit.loaded_runs import LoadedRun, TokenizedText, token_texts
 
@@ -35,6 +37,8 @@ ALL, LINE = "all", 41
 """All sites or layers; characters in a line of a strip of tokens."""
 UNITS_AT_ONCE = 3
 """Maximum number of sites whose units are shown together."""
+LAYERS_AT_ONCE = 6
+"""Maximum number of layers whose skills are shown side by side."""
 Drawings = Sequence[Drawing]
 Row = tuple[torch.Tensor, torch.Tensor]
 """Token ids and labels of a row."""
@@ -193,8 +197,7 @@ def _units(request: Request) -> Drawings:
     if not keys:
         raise NoView("The units of these sites do not read the residual stream. Choose another site.")
     places, count = site_names(injection.sites, request.roles), len(keys)
-    if count > UNITS_AT_ONCE:  # from the first to the last layer
-        keys = [keys[round(i * (count - 1) / (UNITS_AT_ONCE - 1))] for i in range(UNITS_AT_ONCE)]
+    keys = _spread(keys, UNITS_AT_ONCE)
     shown = []
     for key in keys:
         for found in units.unit_tokens(injection, key, vocabulary=len(tokenizer)):
@@ -204,6 +207,49 @@ def _units(request: Request) -> Drawings:
             words = f"embeddings {norm}"
             title = site_name(*places[key]) + (f" ({len(keys)} of {count} sites)" if count > len(keys) else "")
             shown.append(drawing(plots.unit_tokens(found, names, title=title, words=words)))
+    return shown
+
+
+def _spread(keys: Sequence[str], most: int) -> list[str]:
+    """Return at most so many of the keys, from the first to the last."""
+    count = len(keys)
+    return [*keys] if count <= most else [keys[round(i * (count - 1) / (most - 1))] for i in range(most)]
+
+
+def _skills(request: Request) -> Drawings:
+    """Draw the layers side by side, for each kind of site; of a single layer its blocks."""
+    injection, places = request.injection, site_names(request.injection.sites, request.roles)
+    weights, groups = group_parts.group_weights(injection), group_parts.group_names(injection)
+    kinds: dict[str, list[str]] = {}
+    for key in request.sites():
+        if key in weights:
+            kinds.setdefault(places[key][1], []).append(key)
+    if not kinds:
+        raise NoView("There is no inventory of skills at these sites. Choose another site.")
+    blocks, shown = group_parts.group_blocks(injection), []
+    for kind, keys in kinds.items():
+        own, title = _spread(keys, LAYERS_AT_ONCE), kind
+        panels = {f"layer {places[key][0]}": weights[key] for key in own}
+        words = f"weight of each skill, mean of {blocks} blocks" if blocks > 1 else "weight of each skill"
+        if len(keys) > len(own):
+            title = f"{kind} ({len(own)} of {len(keys)} layers)"
+        elif len(keys) == 1 and blocks > 1:
+            by_block = [group_parts.group_weights(injection, number)[keys[0]] for number in range(blocks)]
+            panels = {"mean": weights[keys[0]]} | {f"block {number}": each for number, each in enumerate(by_block)}
+            title, words = site_name(*places[keys[0]]), "weight of each skill, by block of input and output"
+        figure = plots.group_weights(
+            panels, groups, request.name, title=title, words=f"{words}; a row sums to 1, an even share is pale"
+        )
+        shown.append(drawing(figure, link="site"))
+    return shown
+
+
+def _groups(request: Request) -> Drawings:
+    tables, shown = group_parts.group_embeddings(request.injection), []
+    for table, found in tables.items():
+        of = f"{table}: " if len(tables) > 1 else ""
+        shown.append(drawing(plots.group_similarity(found, request.name), f"{of}similarity"))
+        shown.append(drawing(plots.group_map(found, request.name), f"{of}map"))
     return shown
 
 
@@ -377,9 +423,34 @@ def _virtual(request: Request) -> Drawings:
 def _members(request: Request) -> Drawings:
     injection, text = request.injection, request.text
     weights = members.member_weights(injection, text.ids[None].to(request.model.device))
-    own = {key: found[-len(text.ids) :].cpu() for key, found in weights.items()}
-    names = members.member_names(injection)
-    return [drawing(plots.member_weights(own, text.words, names, request.name), request.name)]
+    own = {key: weights[key][-len(text.ids) :] for key in request.sites() if key in weights}
+    if not own:
+        raise NoView("There are no members at these sites. Choose another site.")
+    names, draw = _member_names(request), partial(plots.member_weights, tokens=text.words, kind=request.name)
+    if names:  # the same at every site
+        figures = [draw(own, names=names), plots.member_weights_by_site(own, names, request.name, roles=request.roles)]
+        return [drawing(figures[0], "by token", link="token"), drawing(figures[1], "by site")]
+    places, keys = site_names(injection.sites, request.roles), _spread([*own], UNITS_AT_ONCE)
+    shown = []
+    for key in keys:
+        title = site_name(*places[key]) + (f" ({len(keys)} of {len(own)} sites)" if len(own) > len(keys) else "")
+        numbers = [f"member {i}" for i in range(own[key].shape[1])]
+        shown.append(drawing(draw({key: own[key]}, names=numbers, title=title), link="token"))
+    return shown
+
+
+def _member_names(request: Request) -> list[str]:
+    """Return the names of members, with the tasks of those that are runs in the same folder."""
+    names, run = members.member_names(request.injection), request.loaded.run
+    if len(names) < 2:
+        return names
+    found = []
+    for name in names:
+        try:
+            found.append(find_run(name, run.folder.parent).spec.data.task)
+        except LabError:
+            found.append(Path(name).name)
+    return found if len(set(found)) == len(names) else [Path(name).name for name in names]
 
 
 def _expert_loads(request: Request) -> Drawings:
@@ -443,6 +514,14 @@ def _has_virtual(loaded: LoadedRun) -> None:
 
 def _has_members(loaded: LoadedRun) -> None:
     members.member_weights(loaded.injection, torch.zeros(1, 2, dtype=torch.long, device=loaded.model.device))
+
+
+def _has_skills(loaded: LoadedRun) -> None:
+    group_parts.group_blocks(loaded.injection)
+
+
+def _has_groups(loaded: LoadedRun) -> None:
+    group_parts.group_embeddings(loaded.injection)
 
 
 def _has_experts(loaded: LoadedRun) -> None:
@@ -528,6 +607,26 @@ VIEWS = {
         ("site",),
         source=units.unit_tokens,
     ),
+    "Skills of groups": View(
+        _WEIGHTS,
+        "Skills",
+        "skills",
+        _skills,
+        "How much of each skill of the inventory a group takes, by layer; of a single layer, by block. The skills of a "
+        "layer are its own: the same number in another layer is another skill.",
+        _has_skills,
+        ("site",),
+    ),
+    "Similarity of groups": View(
+        _WEIGHTS,
+        "Groups",
+        "groups",
+        _groups,
+        "Which groups are alike: the cosine of what each has of its own, its embedding or its rows of the router, and "
+        "the same on a map, the plane of the first two principal components.",
+        _has_groups,
+        columns=2,
+    ),
     "Residual-stream similarity": View(
         _ACTIVATIONS,
         "Residual stream",
@@ -586,9 +685,10 @@ VIEWS = {
         "Members",
         "members",
         _members,
-        "The weight that the adapter gives to what each of its members changes, for each token; mean over the sites.",
+        "The weight that the adapter gives to each of its members: for each token, mean over the selected sites, and "
+        "for each site, mean over the tokens. In a mixture, each site has members of its own.",
         _has_members,
-        ("text",),
+        ("text", "site"),
     ),
     "Loss per token": View(
         _TOKENS,

@@ -10,7 +10,7 @@ import torch
 
 from llm_adapters_lab.inspection.routing import ExpertLoad
 from llm_adapters_lab.results.formatting import percent, place, site_name, site_names
-from llm_adapters_lab.results.plots.style import LESS_MORE, SHARES, every, heatmap, new, text
+from llm_adapters_lab.results.plots.style import LESS_MORE, around, every, heatmap, new, text
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -77,18 +77,21 @@ def member_weights(
         title: what is seen; default: the adapter type.
 
     Returns:
-        A heat map over members and tokens of the mean over the sites; the weights of a token sum to 1.
+        A heat map over members and tokens of the mean over the sites; the weights of a token sum to 1, and equal
+        weights are pale.
     """
     mean = torch.stack(list(weights.values())).mean(0)
     sites = f", mean of {len(weights)} sites" if len(weights) > 1 else ""
-    words = f"weight of each member{sites}; a column sums to 1"
+    words = f"weight of each member{sites}; a column sums to 1, an even share is pale"
     height = 150 + max(120, 34 * len(names))
     figure = new(escape(title or f"Weights of the members: {kind or 'adapter'}"), words, "token", "member", height)
     labels = [f"{number} {text(token)}" for number, token in enumerate(tokens)]
     hover = "%{y}<br>token %{x}<br>weight %{z:.2f}"
-    heatmap(figure, labels, [escape(name) for name in names], mean.T.tolist(), SHARES, "weight", hover, zmax=1)
+    scale, rows = around(1 / len(names)), [escape(name) for name in names]
+    heatmap(figure, labels, rows, mean.T.tolist(), scale, "weight", hover, zmax=1)
+    figure.update_layout(meta={"least": 240 + 15 * len(tokens)})
     figure.update_yaxes(type="category", autorange="reversed", showgrid=False, ticks="")
-    figure.update_xaxes(type="category", dtick=every(len(tokens), 60), tickangle=-90, ticks="")
+    figure.update_xaxes(type="category", dtick=1, tickangle=-90, ticks="")
     return figure
 
 
@@ -114,11 +117,12 @@ def member_weights_by_site(
     sites = [escape(site_name(*places[key])) for key in weights]
     means = [own.mean(0).tolist() for own in weights.values()]
     height = 150 + max(120, min(26 * len(sites), 900))
-    words = "weight of each member, mean over the tokens; a row sums to 1"
+    words = "weight of each member, mean over the tokens; a row sums to 1, an even share is pale"
     figure = new(f"Weights of the members by site: {escape(kind or 'adapter')}", words, "member", "site", height)
     numbers = "%{z:.2f}" if len(names) <= MOST_LABELLED else None
     hover, columns = "%{y}<br>%{x}<br>weight %{z:.3f}", [escape(name) for name in names]
-    heatmap(figure, columns, sites, means, SHARES, "weight", hover, zmax=1, texttemplate=numbers)
+    scale = around(1 / len(names))
+    heatmap(figure, columns, sites, means, scale, "weight", hover, zmax=1, texttemplate=numbers)
     figure.update_yaxes(type="category", autorange="reversed", showgrid=False, ticks="", dtick=every(len(sites), 30))
     figure.update_xaxes(type="category", ticks="")
     return figure

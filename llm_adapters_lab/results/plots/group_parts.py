@@ -11,7 +11,7 @@ import torch
 from llm_adapters_lab.inspection.group_parts import GroupEmbeddings
 from llm_adapters_lab.results.appearance import colour
 from llm_adapters_lab.results.formatting import percent
-from llm_adapters_lab.results.plots.style import GRID, LESS_MORE, SHARES, every, heatmap, new
+from llm_adapters_lab.results.plots.style import GRID, LESS_MORE, around, every, heatmap, new
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -37,27 +37,28 @@ def group_weights(
         words: more about it.
 
     Returns:
-        A heat map over skills and groups for each panel, side by side.
+        A heat map over skills and groups for each panel, side by side; equal weights are pale.
     """
     names, count = short(groups), len(panels)
     skills = max(panel.shape[1] for panel in panels.values())
     height = 150 + max(120, min(30 * len(names), 900))
     figure = new(escape(title or f"Skills: {kind or 'adapter'}"), escape(words), "skill", "group", height)
     axis, gap = figure.layout.xaxis.to_plotly_json(), 0.1 / count
-    labelled = count * skills <= MOST_LABELLED
+    labelled, scale = count * skills <= MOST_LABELLED, around(1 / skills)
     for number, (label, panel) in enumerate(panels.items()):
         name = "xaxis" + str(number + 1) * (number > 0)
         ends = [number / count + gap * (number > 0), (number + 1) / count - gap * (number < count - 1)]
-        figure.update_layout({name: axis | {"domain": ends, "dtick": every(skills, 8), "anchor": "y"}})
+        figure.update_layout({name: axis | {"domain": ends, "dtick": every(skills, 8), "anchor": "y", "tickangle": 0}})
         hover = f"%{{y}}<br>{escape(label)}, skill %{{x}}<br>weight %{{z:.3f}}"
         more: dict[str, Any] = {"zmax": 1, "name": escape(label), "xaxis": name.replace("axis", "")}
         more |= {"showscale": number == count - 1, "texttemplate": "%{z:.2f}" if labelled else None}
         numbers = list(range(panel.shape[1]))
-        heatmap(figure, numbers, [escape(each) for each in names], panel.tolist(), SHARES, "weight", hover, **more)
+        heatmap(figure, numbers, [escape(each) for each in names], panel.tolist(), scale, "weight", hover, **more)
         middle = {"x": sum(ends) / 2, "y": 1, "yshift": 4, "xanchor": "center", "yanchor": "bottom"}
         figure.add_annotation(text=f"<b>{escape(label)}</b>", xref="paper", yref="paper", showarrow=False, **middle)
     figure.update_yaxes(type="category", autorange="reversed", showgrid=False, dtick=every(len(names), 30), ticks="")
-    figure.update_layout(margin={"t": 100}, meta={"least": 260 + count * skills * (NARROWEST if labelled else 9)})
+    figure.update_yaxes(title={"standoff": 12})
+    figure.update_layout(margin={"t": 108}, meta={"least": 260 + count * skills * (NARROWEST if labelled else 14)})
     return figure
 
 
@@ -74,7 +75,7 @@ def group_similarity(found: GroupEmbeddings, kind: str | None, *, title: str = "
     """
     names, places = [escape(name) for name in short(found.names)], list(range(len(found.names)))
     words = "cosine of the angle between the vectors of two groups"
-    height = 150 + max(30 * min(len(names), 30), 120)
+    height = 160 + 30 * min(len(names), 30) + 7 * min(max(map(len, names)), 24)  # names may stand upright
     figure = new(escape(title or f"Similarity of groups: {kind or 'adapter'}"), words, "", "", height)
     pairs = [[f"{a}<br>{b}" for b in names] for a in names]
     labels = {"texttemplate": "%{z:.2f}"} if len(names) <= MOST_LABELLED else {}

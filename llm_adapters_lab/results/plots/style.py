@@ -69,6 +69,12 @@ def ramp(colour: str) -> list[list[Any]]:
     return [[0, f"rgba({red},{green},{blue},0.06)"], [1, f"rgb({red},{green},{blue})"]]
 
 
+def around(even: float) -> list[list[Any]]:
+    """Return a colour scale of shares, 0 to 1, that is pale at an even share: less is blue, more is orange."""
+    much = min(2.5 * even, 1.0)
+    return [[0, BLUE], [even, PALE], [much, ORANGE], *([[1, "#7a2f00"]] if much < 1 else [])]
+
+
 def every(count: int, room: int = 16) -> int:
     """Return the distance of ticks at which `count` whole numbers get at most `room` of them."""
     return next(d for d in (1, 2, 5, 10, 20, 50, 100, count) if count <= d * room)
