@@ -43,7 +43,7 @@ class MoLoRAConfig(AdapterConfig):
     members: int = Field(default=4, ge=1, le=1024, description="number of members K")
     top: int = Field(default=0, ge=0, le=1024, description="members that a token uses; 0: all")
     balance: float = Field(default=0.01, ge=0, description="weight c of the penalty on an unequal use of the members")
-    router_rate: float = Field(default=1.0, gt=0, le=1e4, description="learning rate of R, as a multiple")
+    router_rate: float = Field(default=0.1, gt=0, le=1e4, description="learning rate of R, as a multiple")
 
     @model_validator(mode="after")
     def _chooses(self) -> MoLoRAConfig:
