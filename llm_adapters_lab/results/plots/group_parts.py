@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,8 @@ def group_similarity(found: GroupEmbeddings, kind: str | None, *, title: str = "
         A heat map of the cosine of each pair, -1 to 1.
     """
     names, places = [escape(name) for name in short(found.names)], list(range(len(found.names)))
-    words = "cosine of the angle between the vectors of two groups"
+    chance = 1 / math.sqrt(found.vectors.shape[1])
+    words = f"cosine of the angle between the vectors of two groups; of random ones about ± {chance:.2f}"
     height = 160 + 30 * min(len(names), 30) + 7 * min(max(map(len, names)), 24)  # names may stand upright
     figure = new(escape(title or f"Similarity of groups: {kind or 'adapter'}"), words, "", "", height)
     pairs = [[f"{a}<br>{b}" for b in names] for a in names]
@@ -116,14 +118,15 @@ def group_map(found: GroupEmbeddings, kind: str | None, *, title: str = "") -> g
         y=y,
         mode="markers+text" if len(names) <= MOST_NAMED else "markers",
         text=names,
-        textposition=["middle left" if here > 0 else "middle right" for here in x],
+        textposition="top center",
         marker={"size": 11, "color": colour(kind)},
         cliponaxis=False,
         hovertemplate="%{text}<br>%{x:.3g}, %{y:.3g}<extra></extra>",
     )
     figure.data[0].customdata = [[escape(name), *point] for name, point in zip(found.names, at.tolist(), strict=True)]
     figure.data[0].meta = ["group", "component 1", "component 2"]
-    figure.update_xaxes(showgrid=True, zeroline=True, zerolinecolor=GRID)
+    room = 0.18 * (max(x) - min(x)) or 1.0  # for the names
+    figure.update_xaxes(showgrid=True, zeroline=True, zerolinecolor=GRID, range=[min(x) - room, max(x) + room])
     figure.update_yaxes(zeroline=True, zerolinecolor=GRID, scaleanchor="x")
     return figure
 
