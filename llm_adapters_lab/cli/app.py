@@ -39,6 +39,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "list": result_commands.list_runs,
     "show": result_commands.show,
     "compare": result_commands.compare,
+    "losses": result_commands.losses,
     "report": result_commands.report,
     "mark": mark_command.mark,
     "rescore": result_commands.rescore,

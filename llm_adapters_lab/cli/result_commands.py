@@ -322,6 +322,41 @@ def report(
     say(f"report: {write(chosen, out)}")
 
 
+@with_json
+def losses(
+    names: RunNames,
+    tasks: Annotated[str, typer.Option(metavar="TASK,TASK,...", help="Default: what the runs learnt.")] = "",
+    rows: Annotated[int, typer.Option(min=1, metavar="N", help="Held-out rows of each task, at most.")] = 96,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a heat map.")] = None,
+    root: Root = Path("runs"),
+) -> Output:
+    """Measure the loss of each run's adapter, and of the base, on the held-out rows of each task.
+
+    The adapters have one base. Losses are in nats per token that training counts.
+    """
+    chosen = [find(name, root) for name in names]
+    from llm_adapters_lab.results.loss_matrix import loss_matrix
+
+    found = loss_matrix(chosen, [task.strip() for task in tasks.split(",") if task.strip()], rows)
+    if html:
+        from llm_adapters_lab.files import writing
+
+        with writing(html):
+            found.figure().write_html(html)
+    table = [
+        {"adapter": name, **dict(zip(found.tasks, own, strict=True))}
+        for name, own in zip(found.names, found.losses, strict=True)
+    ]
+
+    def show() -> None:
+        show_rows([{k: v if isinstance(v, str) else f"{v:.3f}" for k, v in row.items()} for row in table])
+        remark(
+            f"Nats per token on {listed([f'{n} rows' for n in dict.fromkeys(found.rows)], gap=' or ')} of each task."
+        )
+
+    return Output(table, show)
+
+
 def show_result(record: Run) -> None:
     """Print the scores of a run with what they have to beat, its training, and its folder."""
     from llm_adapters_lab.events import row_remarks

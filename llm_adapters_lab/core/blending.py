@@ -11,7 +11,8 @@ For units u of the first and v of another, with rows of all their weights (or wi
     P = argmin_P sum_uv P_uv ||a_u - b_v||²   over permutations (for odd activations, also with signs),
     Q = argmin_Q sum_u ||a_u - sum_v Q_uv b_v||²   over rotations, between linear maps,
 
-solved by the Hungarian method, and by an SVD (orthogonal Procrustes).
+solved by the Hungarian method, and by an SVD (orthogonal Procrustes). Between n and m units P is the optimal transport
+of uniform masses: a unit of the first reads the mean of the units that are sent to it, and each writes all it has.
 
 Source: He et al. 2023, arXiv:2308.15982, section 3 (optimal transport between adapters; with equal widths and uniform
 masses their plan is a permutation).
@@ -19,6 +20,7 @@ masses their plan is a permutation).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -38,6 +40,8 @@ from llm_adapters_lab.core.saving import check_base_of, load_adapter
 from llm_adapters_lab.errors import BadSpec, StateMismatch, WrongBase, listed
 
 Tensors = dict[str, torch.Tensor]
+MOST = 2048
+"""Largest least common multiple of two widths for which a transport is solved exactly."""
 FREE = ("start", "at", "dropout", "init", "init_std", "groups", "train", "router_rate")
 """Fields in which adapters of one shape may differ: they only matter before or during training."""
 
@@ -53,7 +57,8 @@ def blend(
     """Return one adapter made of saved ones.
 
     Args:
-        sources: runs or folders with adapters of one method and shape; the first gives the order of the units.
+        sources: runs or folders with adapters of one method and shape; the first gives the order of the units. With
+            align, bottlenecks may have different widths, and the first also gives the width.
         how: average, delta or align.
         weights: one for each source; by default, all are equal and sum to 1.
         model: the base; with it, `align` compares activations instead of weights.
@@ -72,7 +77,7 @@ def blend(
         raise BadSpec(f"A blend of {len(found)} adapters needs as many finite weights; given were {list(weights)}.")
     first = found[0]
     for other in found[1:]:
-        _check_alike(first, other)
+        _check_alike(first, other, how)
     if any(part.sparse or part.split or part.quantize for part in first.config.parts) and len(found) > 1:
         raise BadSpec(
             "Masked, split or quantised adapters cannot be blended: their units are not free. Blend plain ones."
@@ -97,12 +102,13 @@ def blend(
     return Saved(config, tensors, meta, first.base, f"the blend of {', '.join(map(str, sources))}")
 
 
-def _check_alike(a: Saved, b: Saved) -> None:
+def _check_alike(a: Saved, b: Saved, how: How) -> None:
     if a.config.type != b.config.type:
         raise BadSpec(
             f"{a.name} is {a.config.type!r} and {b.name} is {b.config.type!r}: only one method can be blended."
         )
-    if faults := [*_unlike(a.config, b.config), *_other_shapes(a.tensors, b.tensors)]:
+    faults = [*_unlike(a.config, b.config), *_other_shapes(a.tensors, b.tensors)]
+    if faults and not (how == "align" and _differ_in_width(a, b)):
         raise BadSpec(f"{b.name} does not fit {a.name}: {listed(faults)}. Blend adapters of one shape.")
     if a.base and b.base and base_hash(a.base) != base_hash(b.base):
         raise WrongBase(f"{a.name} and {b.name} were trained on different bases, so they have nothing in common.")
@@ -122,6 +128,25 @@ def _other_shapes(a: Tensors, b: Tensors) -> list[str]:
     faults = [f"{name} is only in one" for name in a.keys() ^ b.keys()]
     shapes = {name: (tuple(a[name].shape), tuple(b[name].shape)) for name in a.keys() & b.keys()}
     return faults + [f"{name} is {new}, not {old}" for name, (old, new) in shapes.items() if old != new]
+
+
+def _differ_in_width(a: Saved, b: Saved) -> bool:
+    """Return whether two adapters differ in nothing but the number of units, which an alignment can transport."""
+    units = get_adapter(a.config.type).cls.units(a.config)
+    if units is None or units.symmetry == "linear" or a.tensors.keys() != b.tensors.keys():
+        return False
+    counts: set[tuple[int, int]] = set()
+    for key, tensor in a.tensors.items():
+        old, new, axis = [*tensor.shape], [*b.tensors[key].shape], units.axes.get(key.rpartition("/")[2])
+        if axis is not None and len(old) == len(new):
+            counts.add((old.pop(axis), new.pop(axis)))
+        if old != new:
+            return False
+    if len(counts) != 1 or math.lcm(*min(counts)) > MOST:
+        return False
+    width = next((name for name, value in a.config if value == min(counts)[0]), "")
+    here, there = (saved.config.model_dump(exclude={*FREE, width}) for saved in (a, b))
+    return here == there
 
 
 def _by_site(tensors: Tensors) -> dict[str, list[str]]:
@@ -156,8 +181,10 @@ def _blend_site(
     return new  # type: ignore[return-value]
 
 
-def _alignment(units: Units, first: Tensors, other: Tensors, seen: Sequence[torch.Tensor]) -> torch.Tensor | None:
-    """Return the matrix (units, units) that brings the units of an adapter into the order of the first."""
+def _alignment(
+    units: Units, first: Tensors, other: Tensors, seen: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return the matrices (n, m) that bring what m units read, and what they write, into the order of n others."""
     from scipy.optimize import linear_sum_assignment
 
     if first is other:
@@ -168,14 +195,17 @@ def _alignment(units: Units, first: Tensors, other: Tensors, seen: Sequence[torc
     likeness = a @ b.T
     if units.symmetry == "linear":
         u, _, v = torch.linalg.svd(likeness)
-        rotation: torch.Tensor = u @ v
-        return rotation
+        return u @ v, u @ v
     signs = likeness.sign() if units.symmetry == "sign" else torch.ones_like(likeness)
     cost = a.square().sum(1)[:, None] + b.square().sum(1) - 2 * signs * likeness
-    order = torch.from_numpy(linear_sum_assignment(cost.numpy())[1])
-    plan = torch.zeros_like(likeness)
-    plan[torch.arange(len(order)), order] = signs[torch.arange(len(order)), order]
-    return plan
+    n, m = cost.shape
+    parts = math.lcm(n, m)  # of equal mass, so that the transport is an assignment
+    rows, columns = (torch.arange(parts) // (parts // count) for count in (n, m))
+    order = torch.from_numpy(linear_sum_assignment(cost[rows][:, columns].numpy())[1])
+    plan = (
+        torch.zeros_like(cost).index_put_((rows, columns[order]), torch.ones(parts).to(cost), accumulate=True) / parts
+    )
+    return n * plan * signs, m * plan * signs
 
 
 def _rows(units: Units, own: Tensors) -> torch.Tensor:
@@ -189,10 +219,13 @@ def _rows(units: Units, own: Tensors) -> torch.Tensor:
     )
 
 
-def _moved(units: Units, own: Tensors, move: torch.Tensor | None) -> Tensors:
-    if move is None:
+def _moved(units: Units, own: Tensors, moves: tuple[torch.Tensor, torch.Tensor] | None) -> Tensors:
+    if moves is None:
         return own
-    turned = {n: torch.tensordot(move, own[n], dims=([1], [axis])).movedim(0, axis) for n, axis in units.axes.items()}
+    turned = {
+        name: torch.tensordot(moves[min(axis, 1)], own[name], dims=([1], [axis])).movedim(0, axis)
+        for name, axis in units.axes.items()
+    }
     return own | turned
 
 

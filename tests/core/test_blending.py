@@ -54,6 +54,45 @@ def of(folder: Path, family: str = "llama") -> torch.Tensor:
     return logits(model, IDS)
 
 
+@pytest.mark.parametrize("nonlinearity", ["relu", "tanh"])
+@pytest.mark.parametrize("by", ["weights", "activations"])
+def test_units_are_transported_between_widths(nonlinearity: str, by: str, tmp_path: Path) -> None:
+    """Each unit of the wider adapter is there twice with half its output, in another order: the same function."""
+    narrow = SERIES | {"nonlinearity": nonlinearity}
+    saved(tmp_path / "a", narrow)
+    model, injection = saved(tmp_path / "b", narrow | {"bottleneck": 16}, seed=1)
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(2)) // 2
+    state = read_saved(tmp_path / "a").tensors
+    for key, tensor in read_saved(tmp_path / "a").tensors.items():
+        if key.endswith(("down.weight", "down.bias")):
+            state[key] = tensor[order]
+        elif key.endswith("up.weight"):
+            state[key] = tensor[:, order] / 2
+    injection.load_saved(state)
+    save_adapter(injection, tmp_path / "b")
+    torch.testing.assert_close(of(tmp_path / "b"), of(tmp_path / "a"), atol=1e-5, rtol=1e-5)
+    known = {"model": random_models.tiny("tiny:llama"), "ids": IDS} if by == "activations" else {}
+    made = blend([str(tmp_path / "a"), str(tmp_path / "b")], "align", **known)
+    assert made.config.model_dump()["bottleneck"] == 8
+    made.save(tmp_path / "made")
+    torch.testing.assert_close(of(tmp_path / "made"), of(tmp_path / "a"), atol=1e-5, rtol=1e-5)
+    blend([str(tmp_path / "b"), str(tmp_path / "a")], "align", **known).save(tmp_path / "wide")
+    if by == "weights" and nonlinearity == "relu":
+        assert read_saved(tmp_path / "wide").tensors.keys() == read_saved(tmp_path / "b").tensors.keys()
+    for how in ("average", "delta"):
+        with pytest.raises(BadSpec, match="bottleneck is 16, not 8"):
+            blend([str(tmp_path / "a"), str(tmp_path / "b")], how)
+
+
+def test_widths_without_a_common_measure_are_refused(tmp_path: Path) -> None:
+    for name, more in (("a", {"bottleneck": 61}), ("b", {"bottleneck": 37}), ("c", {"bottleneck": 61, "scaling": 2.0})):
+        saved(tmp_path / name, SERIES | more)
+    with pytest.raises(BadSpec, match="bottleneck is 37, not 61"):
+        blend([str(tmp_path / "a"), str(tmp_path / "b")], "align")
+    with pytest.raises(BadSpec, match=r"scaling is 2\.0, not 1\.0"):
+        blend([str(tmp_path / "a"), str(tmp_path / "c")], "align")
+
+
 @EACH
 @pytest.mark.parametrize("how", ["average", "align"])
 def test_a_blend_of_one_has_the_same_tensors(kind: str, how: Any, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def written(folder: Path, fields: dict[str, Any], name: str = "some") -> Path:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_sweep_file_can_be_run(path: Path) -> None:
     points = Sweep.load(path).points()
-    assert len(points) == {"nano-families": 12, "nano-placement": 18, "nano-ranks": 18}[path.stem]
+    assert len(points) == {"nano-families": 12, "nano-placement": 18, "nano-ranks": 18, "nano-tongues": 5}[path.stem]
     check_points(points)
 
 
