@@ -18,6 +18,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from llm_adapters_lab.core import weights
+from llm_adapters_lab.core.call_context import AdapterCache
 from llm_adapters_lab.core.sites import ENCODER, OUTER, ROLES_OF, Site, ranges
 from llm_adapters_lab.core.sublayers import (
     CHAIN_NAMES,
@@ -150,15 +151,21 @@ class Anatomy:
             raise UnknownAnatomy(none)
         device = weights.device(model)
         modes = {module: module.training for module in model.modules()}
+        chain: Any = getattr(model.get_submodule(self.decoder), "model_adapters", {})
+        whole = [*chain]  # adapters of the whole model, which may change the shapes
+        muted = chain.muted if whole else []
         model.eval()
+        muted += whole
         try:
             with torch.no_grad():
                 output = model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=True)
         finally:
+            for name in whole:
+                muted.remove(name)
             for module, mode in modes.items():
                 module.training = mode
         cache: Any = getattr(output, "past_key_values", None)
-        layers: Any = cache.layers if type(cache) is DynamicCache else ()
+        layers: Any = cache.layers if type(cache) in (DynamicCache, AdapterCache) else ()
         found = {
             index: (layer.keys.shape[1], layer.keys.shape[-1], layer.values.shape[-1])
             for index, layer in enumerate(layers)

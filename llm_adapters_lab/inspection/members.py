@@ -17,7 +17,8 @@ def member_weights(injection: Injection, ids: torch.Tensor) -> dict[str, torch.T
     """Return the weights that an adapter gives its members on a text, by site key: (T, members), each row sums to 1.
 
     Args:
-        injection: of an adapter with members, such as a fusion, or of a mixture with a router of its own.
+        injection: of an adapter with members, such as a fusion, of a mixture with a router of its own, or of one that
+            weights the streams of a model, whose key is "model".
         ids: token ids of a text, (1, T).
 
     Raises:

@@ -30,7 +30,14 @@ from llm_adapters_lab.core.weights import row_scale
 from llm_adapters_lab.errors import BadSpec, NoView, choices
 from llm_adapters_lab.inspection.interventions import AdapterScale, Edit
 from llm_adapters_lab.inspection.recording import Moment, Recording, Reduce, What
-from llm_adapters_lab.inspection.targets import chains, check_adapters, eager_attention, find_sites, on_stream
+from llm_adapters_lab.inspection.targets import (
+    chains,
+    check_adapters,
+    check_rows,
+    eager_attention,
+    find_sites,
+    on_stream,
+)
 from llm_adapters_lab.inspection.token_selection import ForwardCall, Tokens, check_tokens
 from llm_adapters_lab.signatures import checked
 
@@ -97,6 +104,7 @@ class Recorder(Mapping[str, Recording]):
         if isinstance(edit, Mapping) and (unknown := set(edit) - set(self._sites)):
             raise BadSpec(f"There is nothing to edit at {min(unknown)!r}. {choices(min(unknown), self._sites)}")
         check_adapters(model, self._sites, self.what, edit)
+        check_rows(model.get_submodule(self.anatomy.decoder))
         # Several keys can refer to the output of one module, which a single edit reaches once.
         once = {(site.path, site.side == "in"): key for key, site in reversed(self._sites.items())}
         self._edits = dict(edit) if isinstance(edit, Mapping) else dict.fromkeys(once.values(), edit) if edit else {}

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig
 
+from llm_adapters_lab.adapters.shared.streams import Streams
 from llm_adapters_lab.core import placement
 from llm_adapters_lab.core.anatomy import Anatomy
 from llm_adapters_lab.core.hooks import AdapterChain
@@ -77,6 +78,22 @@ def describe_adapters(model: nn.Module) -> str:
     configs = {name: injection.config for name, injection in injections(model).items()}
     present = [f"{name!r} ({config.type}) at {config.at or 'the whole model'}" for name, config in configs.items()]
     return f"The model carries {'; '.join(present) or 'no adapters'}."
+
+
+def check_rows(decoder: nn.Module) -> None:
+    """Refuse to record a model in which an adapter runs every row several times.
+
+    Raises:
+        NoView: it does; the message names the adapter.
+    """
+    chain = getattr(decoder, "model_adapters", None)
+    active = chain.active() if isinstance(chain, AdapterChain) else {}
+    for name, adapter in active.items():
+        if isinstance(adapter, Streams) and adapter.streams > 1:
+            raise NoView(
+                f"The adapter {name!r} runs every row in {adapter.streams} streams, which a recording would mix up. "
+                "Look at their weights with `inspection.member_weights`, or record inside `injection.disabled()`."
+            )
 
 
 def check_adapters(model: nn.Module, sites: Mapping[str, Site], what: Collection[str], edit: Any) -> None:

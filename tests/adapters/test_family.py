@@ -15,7 +15,15 @@ from llm_adapters_lab.tasks.formats import get_format
 from llm_adapters_lab.tasks.tokens import prompt_ids
 
 # Methods with few parameters, or with large initial values, need a larger learning rate to learn in a few steps.
-RATES = {"prefix": 0.3, "prompt-tuning": 0.3, "ia3": 0.1, "bitfit": 0.03, "norm-tuning": 0.03, "krona": 0.03}
+RATES = {
+    "prefix": 0.3,
+    "prompt-tuning": 0.3,
+    "parscale": 0.1,
+    "ia3": 0.1,
+    "bitfit": 0.03,
+    "norm-tuning": 0.03,
+    "krona": 0.03,
+}
 
 OF_OTHERS = [kind for kind, entry in all_adapters().items() if "of" in entry.config.model_fields]
 

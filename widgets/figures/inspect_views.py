@@ -423,10 +423,14 @@ def _virtual(request: Request) -> Drawings:
 def _members(request: Request) -> Drawings:
     injection, text = request.injection, request.text
     weights = members.member_weights(injection, text.ids[None].to(request.model.device))
+    draw = partial(plots.member_weights, tokens=text.words, kind=request.name)
+    if (streams := weights.get("model")) is not None:
+        numbers = [f"stream {i}" for i in range(streams.shape[1])]
+        return [drawing(draw({"model": streams}, names=numbers, title="Weights of the streams"), link="token")]
     own = {key: weights[key][-len(text.ids) :] for key in request.sites() if key in weights}
     if not own:
         raise NoView("There are no members at these sites. Choose another site.")
-    names, draw = _member_names(request), partial(plots.member_weights, tokens=text.words, kind=request.name)
+    names = _member_names(request)
     if names:  # the same at every site
         figures = [draw(own, names=names), plots.member_weights_by_site(own, names, request.name, roles=request.roles)]
         return [drawing(figures[0], "by token", link="token"), drawing(figures[1], "by site")]
@@ -510,6 +514,10 @@ def _has_virtual(loaded: LoadedRun) -> None:
     if not probes.has_virtual_tokens(loaded.injection):
         raise NoView(f"{loaded.injection.config.type!r} has no virtual tokens.")
     Recorder(loaded.model, "attn?", "pattern")
+
+
+def _has_one_stream(loaded: LoadedRun) -> None:
+    Recorder(loaded.model, "layers")
 
 
 def _has_members(loaded: LoadedRun) -> None:
@@ -634,7 +642,8 @@ VIEWS = {
         _similarity,
         "The residual stream h without and h′ with the adapter: sizes, cos(h, h′) at each token, and linear CKA "
         "‖YᵀX‖² / (‖XᵀX‖ ‖YᵀY‖) over all tokens.",
-        needs=("text",),
+        _has_one_stream,
+        ("text",),
         columns=3,
         source=activation_metrics.cka,
     ),
@@ -686,7 +695,8 @@ VIEWS = {
         "members",
         _members,
         "The weight that the adapter gives to each of its members: for each token, mean over the selected sites, and "
-        "for each site, mean over the tokens. In a mixture, each site has members of its own.",
+        "for each site, mean over the tokens. In a mixture, each site has members of its own. Or the weights of the "
+        "streams that a row runs in.",
         _has_members,
         ("text", "site"),
     ),
@@ -706,7 +716,8 @@ VIEWS = {
         _lens,
         "softmax(head(norm(h))) of the residual stream h after each layer: of the base, with the adapter, and the "
         "difference.",
-        needs=_RANGE,
+        _has_one_stream,
+        _RANGE,
         columns=2,
         source=probes.logit_lens,
     ),

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from llm_adapters_lab.core import weights
 from llm_adapters_lab.core.adapter import Finish, ModelAdapter, World
 from llm_adapters_lab.errors import CannotConvert, CannotInject
 
@@ -132,6 +133,13 @@ def embedding_width(model: nn.Module) -> int:
     return width
 
 
+def output_width(model: nn.Module) -> int:
+    """Return the width of the decoder's output, which the output head reads."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    sizes = None if head is None else weights.dims(head)
+    return sizes[0] if sizes else embedding_width(model)
+
+
 class VirtualCache(ModelAdapter):
     """An adapter that fills an empty cache with learned keys and values.
 
@@ -146,6 +154,10 @@ class VirtualCache(ModelAdapter):
     def keys_and_values(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return keys (n_kv, t, d_k) and values (n_kv, t, d_v) of each layer that keeps them."""
         raise NotImplementedError(f"{type(self).__name__} has no keys_and_values")
+
+    def for_rows(self, part: torch.Tensor, rows: int) -> torch.Tensor:
+        """Return the keys or values of each row, (rows, n_kv, t, d), of what `keys_and_values` returns."""
+        return part.expand(rows, -1, -1, -1)
 
     def prepare(self, decoder: nn.Module, kwargs: dict[str, Any]) -> tuple[dict[str, Any], Finish | None]:
         """Fill an empty cache, and extend mask and positions; the cache is returned only if the caller wants one.
@@ -172,7 +184,7 @@ class VirtualCache(ModelAdapter):
             cache = DynamicCache() if usual else own
         kwargs["past_key_values"] = cache
         for index, pair in zip(self.slots, self.keys_and_values(), strict=True):
-            key, value = (p.to(mask.device, dtype).expand(len(mask), -1, -1, -1) for p in pair)
+            key, value = (self.for_rows(p.to(mask.device, dtype), len(mask)) for p in pair)
             cache.update(key, value, index)
         return kwargs, None if asked else _without_cache
 

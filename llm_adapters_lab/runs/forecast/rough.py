@@ -102,17 +102,21 @@ def seconds(
         asked: by task, the number of rows to score on and the longest answer in tokens.
     """
     amount, layers = size_of(spec, base), len(base.anatomy.layers)
+    streams = max((getattr(part, "streams", 1) for part in spec.adapter.parts), default=1) if spec.adapter else 1
     held = speed(pick_dtype(spec.dtype))
     training = speed(pick_dtype(spec.train.precision))
     # An embedding is looked up, not multiplied. Forward pass and gradients of the activations are 4 operations per
     # parameter of the base, 6 per trainable one.
     used = amount.base - sum(site.d_in * site.d_out for site in base.anatomy.embeddings if site.role == "embed")
     per_token = 4 * used + 6 * amount.trainable
-    found = tokens * per_token / (EFFICIENCY * training.operations) + steps * PASSES * layers * CALLS / training.calls
+    found = (
+        streams * tokens * per_token / (EFFICIENCY * training.operations)
+        + steps * PASSES * layers * CALLS / training.calls
+    )
     beams = 4 if spec.eval.protocol == "paper" else 1
     for rows, answer in asked.values():
         batches = -(-rows // spec.eval.batch)
-        together = min(rows, spec.eval.batch) * beams
+        together = min(rows, spec.eval.batch) * beams * streams
         work = 2 * used * together / (EFFICIENCY * held.operations)
         step = max(work, amount.weights / held.bytes) + layers * CALLS / held.calls
         prompt = 2 * used * together * max(length, 1) / (EFFICIENCY * held.operations)
