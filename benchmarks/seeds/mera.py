@@ -41,6 +41,21 @@ def shuffled(name: str, seed: int) -> Any:
     return replace(saved, tensors=tensors)
 
 
+def farther_apart(root: Path, seed: int) -> dict[str, Any]:
+    """Return the accuracies of adapters that were trained three times as long, before and after alignment."""
+    fields = {"adapter": SERIES, "data": {"task": "mini-math", "rows": 1000}, "eval": SCORED}
+    pair = [finished(root, 2 * seed + i, train=TRAIN | {"max_steps": 360}, **fields) for i in (0, 1)]
+    found: dict[str, Any] = {"singles, 360 steps": [accuracy(run) for run in pair]}
+    for name, how in (("plain", "average"), ("aligned by weights", "align")):
+        with looking_in(root):
+            made = blend([run.id for run in pair], how)  # type: ignore[arg-type]
+        made.save(folder := root / "blends" / f"{how}-{pair[1].id}")
+        adapter, data = SERIES | {"start": str(folder)}, {"task": "mini-math", "rows": 160}
+        run = finished(root, seed, adapter=adapter, data=data, train=STILL, eval=SCORED)
+        found[f"{name}, 360 steps"] = accuracy(run)
+    return found
+
+
 def one_seed(root: Path, seed: int) -> dict[str, Any]:
     """Return all accuracies of a seed."""
     rows = {"task": "mini-math", "rows": 1000}
@@ -66,7 +81,7 @@ def one_seed(root: Path, seed: int) -> dict[str, Any]:
 
 def main() -> None:
     asked = options(__doc__)
-    found = {seed: one_seed(asked.root, seed) for seed in asked.seeds}
+    found = {seed: one_seed(asked.root, seed) | farther_apart(asked.root, seed) for seed in asked.seeds}
     print(json.dumps(found, indent=1))
 
     def values(name: str) -> str:
@@ -78,7 +93,8 @@ def main() -> None:
         "aligned ≥ .84, plain mean ≤ .76, in the size of one",
         f"by weights {values('aligned by weights')}, by activations {values('aligned by activations')}; "
         f"after ten steps {values('aligned by weights, ten steps')}",
-        f"plain {values('plain')}, random permutation {values('random permutation')}; singles "
+        f"plain {values('plain')} (after 360 steps {values('plain, 360 steps')}, aligned "
+        f"{values('aligned by weights, 360 steps')}), random permutation {values('random permutation')}; singles "
         + ", ".join(each(found[seed]["singles"]) for seed in asked.seeds),
         found,
     )

@@ -52,7 +52,7 @@ def stocked(root: Path, seed: int) -> Shelf:
     return shelf
 
 
-def scored(picker: Picker, choose: Choice) -> float:
+def scored(picker: Picker, shelf: Shelf, choose: Choice) -> float:
     """Return the accuracy on all questions, each answered by the mix that is chosen for it."""
     right = count = 0
     for name in MATH:
@@ -61,7 +61,7 @@ def scored(picker: Picker, choose: Choice) -> float:
             chosen = {key: round(share, 2) for key, share in choose(name, row.instruction).items()}
             together[tuple(chosen.items())].append(row)
         for chosen_, rows in together.items():
-            picker.use(dict(chosen_))
+            shelf.use(picker.model, dict(chosen_), picker.tokenizer)
             found = list(evaluate(picker.model, picker.tokenizer, task, rows))
             right, count = right + sum(p["correct"] for p in found), count + len(found)
     return right / count
@@ -70,7 +70,8 @@ def scored(picker: Picker, choose: Choice) -> float:
 def one_seed(root: Path, seed: int) -> dict[str, Any]:
     """Return the shares and accuracies of a seed."""
     base = load_base("nano")
-    picker = Picker(stocked(root, seed), base.model, base.tokenizer)
+    shelf = stocked(root, seed)
+    picker = Picker(shelf.questions(), base.model, base.tokenizer)
     questions = [(name, row.instruction) for name in MATH for row in get_task(name).load("test", None)[:QUESTIONS]]
     picks = {question: picker.pick(question) for _, question in questions}
     first = [next(iter(picks[question]), "") == card_name(name) for name, question in questions]
@@ -88,7 +89,7 @@ def one_seed(root: Path, seed: int) -> dict[str, Any]:
     most = max(sum(s for n, s in picks[q].items() if n in foreign) for _, q in questions)
     found: dict[str, Any] = {"right card first": sum(first) / len(first), "largest share of a foreign language": most}
     found["none for plain text"] = all(picker.pick(text) == {} for text in PLAIN)
-    found |= {name: scored(picker, choose) for name, choose in ways.items()}
+    found |= {name: scored(picker, shelf, choose) for name, choose in ways.items()}
     print(seed, found, flush=True)
     return found
 

@@ -67,7 +67,7 @@ class ComposedConfig(MembersConfig):
         return any(not self.keeps(member) for member in self.of)
 
 
-@register_adapter("composed", config=ComposedConfig, at="", source="arXiv:2007.07779", colour="#2F4B7C")
+@register_adapter("composed", config=ComposedConfig, at="", source="arXiv:2007.07779", colour="#5C7AB8")
 class Composed(Members):
     """Members that act together by a rule at one site."""
 

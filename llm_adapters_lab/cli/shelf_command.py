@@ -91,7 +91,7 @@ def _pick(kept: Shelf, prompt: str, base: str) -> Output:
     from llm_adapters_lab.results.picking import Picker
 
     loaded = load_base(base or min(names))
-    chosen = Picker(kept, loaded.model, loaded.tokenizer, base=base or None).pick(prompt)
+    chosen = Picker(kept.questions(base or None), loaded.model, loaded.tokenizer).pick(prompt)
 
     def show() -> None:
         for name, share in chosen.items():

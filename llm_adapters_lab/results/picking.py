@@ -1,78 +1,94 @@
-"""Choose adapters of a shelf for a prompt, by what they were trained on.
+"""Choose adapters for a prompt, by what they were trained on.
 
-Texts are compared by the mean hidden state h: (d,) of a middle layer of the bare base. For a card with the mean state
-μ_k of its training questions, and the covariance Σ of the states around the mean of their card,
+A text is the vector h: (2d,) of the mean hidden state and that of its last token, in the middle layer of the bare base.
+With the mean μ_k of the training questions of adapter k, the mean μ of all μ_k, and the covariance Σ of questions
+around the mean of their adapter,
 
-    D_k(h)² = (h - μ_k)ᵀ S⁻¹ (h - μ_k),   S = (1 - γ) Σ + γ tr(Σ)/d I,   γ = 0.1
-    weight of k = budget · softmax_k(-D_k² / 2)
+    S = (1 - γ) Σ + γ tr(Σ) / 2d I,  γ = 0.5          |v|² = vᵀ S⁻¹ v
+    similarity s_k = cosine of h - μ and μ_k - μ in this norm
+    weight of k = budget · softmax_k(s_k / 0.02) over the most similar adapters that are within reach
 
-over the nearest cards that are within reach: held-out questions of card k have a D_k of at most its reach.
+An adapter is within reach if the mean state alone is, in its own such norm, at most 1.6 times as far from those of its
+questions as the farthest held-out question.
 
-Source: Stylus, Luo et al. 2024, arXiv:2404.18928: retrieve by embedding, compose for each topic, and give the adapters
-a budget of weight, since adding several at full strength destroys the output. Theirs are texts that a vision-language
-model writes about an adapter, and cosines of their embeddings; here they are training questions, and the weights are
-the posterior of a linear discriminant, which needs no temperature.
+Source: Stylus, Luo et al. 2024, arXiv:2404.18928: retrieve by embedding, compose for each topic by a softmax over the
+similarities, and give the adapters a budget of weight, since adding several at full strength destroys the output.
+Theirs are texts that a vision-language model writes about an adapter; here they are training questions.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import normalize
 
 from llm_adapters_lab.core import weights
-from llm_adapters_lab.core.composition import mix, stack
 from llm_adapters_lab.core.injection import injections
-from llm_adapters_lab.errors import BadSpec
-from llm_adapters_lab.results.shelf import Shelf, adapter_name
+from llm_adapters_lab.errors import BadSpec, LabError
+from llm_adapters_lab.runs.record import Run
+from llm_adapters_lab.runs.rows import read_rows
 
-SHRINK = 0.1
+SHRINK = 0.5
 """γ: the covariance of few questions is known only in part."""
-REACH = 1.5
+TEMPERATURE = 0.02
+"""Of the softmax over similarities."""
+REACH = 1.6
 """How much farther than held-out questions of a card a prompt may be."""
 LEAST = 0.01
 """Share of the budget below which an adapter is left out."""
 BATCH = 32
+QUESTIONS = 40
+"""Number of training questions by which an adapter is known."""
 
 
 class Picker:
-    """Chooses adapters of a shelf for prompts.
+    """Chooses adapters for prompts.
 
     Args:
-        shelf: the adapters; those with fewer than four training questions on their card are never chosen.
-        model: their base. Adapters in it are switched off while it reads.
+        questions: training questions by name of the adapter; one with fewer than four is never chosen.
+        model: the base of the adapters. Adapters in it are switched off while it reads.
         tokenizer: of the base.
-        base: name of the base on the cards; by default all cards are taken.
 
     Raises:
-        BadSpec: no card has enough training questions.
+        BadSpec: no adapter has enough training questions.
     """
 
-    def __init__(self, shelf: Shelf, model: nn.Module, tokenizer: Any, base: str | None = None) -> None:
-        """Read the training questions of all cards."""
-        self.shelf, self.model, self.tokenizer = shelf, model, tokenizer
-        cards = [card for card in shelf.select(base) if len(card.questions) >= 4]
-        if not cards:
-            raise BadSpec(f"No card on the shelf {shelf.root} has training questions. Add adapters from their runs.")
-        self.names = [card.name for card in cards]
-        states = self._states([question for card in cards for question in card.questions])
-        own = list(torch.split(states, [len(card.questions) for card in cards]))
+    def __init__(self, questions: Mapping[str, Sequence[str]], model: nn.Module, tokenizer: Any) -> None:
+        """Read all training questions."""
+        self.model, self.tokenizer = model, tokenizer
+        known = {name: texts for name, texts in questions.items() if len(texts) >= 4}
+        if not known:
+            raise BadSpec("No adapter here has training questions, by which it could be chosen. Add runs of adapters.")
+        self.names = list(known)
+        states = self._states([text for texts in known.values() for text in texts])
+        own = list(torch.split(states, [len(texts) for texts in known.values()]))
         self._means, self._whiten = _fit(own)
-        reach = torch.zeros(len(cards), dtype=states.dtype)
+        self._middle = self._means.mean(0)
+        self._cards = normalize((self._means - self._middle) @ self._whiten, dim=1)
+        means = [part[:, : part.shape[1] // 2] for part in own]  # mean states, which change less with the wording
+        self._near = _fit(means)
+        reach = torch.zeros(len(own), dtype=states.dtype)
         for half in (0, 1):  # each half is held out once
-            fitted = _fit([part[half::2] for part in own])
-            held = [_distances(part[1 - half :: 2], *fitted)[:, k].max() for k, part in enumerate(own)]
+            fitted = _fit([part[half::2] for part in means])
+            held = [_distances(part[1 - half :: 2], *fitted)[:, k].max() for k, part in enumerate(means)]
             reach = torch.maximum(reach, torch.stack(held))
         self._reach = REACH * reach
 
+    def similarities(self, text: str) -> dict[str, float]:
+        """Return the similarity s_k of a text to each adapter, from -1 to 1; 0 if there is only one."""
+        own = normalize((self._states([text])[0] - self._middle) @ self._whiten, dim=0)
+        return dict(zip(self.names, (self._cards @ own).tolist(), strict=True))
+
     def distances(self, text: str) -> dict[str, tuple[float, float]]:
-        """Return for each card the distance D_k of a text, and the largest at which it is chosen."""
-        found = _distances(self._states([text]), self._means, self._whiten)[0]
+        """Return for each adapter the distance of a text from its questions, and the largest at which it is chosen."""
+        state = self._states([text])
+        found = _distances(state[:, : state.shape[1] // 2], *self._near)[0]
         pairs = zip(found.tolist(), self._reach.tolist(), strict=True)
         return dict(zip(self.names, pairs, strict=True))
 
@@ -97,28 +113,20 @@ class Picker:
         topics = [part for part in re.split(r"(?<=[.!?])\s+|\n+", prompt) if part.strip()] if cut else [prompt]
         chosen: dict[str, float] = {}
         for topic in topics:
-            near = {n: d for n, (d, reach) in self.distances(topic).items() if d <= reach and n not in chosen}
-            kept = sorted(near, key=near.__getitem__)[:most]
-            best = near[kept[0]] if kept else 0.0
-            likely = {name: math.exp((best**2 - near[name] ** 2) / 2) for name in kept}
-            shares = {name: value / math.fsum(likely.values()) for name, value in likely.items()}
+            within = {
+                name for name, (far, reach) in self.distances(topic).items() if far <= reach and name not in chosen
+            }
+            near = {name: alike for name, alike in self.similarities(topic).items() if name in within}
+            kept = sorted(near, key=lambda name: -near[name])[:most]
+            strength = {name: math.exp((near[name] - near[kept[0]]) / TEMPERATURE) for name in kept}
+            shares = {name: value / math.fsum(strength.values()) for name, value in strength.items()}
             shares = {name: share for name, share in shares.items() if share >= LEAST}
             chosen |= {name: budget / len(topics) * s / math.fsum(shares.values()) for name, s in shares.items()}
         return dict(sorted(chosen.items(), key=lambda pair: -pair[1]))
 
-    def use(self, chosen: dict[str, float]) -> None:
-        """Load adapters of the shelf into the model as far as they are missing, and mix them; {} is the bare base."""
-        for name in chosen:
-            if adapter_name(name) not in injections(self.model):
-                self.shelf.load(self.model, name, self.tokenizer)
-        if chosen:
-            mix(self.model, {adapter_name(name): share for name, share in chosen.items()})
-        else:
-            stack(self.model)
-
     @torch.no_grad()
     def _states(self, texts: Sequence[str]) -> torch.Tensor:
-        """Return the mean hidden states of texts, (texts, d)."""
+        """Return the vectors of texts, (texts, 2d)."""
         found, device = [], weights.device(self.model)
         with ExitStack() as bare:
             for injection in injections(self.model).values():
@@ -131,13 +139,22 @@ class Picker:
                 ids = torch.tensor([row + row[:1] * (longest - len(row)) for row in rows], device=device)
                 mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
                 layers = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
-                states = layers[len(layers) // 2].double() * mask[..., None]
-                found.append((states.sum(1) / mask.sum(1, keepdim=True)).cpu())
+                states, counts = layers[len(layers) // 2].double() * mask[..., None], mask.sum(1)
+                last = states[torch.arange(len(rows), device=device), counts - 1]
+                found.append(torch.cat([states.sum(1) / counts[:, None], last], 1).cpu())
         return torch.cat(found)
 
 
+def training_questions(run: Run) -> tuple[str, ...]:
+    """Return the first training questions of a run; empty if its rows have gone."""
+    try:
+        return tuple(row.instruction for row in read_rows(run.spec).train[:QUESTIONS] if row.instruction)
+    except LabError:
+        return ()
+
+
 def _fit(own: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the means (cards, d), and a matrix W (d, d) with W Wᵀ = S⁻¹."""
+    """Return the means (adapters, 2d), and a matrix W (2d, 2d) with W Wᵀ = S⁻¹."""
     means = torch.stack([states.mean(0) for states in own])
     apart = torch.cat([states - mean for states, mean in zip(own, means, strict=True)])
     covariance = apart.T @ apart / len(apart)
@@ -147,5 +164,5 @@ def _fit(own: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _distances(states: torch.Tensor, means: torch.Tensor, whiten: torch.Tensor) -> torch.Tensor:
-    """Return the distances D of states to cards, (states, cards)."""
+    """Return the distances of texts from adapters, (texts, adapters)."""
     return torch.cdist(states @ whiten, means @ whiten)

@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +28,17 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from llm_adapters_lab.config import Part, parse
+from llm_adapters_lab.core.composition import mix, stack
 from llm_adapters_lab.core.fingerprint import check_fingerprint
-from llm_adapters_lab.core.injection import Injection
+from llm_adapters_lab.core.injection import Injection, injections
 from llm_adapters_lab.core.saved_adapters import FILES, SHELF, digest, read_saved, saved_folder
 from llm_adapters_lab.core.saving import load_adapter
-from llm_adapters_lab.errors import BadSpec, LabError, WrongBase, choices
+from llm_adapters_lab.errors import BadSpec, WrongBase, choices
 from llm_adapters_lab.files import read_json, write_json, writing
 from llm_adapters_lab.results import hub
+from llm_adapters_lab.results.picking import QUESTIONS, training_questions
 from llm_adapters_lab.runs.record import Run
-from llm_adapters_lab.runs.rows import read_rows
 
-QUESTIONS = 40
-"""Number of training questions that a card keeps."""
 NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
 
 
@@ -125,10 +124,7 @@ class Shelf:
         if run:
             known["task"], scores = run.spec.data.task, run.summary.get("scores", {})
             known["scores"] = {task: (score["accuracy"], score["total"]) for task, score in scores.items()}
-            try:
-                known["questions"] = tuple(row.instruction for row in read_rows(run.spec).train[:QUESTIONS])
-            except LabError:  # the rows have gone; the card is written without questions
-                known["questions"] = ()
+            known["questions"] = training_questions(run)
         fields = {"name": name, "digest": digest(folder), "base": str(saved.meta.get("base", ""))} | known
         fields |= {"type": saved.config.type, "licence": licence, "origin": run.id if run else source}
         card = parse(Card, fields | {"description": description or described[:4000]}, "card.")
@@ -206,6 +202,29 @@ class Shelf:
             LabError: as `folder` and `load_adapter`.
         """
         return load_adapter(model, self.folder(name), name=adapter_name(name), tokenizer=tokenizer)
+
+    def questions(self, base: str | nn.Module | None = None) -> dict[str, tuple[str, ...]]:
+        """Return the training questions on the cards by name, for `Picker`; `base` as in `select`."""
+        return {card.name: card.questions for card in self.select(base) if card.questions}
+
+    def use(self, model: nn.Module, shares: Mapping[str, float], tokenizer: Any = None) -> None:
+        """Mix adapters in a model, and load those that are not in it yet; without any, the bare base answers.
+
+        Args:
+            model: their base.
+            shares: weights by name, as `Picker.pick` returns them.
+            tokenizer: of the base.
+
+        Raises:
+            LabError: as `load`.
+        """
+        for name in shares:
+            if adapter_name(name) not in injections(model):
+                self.load(model, name, tokenizer)
+        if shares:
+            mix(model, {adapter_name(name): share for name, share in shares.items()})
+        else:
+            stack(model)
 
     def _fits(self, card: Card, model: nn.Module) -> bool:
         folder = self.folder(card.name)

@@ -185,47 +185,51 @@ def test_the_hub_downloads_nothing_but_tensors_and_text(tmp_path: Path, monkeypa
 
 
 @pytest.fixture(scope="module")
-def picker(root: Path) -> Picker:
+def stocked(root: Path) -> Shelf:
+    return Shelf(root / "shelf")
+
+
+@pytest.fixture(scope="module")
+def picker(stocked: Shelf) -> Picker:
     base = load_base("nano")
-    return Picker(Shelf(root / "shelf"), base.model, base.tokenizer)
+    return Picker(stocked.questions(), base.model, base.tokenizer)
 
 
-def test_questions_of_a_task_pick_its_adapter(picker: Picker) -> None:
+def test_questions_of_a_task_pick_its_adapter(picker: Picker, stocked: Shelf) -> None:
     for name, task in TASKS.items():
         picks = [picker.pick(row.instruction) for row in get_task(task).load("test", None)[:40]]
         assert sum(next(iter(pick), "") == name for pick in picks) >= 36
-        card = picker.shelf.card(name)
-        assert all(next(iter(picker.pick(question))) == name for question in card.questions)
+        assert all(next(iter(picker.pick(question))) == name for question in stocked.card(name).questions)
 
 
-def test_a_foreign_prompt_picks_none_and_leaves_the_base(picker: Picker) -> None:
+def test_a_foreign_prompt_picks_none_and_leaves_the_base(picker: Picker, stocked: Shelf) -> None:
     assert picker.pick(PLAIN) == {}
     ids = torch.tensor([[5, 6, 7, 8]])
     before = logits_of(load_base("nano").model, ids)
-    picker.use({"sums": 1.0})
+    stocked.use(picker.model, {"sums": 1.0})
     assert not torch.equal(logits_of(picker.model, ids), before)
     distances = picker.distances(PLAIN)
-    picker.use({})
+    stocked.use(picker.model, {})
     assert torch.equal(logits_of(picker.model, ids), before)
     assert picker.distances(PLAIN) == distances  # whatever is in the model
     assert set(injections(picker.model)) == {"sums"}
 
 
-def test_the_budget_is_kept_and_no_adapter_chosen_twice(picker: Picker) -> None:
-    both = " ".join(picker.shelf.card(name).questions[0] for name in ("sums", "truths", "sums"))
+def test_the_budget_is_kept_and_no_adapter_chosen_twice(picker: Picker, stocked: Shelf) -> None:
+    both = " ".join(stocked.card(name).questions[0] for name in ("sums", "truths", "sums"))
     chosen = picker.pick(both, cut=True, budget=0.8)
     assert 0 < sum(chosen.values()) <= 0.8 + 1e-9
     assert list(chosen.values()) == sorted(chosen.values(), reverse=True)
-    alone = picker.pick(picker.shelf.card("sums").questions[0], budget=0.5)
+    alone = picker.pick(stocked.card("sums").questions[0], budget=0.5)
     assert sum(alone.values()) == pytest.approx(0.5)
     with pytest.raises(BadSpec, match="empty"):
         picker.pick("")
 
 
-def test_a_shelf_without_questions_cannot_be_picked_from(shelf: Shelf) -> None:
+def test_adapters_without_questions_cannot_be_picked(stocked: Shelf) -> None:
     base = load_base("nano")
-    with pytest.raises(BadSpec, match="No card .* has training questions"):
-        Picker(shelf, base.model, base.tokenizer, base="gpt2")
+    with pytest.raises(BadSpec, match="No adapter here has training questions"):
+        Picker(stocked.questions("gpt2"), base.model, base.tokenizer)
 
 
 # Command
@@ -253,7 +257,7 @@ def test_the_command(shelf: Shelf, root: Path) -> None:
         (("list", "x"), "takes no argument"),
         (("search", "x", "--as", "y"), "--as is for shelf add"),
         (("list", "--hub"), "--hub is for shelf search"),
-        (("pick", "x", "--base", "tiny:gpt2"), "No card"),
+        (("pick", "x", "--base", "tiny:gpt2"), "No adapter here"),
         (("add", "nowhere"), "no saved adapter 'nowhere'"),
     ):
         result = lab(*words, *at)

@@ -650,3 +650,31 @@ def test_another_system_prompt_alone_is_named(tmp_path: Path) -> None:
     panel.workspace.selection.ids = [each.id for each in runs]
     panel.system.value = "no"
     assert "lora r4 q,v,down s1 was trained with the system prompt 'add'" in unescape(panel.warning.value)
+
+
+def test_runs_are_chosen_by_their_training_questions(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"eval": {"tasks": ["mini-bool"], "rows": 2}}
+    specs = {task: small("lora", data={"task": task, "rows": 64}, **fields) for task in ("mini-addsub", "mini-bool")}
+    ids = {task: run(spec, root=tmp_path).id for task, spec in specs.items()}
+    panel = PlaygroundPanel(tmp_path)
+    for task, run_id in ids.items():
+        panel.workspace.selection.ids = [next(other for other in ids.values() if other != run_id)]
+        panel.question.value = get_task(task).load("test", None)[3].instruction
+
+        async def choose() -> None:
+            await panel.choose()
+            async with asyncio.timeout(20):
+                while panel._kept:
+                    await asyncio.sleep(0.01)
+
+        asyncio.run(choose())
+        assert panel.problem.value == ""
+        assert panel.workspace.selection.ids == (run_id,)
+        assert panel.status.value == f"chosen: 1.00 · {panel.workspace.runs.names[run_id]}"
+        assert panel.question.value == get_task(task).load("test", None)[3].instruction  # nothing typed is lost
+    panel.question.value = "Once upon a time, a king lived in a castle."
+    before = panel.workspace.selection.ids
+    asyncio.run(panel.choose())
+    assert panel.status.value == "no run was trained on questions like this one"
+    assert panel.workspace.selection.ids == before and not panel.chooser.disabled
+    panel.close()

@@ -21,6 +21,7 @@ from llm_adapters_lab.files import read_json
 from llm_adapters_lab.markup import Html, el
 from llm_adapters_lab.results.appearance import BASE, colours, short_names
 from llm_adapters_lab.results.formatting import ago
+from llm_adapters_lab.results.picking import Picker, training_questions
 from llm_adapters_lab.results.run_index import Entry
 from llm_adapters_lab.tasks import prompts
 from llm_adapters_lab.tasks.base import Example
@@ -34,7 +35,7 @@ from widgets.forms.history_list import HistoryList
 from widgets.forms.prompt_box import PromptBox
 from widgets.kit.answers import Answer, Voice
 from widgets.kit.elements import Collapsible, button, field, segments, show_if, toolbar
-from widgets.kit.loaded_runs import LoadedRun, free_memory, load_run
+from widgets.kit.loaded_runs import LoadedRun, base_key, free_memory, load_run
 from widgets.kit.panel import Panel, error_markup, error_text, guarded, schedule
 from widgets.kit.prompt_history import Entry as Remembered
 from widgets.kit.workspace import Question, Workspace
@@ -44,6 +45,8 @@ RAW = "none (raw text)"
 MAX_ADAPTERS = 3
 MAX_OFFERED = 200
 """Number of runs that can be added by name; any others are selected in Compare."""
+MAX_COMPARED = 40
+"""Number of tasks whose runs are compared with a question."""
 MAX_PROMPTS = 200
 """Number of prompts in a batch."""
 EVERY = 0.1
@@ -101,6 +104,7 @@ class PlaygroundPanel(Panel):
         self._asked: Format | None = None
         self._prompts: dict[str, dict[str, tuple[str, str]]] = {}
         self._question: Question | None = None
+        self._kept: tuple[Example | None, str] | None = None
         self._takes = 0
         self.sliders: dict[str, Any] = {}
         self._build()
@@ -178,6 +182,46 @@ class PlaygroundPanel(Panel):
             self._set_status(False, "")
         else:
             self._set_status(False, "stopped" if self._stopped else "done")
+
+    async def choose(self) -> None:
+        """Select the runs, of the base of the first, whose training questions are most like the question.
+
+        Of several runs of a task the one with the highest accuracy counts.
+        """
+        if self._busy or not self._ids or not self.question.value.strip():
+            return
+        self._set_status(True, "comparing the question with what runs were trained on …")
+        self.problem.value, words = "", ""
+        try:
+            await self._load()
+            chosen = await asyncio.to_thread(self._nearest, self.question.value)
+            names = self.workspace.runs.names
+            words = "chosen: " + ", ".join(f"{share:.2f} · {names[run_id]}" for run_id, share in chosen.items())
+            if chosen:
+                self._select(list(chosen))
+            else:
+                words = "no run was trained on questions like this one"
+        except Exception as error:
+            self.problem.value, self.problem_of = error_markup(error), "answer"
+        self._set_status(False, words)
+
+    def _select(self, ids: Sequence[str]) -> None:
+        """Select runs, which answer the same question."""
+        self._kept = (self._example, self.question.value) if self.question.value else None
+        self.workspace.selection.ids = list(ids)
+
+    def _nearest(self, text: str) -> dict[str, float]:
+        """Return runs and their weights for a question; called in a thread."""
+        shared, wanted = self._loaded[self._first].base, base_key(self._loaded[self._first].run.spec)
+        first, best = self.entries[0].fields.get("base"), dict[str, Entry]()
+        for entry in filter(_answers, list(self.workspace.runs.entries.values())):
+            task, known = str(entry.fields.get("data.task")), entry.fields.get("base") == first
+            if known and (task not in best or (entry.accuracy or 0) > (best[task].accuracy or 0)):
+                best[task] = entry
+        alike = [entry.run for entry in list(best.values())[:MAX_COMPARED] if base_key(entry.run.spec) == wanted]
+        questions = {run.id: training_questions(run) for run in alike}
+        with shared.using():
+            return Picker(questions, shared.model, shared.tokenizer).pick(text, most=MAX_ADAPTERS)
 
     async def answer_mix(self) -> None:
         """Generate the answer of the mix anew, beside those of the other columns."""
@@ -595,7 +639,8 @@ class PlaygroundPanel(Panel):
             with self.silently():
                 self.settings.limit.value = self.examples.max_new_tokens
                 self._offer_templates(asked)
-            self._put(example)
+            kept, self._kept = self._kept, None
+            self._put(*(kept or (example, "")))
         except Exception as error:
             if number == self._takes:
                 self._put(None)
@@ -698,13 +743,13 @@ class PlaygroundPanel(Panel):
     @guarded
     def _added(self, change: Any) -> None:
         if not self.quiet and change["new"]:
-            self.workspace.selection.ids = [*(self._ids or ()), change["new"]]
+            self._select([*(self._ids or ()), change["new"]])
 
     @guarded
     def _removed(self, change: Any) -> None:
         if run_id := change["new"]:
             self.grid.removed = ""
-            self.workspace.selection.ids = [known for known in self._ids or () if known != run_id]
+            self._select([known for known in self._ids or () if known != run_id])
 
     @guarded
     def _inspected(self, _: Any) -> None:
@@ -718,7 +763,7 @@ class PlaygroundPanel(Panel):
         await self.workspace.runs.refresh_soon()
 
     def _set_status(self, busy: bool, words: str) -> None:
-        self._busy = self.generate.disabled = busy
+        self._busy = self.generate.disabled = self.chooser.disabled = busy
         self.stop.disabled, self.status.value = not busy, words
         if not busy:
             self._changed()
@@ -743,6 +788,8 @@ class PlaygroundPanel(Panel):
             options=[("+ Add a run", "")], tooltip="Add another run", layout=W.Layout(width="150px")
         ).add_class("lab-add-run")
         self.adder.observe(self._added, "value")
+        choosing = "Select the runs whose training questions are most like this one"
+        self.chooser = button("Choose for me", choosing, click=lambda _: schedule(self.choose))
         self.grid.observe(self._removed, "removed")
         self.mixed = W.ToggleButton(description="Mix", tooltip="Add a column: the weighted sum of the adapters")
         self.mixed.observe(self._mix_changed, "value")
@@ -763,7 +810,7 @@ class PlaygroundPanel(Panel):
         seen = Collapsible("The prompt as the model sees it", self.seen)
         settings = toolbar(self.generate, self.stop, *self.settings.widgets, self.inspect)
         top = toolbar(self.mode, self.examples.task, self.examples.another, self.template, self.system)
-        talking = (self.adder, self.mixed, self.tinted, self.follow, self.restart, self.gold, self.status)
+        talking = (self.adder, self.chooser, self.mixed, self.tinted, self.follow, self.restart, self.gold, self.status)
         talk = toolbar(*talking)
         talk.add_class("lab-talk")
         shown = [self.question, self.input, settings, self.warning, self.problem, talk, self._weights]
