@@ -81,6 +81,7 @@ class Adapter(nn.Module):
             another adapter is before it at the same module.
         own_per_expert: the vectors that each expert keeps for itself if the experts of a layer share an adapter, and
             whether they have as many elements as its "d_in" or "d_out".
+        readers: with `token_gate`, the paths of the projections that read the input of its MLP; `skipping.readers_of`.
         groups: names of the groups that it has a part for, such as tasks; see `CallContext.group`.
         peft_type: name of the method in peft; empty if peft does not have it.
         example: fields of a small config, for tests and documentation.
@@ -100,6 +101,7 @@ class Adapter(nn.Module):
     experts: ClassVar[bool] = False
     reads_weight: ClassVar[bool] = False
     own_per_expert: ClassVar[Mapping[str, str]] = {}
+    readers: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     peft_type: ClassVar[str] = ""
     example: ClassVar[Mapping[str, Any]] = {}
@@ -197,6 +199,11 @@ class Adapter(nn.Module):
     penalty: Callable[[], torch.Tensor] | None = None
     """In adapters with a loss of their own, a method that returns it for the last forward pass: a scalar, in nats per
     label, which training adds to the mean loss."""
+
+    token_gate: Callable[[torch.Tensor], torch.Tensor] | None = None
+    """In adapters that run an MLP for some tokens only, a method that takes its input x (..., d_in) and returns the
+    factor of its output, (...), 0 for tokens that do not run. y is then the output times that factor; see
+    `skipping`."""
 
     baked: Callable[[Any, str], tuple[Any, dict[str, torch.Tensor]]] | None = None
     """In adapters whose tensors are generated for a group, a method that takes the config and the name of a group, or

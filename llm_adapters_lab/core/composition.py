@@ -109,7 +109,7 @@ def _check_sites(named: Mapping[str, Injection]) -> None:
     """Check that the changes of adapters add up."""
     at: dict[str, set[tuple[str, str]]] = {}
     for name, injection in named.items():
-        if any(adapter.scope == "model" or adapter.trains_base for adapter in injection.adapters.values()):
+        if any(a.scope == "model" or a.trains_base or a.token_gate is not None for a in injection.adapters.values()):
             raise BadSpec(f"{name!r} is {injection.config.type!r}, whose effects do not add up; stack it instead.")
         for site in injection.sites.values():
             here = at.setdefault(site.path, set())

@@ -21,6 +21,7 @@ from llm_adapters_lab.core import weights
 from llm_adapters_lab.core.call_context import CONTEXT_ATTRIBUTE
 from llm_adapters_lab.core.matrix_hosts import MatrixHost
 from llm_adapters_lab.core.sites import Site
+from llm_adapters_lab.core.skipping import Running, check_chains
 from llm_adapters_lab.errors import CannotInject
 
 MARKS = ("read_by", "injections", CONTEXT_ATTRIBUTE)
@@ -56,7 +57,10 @@ class AdapterChain(nn.ModuleDict):
         # Of the running calls, by thread.
         self.x: dict[int, torch.Tensor] = {}
         self.finish: dict[int, Any] = {}
+        self.chosen_tokens: dict[int, tuple[Running | None, list[nn.Module]]] = {}
         self.table: tuple[nn.Module, ...] = ()  # the host if it is an embedding; in a tuple it is no second child
+        # If an adapter decides for which tokens an MLP runs: the projections that read its input, and the last one.
+        self.mlp_projections: tuple[nn.Module, ...] = ()
         self.own: dict[str, Any] | None = None
         self.thread = 0
         self.handles: list[Any] = []
@@ -65,6 +69,27 @@ class AdapterChain(nn.ModuleDict):
         """Return the enabled adapters by name, in their order."""
         on = [name for name in self if name not in self.off and name not in self.muted]
         return {name: self[name] for name in sorted(on, key=self.turns.__getitem__)}
+
+    def gates(self) -> list[Any]:
+        """Return what decides for which tokens an MLP runs, of the enabled adapters."""
+        active: list[Any] = list(self.active().values())
+        parts = [part for one in active for part in (one if isinstance(one, Sequence) else [one])]
+        return [gate for part in parts if (gate := getattr(part, "token_gate", None)) is not None]
+
+    def choose_tokens(self, x: torch.Tensor) -> Running | None:
+        """Return the tokens for which the MLP runs, from its input x; None for all of them.
+
+        Raises:
+            CannotInject: several adapters decide it, or one does that acts together with others by a mix or a rule.
+        """
+        if not (gates := self.gates()):
+            return None
+        if len(gates) > 1 or self.mix or self.rule is not None or self.slices:
+            raise CannotInject(
+                f"Among {', '.join(self.active())}, an adapter decides for which tokens an MLP runs, and so for all "
+                "adapters there. Only one can, and not within a mix or a rule: use `stack(model, ...)`."
+            )
+        return Running.of(gates[0](x))
 
     def fold(self, x: torch.Tensor | None, y: torch.Tensor, names: Collection[str] | None = None) -> torch.Tensor:
         """Return y after all active adapters, in the dtype of y; each adapter computes in its own dtype.
@@ -129,6 +154,9 @@ def _fold_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if output.ndim < args[0].ndim:  # experts may return their tokens in one row
             return chain.fold(args[0], output.view(*args[0].shape[:-1], -1)).view(output.shape)
         return chain.fold(args[0], output)
+    if (running := sublayer.chosen_tokens.pop(get_ident(), (None,))[0]) is not None:
+        output = running.scatter(chain.fold(args[0], output))
+        return sublayer.fold(sublayer.x.pop(get_ident(), None), output)
     inputs = {chain: args[0], sublayer: sublayer.x.pop(get_ident(), None)}
     turns = sorted((c.turns[name], name, c) for c in inputs for name in c.active())
     for one, group in groupby(turns, key=lambda turn: turn[2]):
@@ -140,12 +168,27 @@ def _fold_sublayer(module: nn.Module, args: tuple[Any, ...], output: torch.Tenso
     if hasattr(module, "adapters"):
         return output  # `_fold_output` passes it through both chains
     chain: AdapterChain = module.sublayer_adapters  # type: ignore[assignment]
+    if (running := chain.chosen_tokens.pop(get_ident(), (None,))[0]) is not None:
+        output = running.scatter(output)
     return chain.fold(chain.x.pop(get_ident(), None), output)
 
 
 def _keep_input(module: nn.Module, args: tuple[Any, ...]) -> None:
     (chain,) = module.read_by  # type: ignore[misc]
     chain.x[get_ident()] = args[0]
+
+
+def _gather(module: nn.Module, args: tuple[Any, ...]) -> Any:
+    (chain,) = module.read_by  # type: ignore[misc]
+    thread = get_ident()
+    running, entered = chain.chosen_tokens.get(thread, (None, [module]))
+    if module in entered:  # a new call, whichever projection comes first
+        running = chain.choose_tokens(chain.x[thread] if module is chain.mlp_projections[0] else args[0])
+        if running is not None:
+            check_chains(chain.mlp_projections)
+        chain.chosen_tokens[thread] = running, (entered := [])
+    entered.append(module)
+    return args if running is None else (running.gather(args[0]), *args[1:])
 
 
 def _fold_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
@@ -262,6 +305,25 @@ def attach(model: nn.Module, host: nn.Module, site: Site | None) -> AdapterChain
     return chain
 
 
+def follow(model: nn.Module, host: nn.Module, readers: Collection[str]) -> None:
+    """Let the adapters of the sublayer that ends in a host decide for which tokens it runs.
+
+    Args:
+        model: the model.
+        host: the last projection of the MLP, whose chain is attached.
+        readers: paths of the projections that read its input, in order of execution.
+    """
+    chain: AdapterChain = host.sublayer_adapters  # type: ignore[assignment]
+    assert readers, "an adapter with a token_gate needs `readers`, see `skipping.readers_of`"
+    if not chain.mlp_projections:
+        chain.mlp_projections = (*map(model.get_submodule, readers), host)
+        for reader in chain.mlp_projections[:-1]:
+            reader.read_by = (chain,)  # type: ignore[assignment]
+            # Before adapters at its input; at the first one, x has been kept.
+            later = reader is not chain.mlp_projections[0]
+            chain.handles.append(reader.register_forward_pre_hook(_gather, prepend=later))
+
+
 def detach(model: nn.Module, host: nn.Module, site: Site | None, name: str) -> None:
     """Remove an adapter from the chain at a site; the hooks and the chain are removed with the last one."""
     attribute = chain_name(site)
@@ -279,4 +341,5 @@ def detach(model: nn.Module, host: nn.Module, site: Site | None, name: str) -> N
         if isinstance(host, MatrixHost) and not list(host.children()):
             host.unmount()
         if attribute == "sublayer_adapters" and site is not None:
-            del model.get_submodule(site.reader).read_by
+            for reader in chain.mlp_projections[:-1] or (model.get_submodule(site.reader),):
+                del reader.read_by

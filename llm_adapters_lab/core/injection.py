@@ -21,7 +21,7 @@ from llm_adapters_lab.core.adapter import Adapter, Place, World
 from llm_adapters_lab.core.adapter_config import AdapterConfig
 from llm_adapters_lab.core.anatomy import Anatomy, base_parameters
 from llm_adapters_lab.core.call_context import attach_context, detach_context
-from llm_adapters_lab.core.hooks import AdapterChain, Sequence, attach, chain_name, detach
+from llm_adapters_lab.core.hooks import AdapterChain, Sequence, attach, chain_name, detach, follow
 from llm_adapters_lab.core.matrix_hosts import find_host
 from llm_adapters_lab.core.modifiers.apply import apply_modifiers
 from llm_adapters_lab.core.modifiers.base import modified
@@ -232,6 +232,8 @@ class Injection:
         last = max((turn for chain in chains for turn, _ in chain.turns.values()), default=0)
         for index, (key, host) in enumerate(self._hosts.items()):
             chain = attach(self.model, host, self.sites.get(key))
+            if self.adapters[key].token_gate is not None:
+                follow(self.model, host, self.adapters[key].readers)
             adapter: nn.Module = self.adapters[key].train(host.training)
             if self.name in chain:  # an earlier part
                 before = chain[self.name]

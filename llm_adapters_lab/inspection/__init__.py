@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = attach(
         "heads": "HeadChange head_changes",
         "dataset_activity": "ActivityMoments",
         "members": "member_weights member_names",
+        "token_choice": "tokens_run",
         "routing": "ExpertLoad expert_loads has_experts",
         "ablations": "ablation interpolation without",
     },

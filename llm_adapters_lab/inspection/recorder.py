@@ -153,13 +153,13 @@ class Recorder(Mapping[str, Recording]):
             yield module.register_forward_pre_hook(self._begin, prepend=True, with_kwargs=True)
         for key, site in self._sites.items():
             host, reader = (self.model.get_submodule(path) for path in (site.path, site.reader or site.path))
-            inside = site.side == "in"
+            inside, gated = site.side == "in", any(chain.gates() for chain in chains(self.model, site))
             for chain in chains(self.model, site):
                 for name, adapter in chain.items():
                     yield adapter.register_forward_hook(partial(self._adapter, key, name, chain))
             # The first hook sees what the module computes, the last one what adapters made of it.
             if "x" in self.what:
-                yield on_stream(reader, partial(self._keep, key, "x"), inside=True, first=inside)
+                yield on_stream(reader, partial(self._keep, key, "x"), inside=True, first=inside or gated)
             if "base" in self.what:
                 yield on_stream(host, partial(self._keep, key, "base"), inside=inside, first=True)
             yield on_stream(host, partial(self._finish, key), inside=inside, first=False)

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 from llm_adapters_lab.adapters.shared.streams import Streams
 from llm_adapters_lab.core import placement
 from llm_adapters_lab.core.anatomy import Anatomy
-from llm_adapters_lab.core.hooks import AdapterChain
+from llm_adapters_lab.core.hooks import AdapterChain, chain_name
 from llm_adapters_lab.core.injection import injections
 from llm_adapters_lab.core.sites import Site
 from llm_adapters_lab.errors import NoView
@@ -113,6 +113,11 @@ def check_adapters(model: nn.Module, sites: Mapping[str, Site], what: Collection
             raise NoView(
                 f"{' and '.join(own)} trains the parameters of {site.path} themselves, so there is no output before it "
                 "and no contribution to it. Record y, and once more inside `injection.disabled()`."
+            )
+        if any(chain.gates() for chain in chains(model, site)):
+            raise NoView(
+                f"{' and '.join(getattr(model.get_submodule(site.path), chain_name(site)))} runs {site.path} for some "
+                "tokens only, so there is no output without it. Record y, and once more inside `injection.disabled()`."
             )
         here = {name for chain in chains(model, site) for name in chain}
         if isinstance(one := by_key.get(key), AdapterScale) and one.name not in here:

@@ -11,7 +11,7 @@ from llm_adapters_lab.core.injection import inject
 from llm_adapters_lab.core.matrix_hosts import HOSTS, MatrixHost
 from llm_adapters_lab.core.merging import merge
 from llm_adapters_lab.core.registry import all_adapters, get_adapter
-from llm_adapters_lab.errors import CannotInject, CannotMerge, UnknownAnatomy
+from llm_adapters_lab.errors import CannotInject, CannotMerge, EmptyPlacement, UnknownAnatomy
 from llm_adapters_lab.models import random_models
 from llm_adapters_lab.training.step import set_gradient_checkpointing
 
@@ -28,6 +28,7 @@ FAMILIES = (
 PLAIN = "mixer?,shared?,up?,down?"
 REFUSED = {
     "prefix": {"mamba", "mamba2"},  # no keys and values
+    "coda": {*FAMILIES} - {"minicpm3", "falcon_h1", "olmo_hybrid", "lfm2"},  # experts, or no MLP in some layer
     "parscale": {"mamba", "mamba2"},
 }
 
@@ -37,6 +38,8 @@ def placed(kind: str) -> str:
     entry = get_adapter(kind)
     if not entry.placed:
         return ""
+    if entry.cls.token_gate is not None:
+        return "mlp"
     return "mixer?,mlp?" if entry.cls.experts or entry.cls.level == "sublayer" else PLAIN
 
 
@@ -56,7 +59,7 @@ def test_the_contract(kind: str, family: str) -> None:
     entry = get_adapter(kind)
     config = entry.config(**example(kind))
     if family in REFUSED.get(kind, ()):
-        with pytest.raises((CannotInject, UnknownAnatomy)):
+        with pytest.raises((CannotInject, EmptyPlacement, UnknownAnatomy)):
             inject(model, config)
         return
     injection = inject(model, config, at=placed(kind) or None)

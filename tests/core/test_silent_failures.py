@@ -23,7 +23,7 @@ from llm_adapters_lab.errors import BadSpec, CannotInject, CannotMerge, CannotWr
 from llm_adapters_lab.models import loading, random_models
 
 IDS = tokens()
-WHOLE = [case for case in CASES if not get_adapter(CASES[case]["type"]).cls.identity]
+WHOLE = [case for case in CASES if (cls := get_adapter(CASES[case]["type"]).cls).scope == "model" and not cls.identity]
 
 
 def model(family: str = "llama") -> Any:

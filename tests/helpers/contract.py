@@ -53,6 +53,10 @@ ALL = pytest.mark.parametrize("case", CASES)
 MERGES = [case for case in CASES if get_adapter(CASES[case]["type"]).cls.merged is not None]
 
 
+MOVED_BY_PASSES = ("coda",)
+"""A pass in training changes what it remembers, without a step of the optimiser."""
+
+
 FAMILIES = pytest.mark.parametrize("family", random_models.TINY)
 
 

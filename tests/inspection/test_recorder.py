@@ -30,7 +30,7 @@ OF_PARTS = {case: [get_adapter(part.type).cls for part in config(case).parts] fo
 SITES = [
     case
     for case, parts in OF_PARTS.items()
-    if all(cls.scope == "site" and not (cls.trains_base or cls.for_tokens) for cls in parts)
+    if all(cls.scope == "site" and not (cls.trains_base or cls.for_tokens or cls.token_gate) for cls in parts)
 ]
 MLP0 = "model.layers.0.mlp.down_proj:mlp"
 

@@ -33,7 +33,10 @@ CLASSES = {case: get_adapter(fields["type"]).cls for case, fields in CASES.items
 AT_SITES = [
     case
     for case in CASES
-    if all((cls := get_adapter(p.type).cls).scope == "site" and not cls.trains_base for p in config(case).parts)
+    if all(
+        (cls := get_adapter(p.type).cls).scope == "site" and not (cls.trains_base or cls.token_gate)
+        for p in config(case).parts
+    )
 ]
 
 

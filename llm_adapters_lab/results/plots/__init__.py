@@ -30,6 +30,7 @@ __getattr__, __dir__, __all__ = attach(
         "inside": "activity layer_heads unit_tokens",
         "layers": "ablation_bars interpolation_curve placement stream_similarity",
         "tokens": "layer_tokens lens_grid token_strip",
+        "token_choice": "tokens_run",
         "style": "data",
     },
 )
