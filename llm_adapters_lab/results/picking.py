@@ -8,8 +8,8 @@ around the mean of their adapter,
     similarity s_k = cosine of h - μ and μ_k - μ in this norm
     weight of k = budget · softmax_k(s_k / 0.02) over the most similar adapters that are within reach
 
-An adapter is within reach if the mean state alone is, in its own such norm, at most 1.6 times as far from those of its
-questions as the farthest held-out question.
+An adapter is within reach if the mean state alone is, in its own such norm, at most 1.3 times as far from those of its
+questions as any held-out question is from those of its adapter.
 
 Source: Stylus, Luo et al. 2024, arXiv:2404.18928: retrieve by embedding, compose for each topic by a softmax over the
 similarities, and give the adapters a budget of weight, since adding several at full strength destroys the output.
@@ -19,7 +19,6 @@ Theirs are texts that a vision-language model writes about an adapter; here they
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -38,7 +37,7 @@ SHRINK = 0.5
 """γ: the covariance of few questions is known only in part."""
 TEMPERATURE = 0.02
 """Of the softmax over similarities."""
-REACH = 1.6
+REACH = 1.3
 """How much farther than held-out questions of a card a prompt may be."""
 LEAST = 0.01
 """Share of the budget below which an adapter is left out."""
@@ -78,19 +77,18 @@ class Picker:
             fitted = _fit([part[half::2] for part in means])
             held = [_distances(part[1 - half :: 2], *fitted)[:, k].max() for k, part in enumerate(means)]
             reach = torch.maximum(reach, torch.stack(held))
-        self._reach = REACH * reach
+        self._reach = REACH * float(reach.max())
 
     def similarities(self, text: str) -> dict[str, float]:
         """Return the similarity s_k of a text to each adapter, from -1 to 1; 0 if there is only one."""
         own = normalize((self._states([text])[0] - self._middle) @ self._whiten, dim=0)
         return dict(zip(self.names, (self._cards @ own).tolist(), strict=True))
 
-    def distances(self, text: str) -> dict[str, tuple[float, float]]:
-        """Return for each adapter the distance of a text from its questions, and the largest at which it is chosen."""
+    def distances(self, text: str) -> dict[str, float]:
+        """Return the distance of a text from the questions of each adapter, 1 at the end of its reach."""
         state = self._states([text])
-        found = _distances(state[:, : state.shape[1] // 2], *self._near)[0]
-        pairs = zip(found.tolist(), self._reach.tolist(), strict=True)
-        return dict(zip(self.names, pairs, strict=True))
+        found = _distances(state[:, : state.shape[1] // 2], *self._near)[0] / self._reach
+        return dict(zip(self.names, found.tolist(), strict=True))
 
     def pick(self, prompt: str, *, most: int = 3, budget: float = 1.0, cut: bool = False) -> dict[str, float]:
         """Return names and weights of adapters for a prompt, for `mix`; the weights add up to at most the budget.
@@ -99,8 +97,8 @@ class Picker:
             prompt: a text.
             most: maximum number of adapters of a topic.
             budget: sum of all weights.
-            cut: take each sentence for a topic of its own; otherwise the prompt is one. Topics share the budget
-                equally, and no adapter is chosen for two of them.
+            cut: take each line for a topic of its own; otherwise the prompt is one. Topics share the budget equally,
+                and no adapter is chosen for two of them.
 
         Returns:
             The weights, the largest first; {} if no card is within reach, which means the bare base.
@@ -110,12 +108,10 @@ class Picker:
         """
         if not prompt.strip():
             raise BadSpec("There is no adapter for an empty prompt.")
-        topics = [part for part in re.split(r"(?<=[.!?])\s+|\n+", prompt) if part.strip()] if cut else [prompt]
+        topics = [part for part in prompt.splitlines() if part.strip()] if cut else [prompt]
         chosen: dict[str, float] = {}
         for topic in topics:
-            within = {
-                name for name, (far, reach) in self.distances(topic).items() if far <= reach and name not in chosen
-            }
+            within = [name for name, far in self.distances(topic).items() if far <= 1 and name not in chosen]
             near = {name: alike for name, alike in self.similarities(topic).items() if name in within}
             kept = sorted(near, key=lambda name: -near[name])[:most]
             strength = {name: math.exp((near[name] - near[kept[0]]) / TEMPERATURE) for name in kept}
