@@ -10,7 +10,7 @@ base. The first real token is at position t; in the authors' code it is at 0, wh
 
 Parameters: n = P t n_kv (d_k + d_v) summed over the layers, plus P d² + d + P d + P for the weights if P > 1.
 
-Source: Chen et al. 2025, arXiv:2505.10475, section 3 and equation 7 for ε.
+Source: Chen et al. 2025, arXiv:2505.10475, their input transformation and output aggregation; ε as in their code.
 """
 
 from __future__ import annotations
