@@ -60,7 +60,7 @@ def test_units_are_transported_between_widths(nonlinearity: str, by: str, tmp_pa
     """Each unit of the wider adapter is there twice with half its output, in another order: the same function."""
     narrow = SERIES | {"nonlinearity": nonlinearity}
     saved(tmp_path / "a", narrow)
-    model, injection = saved(tmp_path / "b", narrow | {"bottleneck": 16}, seed=1)
+    _, injection = saved(tmp_path / "b", narrow | {"bottleneck": 16}, seed=1)
     order = torch.randperm(16, generator=torch.Generator().manual_seed(2)) // 2
     state = read_saved(tmp_path / "a").tensors
     for key, tensor in read_saved(tmp_path / "a").tensors.items():
