@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from contract import required
 
 from llm_adapters_lab.core.registry import all_adapters
 from llm_adapters_lab.evaluation.decoding import StopRule
@@ -25,14 +26,12 @@ RATES = {
     "krona": 0.03,
 }
 
-OF_OTHERS = [kind for kind, entry in all_adapters().items() if "of" in entry.config.model_fields]
-
 
 @pytest.mark.parametrize("kind", sorted(all_adapters()))
 def test_it_learns_and_is_restored(kind: str, tmp_path: Path) -> None:
     fields = {
         "base": "nano",
-        "adapter": {"type": kind, **(all_adapters()[kind].cls.example if kind in OF_OTHERS else {})},
+        "adapter": {"type": kind, **required(kind)},
         "data": {"task": "mini-math", "rows": 16, "max_tokens": 128},
         "train": {"batch": 16, "epochs": 12, "schedule": "constant", "learning_rate": RATES.get(kind, 3e-3)},
         "eval": {"tasks": ["mini-addsub"], "rows": 2, "batch": 2, "max_new_tokens": 4},

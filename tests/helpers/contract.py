@@ -66,9 +66,10 @@ def config(case: str, **changes: Any) -> AdapterConfig:
 
 
 def required(kind: str) -> dict[str, Any]:
-    """Return the fields of the example of an adapter that have no default."""
+    """Return the fields of the example of an adapter that have no default, or all if it is made of others."""
     entry = get_adapter(kind)
-    return {name: entry.cls.example[name] for name, field in entry.config.model_fields.items() if field.is_required()}
+    fields = entry.config.model_fields
+    return {n: value for n, value in entry.cls.example.items() if "of" in fields or fields[n].is_required()}
 
 
 def tokens(rows: int = 2, length: int = 7) -> torch.Tensor:

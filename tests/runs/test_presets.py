@@ -35,7 +35,7 @@ def test_these_presets_there_are() -> None:
         *("adapter-plus", "hydra-text", "sparse-series", "large-sparse", "mosa", "one-bit-parallel"),
         *("polytropon", "mhr", "hyperformer", "hyperformer-plus", "hyper-adapters"),
     }
-    assert set(spec_presets()) == PAPER | {"paper/bactrian-7b-lora", "quickstart", "mixture", "qlora"}
+    assert set(spec_presets()) == PAPER | {"bactrian-x", "quickstart", "mixture", "qlora"}
     assert not set(adapter_presets()) & set(all_adapters()), "an adapter's own name would hide the preset"
 
 
@@ -186,7 +186,7 @@ def test_a_file_on_disk_goes_before_a_preset(tmp_path: Path, monkeypatch: pytest
     [
         ("paper/llama-7b-loar", "no spec file paper/llama-7b-loar.*Did you mean 'paper/llama-7b-lora'"),
         ("llama-13b-prefix", "Did you mean 'paper/llama-13b-prefix'"),
-        ("zzz", "Choose one of: mixture, "),
+        ("zzz", "Choose one of: bactrian-x, mixture, "),
     ],
 )
 def test_an_unknown_name_offers_the_nearest(name: str, message: str) -> None:
