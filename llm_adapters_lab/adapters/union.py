@@ -84,10 +84,10 @@ class Union(Adapter):
 
     @classmethod
     def completed(cls, config: UnionConfig) -> UnionConfig:
-        """Return the config, or refuse one with a modifier of its own (CannotInject)."""
+        """Return the config with completed parts, or refuse one with a modifier of its own (CannotInject)."""
         if named := [name for name in ("sparse", "split", "quantize") if getattr(config, name)]:
             raise CannotInject(f"adapter.{named[0]} is for the matrices of one method. Put it into a part: adapter.of.")
-        return config
+        return config.model_copy(update={"of": tuple(get_adapter(p.type).cls.completed(p) for p in config.of)})
 
     @classmethod
     def parameter_count(cls, config: UnionConfig, sites: Sequence[Site], world: World) -> int:

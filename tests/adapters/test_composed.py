@@ -75,6 +75,19 @@ def test_a_new_member_is_trained_on_a_frozen_one(tmp_path: Path) -> None:
     assert digest(Path(language)) == before
 
 
+def test_a_part_of_a_union(tmp_path: Path) -> None:
+    a, b = (saved(tmp_path / str(i), "llama", kind, seed=i) for i, kind in enumerate((SERIES, LORA)))
+    model, _ = composed("llama", "x > y", [a, b])
+    parts = [{"type": "composed", "rule": "x > y", "of": [a, b]}, {"type": "norm-tuning"}]
+    other = random_models.tiny("tiny:llama")
+    injection = inject(other, adapter_config({"type": "union", "of": parts}))
+    close(logits(other, IDS), logits(model, IDS))
+    save_adapter(injection, tmp_path / "union")
+    again = random_models.tiny("tiny:llama")
+    load_adapter(again, tmp_path / "union")
+    assert torch.equal(logits(again, IDS), logits(other, IDS))
+
+
 def test_saved_and_loaded_without_its_members(tmp_path: Path) -> None:
     a, b = (saved(tmp_path / str(i), "llama", kind, seed=i) for i, kind in enumerate((SERIES, LORA)))
     model, injection = composed("llama", "x > y", [a, b])
@@ -112,6 +125,8 @@ def test_a_run_that_only_scores(tmp_path: Path) -> None:
         ({"rule": "a", "of": [{"type": "composed", "rule": "b"}]}, "cannot be a member of a composed"),
         ({"rule": "a", "of": [{"type": "lora", "start": "x"}]}, "a new member has no start"),
         ({}, "adapter.rule is missing"),
+        ({"rule": "a", "sparse": {"score": "random"}}, "adapter.sparse is for the matrices of one method"),
+        ({"rule": "a", "quantize": {"bits": 4}}, "adapter.quantize is for the matrices of one method"),
     ],
 )
 def test_what_is_refused(fields: dict[str, Any], message: str) -> None:

@@ -48,6 +48,8 @@ class MembersConfig(ModelAdapterConfig):
 
     @model_validator(mode="after")
     def _members(self) -> MembersConfig:
+        if named := [name for name in ("sparse", "split", "quantize") if getattr(self, name)]:
+            raise BadSpec(f"adapter.{named[0]} is for the matrices of one method, not for members. Remove it.")
         for own in (own for own in self.of if not isinstance(own, str)):
             if own.type == self.type:
                 raise BadSpec(f"adapter.of: a {self.type} cannot be a member of a {self.type}. Use its members.")
@@ -145,10 +147,10 @@ class Members(Adapter):
                 adapter.requires_grad_(False)
             members.append(injection.adapters)
         found: dict[str, Adapter] = {}
-        for key, place in plain.items():
+        for key, place in places.items():
             with torch.device(weights.device(place.host)):
-                here = [own.get(key, _Absent()) for own in members]
-                found[place.site.part + key] = cls(config, place.site, place.host, here)
+                here = [own.get(key.removeprefix(place.site.part), _Absent()) for own in members]
+                found[key] = cls(config, place.site, place.host, here)
         return found
 
     @classmethod
