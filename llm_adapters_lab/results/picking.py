@@ -38,7 +38,7 @@ SHRINK = 0.5
 TEMPERATURE = 0.02
 """Of the softmax over similarities."""
 REACH = 1.3
-"""How much farther than held-out questions of a card a prompt may be."""
+"""How much farther than held-out questions a prompt may be."""
 LEAST = 0.01
 """Share of the budget below which an adapter is left out."""
 BATCH = 32
@@ -101,7 +101,7 @@ class Picker:
                 and no adapter is chosen for two of them.
 
         Returns:
-            The weights, the largest first; {} if no card is within reach, which means the bare base.
+            The weights, the largest first; {} if no adapter is within reach, which means the bare base.
 
         Raises:
             BadSpec: the prompt is empty.

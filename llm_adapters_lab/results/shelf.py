@@ -101,12 +101,13 @@ class Shelf:
 
         Args:
             source: a run or the beginning of its id, a folder, or owner/name of a repository on the hub.
-            name: small letters, digits, - and _; default: that of the source.
+            name: lowercase letters, digits, - and _; by default, the name of the source.
             description: what it is for.
             licence: of the adapter.
 
         Raises:
-            BadSpec: there is no adapter, or it is in the format of peft; or the name is not allowed.
+            BadSpec: there is no adapter, or it is in the format of peft; or the name is not allowed, or belongs to a
+                folder that is not on the shelf.
             LabError: the hub does not answer.
         """
         source, described = str(source), ""
@@ -129,10 +130,12 @@ class Shelf:
         fields |= {"type": saved.config.type, "licence": licence, "origin": run.id if run else source}
         card = parse(Card, fields | {"description": description or described[:4000]}, "card.")
         place = self.root / card.name / "adapter"
+        if place.parent.exists() and card.name not in self.cards:
+            raise BadSpec(f"{place.parent} exists, and is not on the shelf. Choose another name, or another shelf.")
         if place.resolve() != folder.resolve():
             with writing(place):
-                shutil.rmtree(place.parent, ignore_errors=True)
-                place.mkdir(parents=True)
+                shutil.rmtree(place, ignore_errors=True)
+                place.mkdir(parents=True, exist_ok=True)
                 for file in FILES:
                     if (folder / file).is_file():
                         shutil.copyfile(folder / file, place / file)
@@ -147,8 +150,13 @@ class Shelf:
             BadSpec: there is none of that name.
         """
         self.card(name)
+        place = self.root / name / "adapter"
         with writing(self.root):
-            shutil.rmtree(self.root / name, ignore_errors=True)
+            for file in FILES:  # whatever else is there is not the shelf's
+                (place / file).unlink(missing_ok=True)
+            for folder in (place, place.parent):
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
         del self.cards[name]
         self._write()
 

@@ -136,6 +136,20 @@ def test_names_are_no_paths(shelf: Shelf, name: str) -> None:
     assert sorted(path.name for path in shelf.root.parent.iterdir()) == ["shelf"]
 
 
+def test_folders_of_others_are_never_deleted(shelf: Shelf) -> None:
+    (shelf.root / "mine").mkdir()
+    (shelf.root / "mine" / "thesis.txt").write_text("years")
+    with pytest.raises(BadSpec, match="mine exists, and is not on the shelf"):
+        shelf.add(shelf.root / "sums", "mine")
+    (shelf.root / "sums" / "notes.txt").write_text("mine")
+    shelf.add(shelf.root / "truths", "sums")
+    shelf.remove("sums")
+    assert [path.name for path in (shelf.root / "sums").iterdir()] == ["notes.txt"]
+    assert (shelf.root / "mine" / "thesis.txt").read_text() == "years"
+    shelf.remove("truths")
+    assert not (shelf.root / "truths").exists()
+
+
 def test_unknown_names_have_the_closest(shelf: Shelf) -> None:
     for call in (shelf.card, shelf.remove, shelf.folder):
         with pytest.raises(BadSpec, match="no adapter 'sum' on the shelf .* Did you mean 'sums'"):

@@ -211,7 +211,7 @@ def _units(request: Request) -> Drawings:
 
 
 def _spread(keys: Sequence[str], most: int) -> list[str]:
-    """Return at most so many of the keys, from the first to the last."""
+    """Return some of the keys, evenly spaced from the first to the last."""
     count = len(keys)
     return [*keys] if count <= most else [keys[round(i * (count - 1) / (most - 1))] for i in range(most)]
 

@@ -92,7 +92,7 @@ class TokenChoice(Adapter):
 
     def scores(self, x: torch.Tensor) -> torch.Tensor:
         """Return the scores (...) of tokens x (..., d_in)."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no scores")
 
     def tokens_run(self, x: torch.Tensor) -> torch.Tensor:
         """Return which of the tokens x (..., d_in) run, (...)."""
