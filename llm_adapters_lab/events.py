@@ -99,6 +99,21 @@ class Norms(Event):
 
 
 @dataclass(frozen=True)
+class Merged(Event):
+    """A merge of the heads of `train.regime`.
+
+    Attributes:
+        step: after which it was.
+        merges: number of merges so far.
+        rank: by site, of the update that has been merged since the start (`training.regimes.TOLERANCE`).
+    """
+
+    step: int
+    merges: int
+    rank: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Probed(Event):
     """Effect of one step at each site, with the keys of `Norms`: Frobenius norms over the tensors θ of the site.
 

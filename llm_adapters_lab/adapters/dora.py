@@ -3,8 +3,7 @@
     y = m / ||W + s B A|| * (W + s B A) x + b,   s = alpha / r
 
 with x: (..., d_in), A: (r, d_in), B: (d_out, r), m: (d_out,), and ||.|| the norm of each row (output feature), through
-which no gradient flows. B starts at zero and m at ||W||, so training starts at the base. W' = m / ||W + s B A|| *
-(W + s B A) merges exactly; the bias b does not change.
+which no gradient flows. B starts at zero and m at ||W||, so training starts at the base. It merges exactly.
 
 Parameters: r (d_in + d_out) + d_out for each site, plus 1 with a learned scale.
 
@@ -31,6 +30,7 @@ from llm_adapters_lab.core.sites import Site
 class DoRAConfig(LoRAConfig):
     """Config of DoRA."""
 
+    has_factors = False
     type: Literal["dora"] = Field(default="dora", description="name of the adapter")  # type: ignore[assignment]
     init: Literal["kaiming", "gaussian"] = Field(default="kaiming", description="initialisation of A")
 

@@ -23,14 +23,13 @@ from torch import nn
 from torch.nn.functional import dropout
 
 from llm_adapters_lab.adapters.shared import low_rank
-from llm_adapters_lab.adapters.shared.low_rank import MOVED, from_peft, initial_factors, product, read_peft, to_peft
+from llm_adapters_lab.adapters.shared.low_rank import MOVED, HeadedConfig, initial_factors, product, read_peft, to_peft
 from llm_adapters_lab.core.adapter import Adapter
-from llm_adapters_lab.core.adapter_config import AdapterConfig
 from llm_adapters_lab.core.registry import register_adapter
 from llm_adapters_lab.core.sites import Site
 
 
-class LoRAConfig(AdapterConfig):
+class LoRAConfig(HeadedConfig):
     """Config of LoRA."""
 
     type: Literal["lora"] = Field(default="lora", description="name of the adapter")
@@ -93,7 +92,7 @@ class LoRA(Adapter):
     @classmethod
     def from_peft(cls, fields: dict[str, Any]) -> dict[str, Any] | None:
         """Convert a peft config, unless it is one of DoRA."""
-        return None if fields.pop("use_dora", False) else from_peft(fields)
+        return None if fields.pop("use_dora", False) else low_rank.from_peft(fields)
 
     def load_peft(self, tensors: dict[str, torch.Tensor]) -> None:
         """Load A and B."""

@@ -29,9 +29,13 @@ class AdapterConfig(Part):
 
     Attributes:
         has_mean: whether an adapter with a part for each group can answer with the mean of all.
+        has_factors: whether its update is a product of two factors, so that several heads can train it together.
+        full_rank: whether it is an update of any rank, which can hold what the heads of a regime merge.
     """
 
     has_mean: ClassVar[bool] = True
+    has_factors: ClassVar[bool] = False
+    full_rank: ClassVar[bool] = False
     type: str = Field(description="name of the adapter")
     at: str = Field(
         default="", description="placement, e.g. q,v or attn+mlp or down@0-7; empty for the adapter's usual one"
@@ -53,6 +57,15 @@ class AdapterConfig(Part):
         An adapter without such parts returns itself.
         """
         return self
+
+    def headed(self, heads: int, dense: bool) -> AdapterConfig:
+        """Return the config of what heads of this config train together, see `train.regime`.
+
+        Args:
+            heads: number of them.
+            dense: whether the sum of their updates may have any rank.
+        """
+        raise NotImplementedError(f"{self.type!r} has no headed")
 
     start: str | BlendConfig = Field(
         default="", description="run or folder of a saved adapter to start from, or {blend: [...], how, weights}"

@@ -28,6 +28,9 @@ from llm_adapters_lab.models.trust import check_model
 FOLDERS = {name: Path(__file__).parent / name.replace("-", "_") for name in ("nano", "nano-moe")}
 """Where the packaged teaching models are."""
 NANO = FOLDERS["nano"]
+BLANK = "nano-blank"
+"""Config and tokenizer of `nano` with random weights, for training from scratch."""
+FOLDERS[BLANK] = NANO
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +53,11 @@ class Blueprint:
     def tiny(self) -> bool:
         """Whether it is one of the random models for tests, which have no files."""
         return self.name.startswith("tiny:")
+
+    @property
+    def random(self) -> bool:
+        """Whether its weights are random, and come from no file."""
+        return self.tiny or self.name == BLANK
 
     @cached_property
     def source(self) -> tuple[str, dict[str, str]]:

@@ -76,12 +76,12 @@ def load_base(
     options: dict[str, Any] = {"dtype": chosen}
     if quantization != "none":
         options["quantization_config"] = quantizing.settings(quantization, chosen)
-    if plan.tiny:
+    if plan.random:
         if plan.tokens:
-            plan.usable_tokenizer(trains=False)  # raises: there is none
-        model = _tiny(plan.name, options)
+            plan.usable_tokenizer(trains=False)  # raises if there is none
+        model = _random(plan, options)
         describe_anatomy(model, plan.roles)
-        return Base(model, None, plan)
+        return Base(model, plan.tokenizer, plan)
     source, extra = plan.source
     options |= {"trust_remote_code": plan.trust_remote_code, **extra}
     if device_map != "none":
@@ -121,9 +121,12 @@ def _require_complete(base: str, info: dict[str, Any]) -> None:
         )
 
 
-def _tiny(base: str, options: dict[str, Any]) -> Any:
-    """Return a random model; transformers only quantises what it loads from files."""
-    model = tiny(base).to(options["dtype"])
+def _random(plan: Blueprint, options: dict[str, Any]) -> Any:
+    """Return a random model, the same every time; transformers only quantises what it loads from files."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        found: Any = tiny(plan.name) if plan.tiny else plan.build("cpu")
+    model = found.to(options["dtype"])
     if "quantization_config" in options:
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)

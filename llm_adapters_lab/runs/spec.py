@@ -16,8 +16,8 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from llm_adapters_lab.config import Part, change, parse
 from llm_adapters_lab.core.adapter_config import AdapterConfig
-from llm_adapters_lab.core.registry import adapter_config, get_adapter
-from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.core.registry import adapter_config, all_adapters, get_adapter
+from llm_adapters_lab.errors import BadSpec, choices
 from llm_adapters_lab.evaluation.spec import EvalSpec
 from llm_adapters_lab.models.spec import DeviceMap, Dtype, NewToken, Quantization
 from llm_adapters_lab.runs.presets import expand, read_spec
@@ -109,10 +109,38 @@ class RunSpec(Part):
             raise BadSpec(f"train.objective = {objective!r} does not work with {fault}. Remove one of the two.")
         return self
 
+    @model_validator(mode="after")
+    def _headed(self) -> RunSpec:
+        if self.adapter is None or self.train.regime is None or not self.learns:
+            return self
+        able = {name for name, entry in all_adapters().items() if entry.config.has_factors}
+        if self.adapter.type not in able:
+            raise BadSpec(
+                f"train.regime trains heads of two factors each, which adapter.type = {self.adapter.type!r} does not "
+                f"have. {choices(self.adapter.type, able)}"
+            )
+        init = "pissa" if self.train.regime.name == "hd-pissa" else "kaiming"
+        wanted = {"init": init, "scale": "alpha", "dropout": 0.0, "experts": "each", "start": ""}
+        wanted |= dict.fromkeys(("sparse", "split", "quantize"))
+        for name, value in wanted.items():
+            if (given := getattr(self.adapter, name)) != value:
+                raise BadSpec(
+                    f"train.regime {self.train.regime.name!r} does not work with adapter.{name} = {given!r}. "
+                    f"Set it to {'null' if value is None else repr(value)}."
+                )
+        return self
+
     @property
     def learns(self) -> bool:
         """Whether the run trains anything; otherwise it only scores, a bare base or adapters that are trained."""
         return self.adapter is not None and self.adapter.learns
+
+    @property
+    def injected(self) -> AdapterConfig | None:
+        """The config of what is put into the base: the adapter, or what the heads of a regime train together."""
+        if self.adapter is None or self.train.regime is None or not self.learns:
+            return self.adapter
+        return self.adapter.headed(self.train.regime.heads, self.train.regime.dense)
 
     def canonical(self) -> str:
         """Return the JSON that is hashed into the id.

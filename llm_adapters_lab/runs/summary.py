@@ -13,15 +13,18 @@ from llm_adapters_lab.core.sites import placement_counts
 from llm_adapters_lab.events import Started
 from llm_adapters_lab.models.loading import Base
 from llm_adapters_lab.runs.environment import environment, peak_memory
+from llm_adapters_lab.runs.forecast.size import size_of
 from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.spec import RunSpec
 
 
 def started(spec: RunSpec, base: Base, injection: Injection | None, steps: int) -> Started:
     """Return the event that starts a run."""
-    trainable = injection.count() if injection else 0
+    own = trainable = injection.count() if injection else 0
+    if injection and spec.train.regime and spec.learns:
+        trainable = size_of(spec, base.blueprint).trainable
     total = weights.num_parameters(base.model)
-    return Started(spec.id, steps, trainable, total - trainable, str(weights.device(base.model)))
+    return Started(spec.id, steps, trainable, total - own, str(weights.device(base.model)))
 
 
 def summary(

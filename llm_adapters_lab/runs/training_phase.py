@@ -26,6 +26,7 @@ from llm_adapters_lab.training.batches import step_count
 from llm_adapters_lab.training.checkpoints import Checkpoint
 from llm_adapters_lab.training.device import make_accelerator, place
 from llm_adapters_lab.training.loop import train
+from llm_adapters_lab.training.regimes import Heads
 from llm_adapters_lab.training.reward import Answering
 
 ADVICE = "Raise train.answers or train.temperature, or first train on solved questions."
@@ -98,7 +99,10 @@ def _train(
     if large and not saved and (memory := estimate(spec, learnt, base.blueprint)):
         session.emit(estimated(memory))
     pad_id = base.tokenizer.pad_token_id
-    extra = {"answering": _answering(session)} if spec.train.objective == "reward" else {}
+    extra: dict[str, Any] = {"answering": _answering(session)} if spec.train.objective == "reward" else {}
+    if regime := spec.train.regime:
+        rank, world = accelerator.process_index, accelerator.num_processes
+        extra["heads"] = Heads(injection, spec.adapter, regime, spec.seed, rank, world)
     gradients = session.gradients(base.model, injection, learnt, spec.train, pad_id, **extra)
     yield Position(Phase.READY)
     yield Position(Phase.TRAINING, saved.facts["step"] if saved else 0)

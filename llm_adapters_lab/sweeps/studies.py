@@ -101,15 +101,16 @@ def compatible(one: RunSpec, other: RunSpec) -> bool:
 
 
 def _trains(spec: RunSpec) -> bool:
-    return spec.adapter is not None and not spec.train.compile and spec.train.objective == "likelihood"
+    plain = spec.train.objective == "likelihood" and not spec.train.compile and spec.train.regime is None
+    return spec.adapter is not None and plain
 
 
 def check_compatible(specs: Sequence[RunSpec]) -> None:
     """Check that specs can be done in one study.
 
     Raises:
-        BadSpec: a spec has no adapter, another objective than likelihood, asks for compilation, or differs from the
-            first in a field they must share; or this is one of several processes.
+        BadSpec: a spec has no adapter, another objective than likelihood, a regime, asks for compilation, or differs
+            from the first in a field they must share; or this is one of several processes.
     """
     if len(specs) < 2:
         return
@@ -118,7 +119,7 @@ def check_compatible(specs: Sequence[RunSpec]) -> None:
     if not all(map(_trains, specs)):
         raise BadSpec(
             "A study trains adapters by likelihood, uncompiled. Use `run` for a spec with adapter: null, another "
-            "train.objective, or train.compile."
+            "train.objective, train.regime, or train.compile."
         )
     first = shared_fields(specs[0])
     faults = {

@@ -1,6 +1,6 @@
 """Checkpoints: a training between two steps, on disk, from which it resumes bit for bit.
 
-<run>/checkpoints/<step>/state.safetensors  adapter, optimiser moments, initial and best adapter, random states
+<run>/checkpoints/<step>/state.safetensors  adapter, heads, optimiser moments, initial and best adapter, random states
                          state.json         step, tokens, seconds, scaler, size of the log, hashes of base and rows
                          manifest.json      size and SHA-256 of both
 
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -28,6 +29,7 @@ from llm_adapters_lab.core.injection import Injection
 from llm_adapters_lab.core.tensor_files import write_tensors
 from llm_adapters_lab.files import PART, flush, write_json
 from llm_adapters_lab.training.diagnostics import Groups
+from llm_adapters_lab.training.regimes import Heads
 
 KEPT = 2
 _FILES = ("state.safetensors", "state.json")
@@ -74,6 +76,8 @@ class TrainingState:
         best: lowest validation loss, with the adapter's tensors at that step.
         consistent: False while a step changes the tensors, when they must not be saved.
         random: states of the random number generators.
+        heads: what is trained in place of the injection, if there is a regime.
+        accelerator: of the training with a regime.
     """
 
     injection: Injection
@@ -86,6 +90,13 @@ class TrainingState:
     best: tuple[float, dict[str, torch.Tensor]] | None = None
     consistent: bool = True
     random: dict[str, torch.Tensor] = field(default_factory=random_states)
+    heads: Heads | None = None
+    accelerator: Accelerator | None = None
+
+    @property
+    def spread(self) -> bool:
+        """Whether each process has a part of the state, so that all of them must call `checkpoint` together."""
+        return self.heads is not None and self.heads.world > 1
 
     def step_done(self, step: int, tokens: int, seconds: float) -> None:
         """Record that a step is complete, with everything measured and validated after it."""
@@ -102,9 +113,12 @@ class TrainingState:
     def checkpoint(self) -> Checkpoint:
         """Return everything; the tensors of the optimiser are not copied."""
         moments, scaler = self.optimizer.state_dict()["state"], self.scaler
+        if self.heads:
+            moments = {i: self.heads.whole_moments(self.accelerator, held) for i, held in moments.items()}
         loss, best = self.best or (None, {})
         groups: dict[str, dict[str, torch.Tensor]] = {
             "adapter": self.injection.state_dict(),
+            "heads": self.heads.state(self.accelerator) if self.heads else {},
             "optimizer": {f"{i}/{key}": value for i, held in moments.items() for key, value in held.items()},
             "start": {str(i): tensor for i, tensor in enumerate(chain.from_iterable(self.start.values()))},
             "best": best,
@@ -118,10 +132,13 @@ class TrainingState:
         """Restore what `checkpoint` returned, in this or another process."""
         facts = saved.facts
         self.injection.load_state_dict(saved.group("adapter"))
+        if self.heads:
+            self.heads.load_state(saved.group("heads"))
         moments: dict[int, dict[str, torch.Tensor]] = {}
         for name, tensor in saved.group("optimizer").items():
             number, _, key = name.partition("/")
-            moments.setdefault(int(number), {})[key] = tensor.clone()  # the optimiser changes it in place
+            own = tensor[self.heads.own] if self.heads and tensor.ndim else tensor
+            moments.setdefault(int(number), {})[key] = own.clone()  # the optimiser changes it in place
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         if self.scaler:
             self.scaler.load_state_dict(facts["scaler"])

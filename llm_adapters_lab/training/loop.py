@@ -69,7 +69,7 @@ def train(
         gradients: computes the gradients and prepares the model; default: one for this adapter alone.
 
     Yields:
-        `FellBack`, `Noticed`, `Step`, `Probed`, `Norms` and `Validated` events, in order of time.
+        `FellBack`, `Noticed`, `Step`, `Probed`, `Merged`, `Norms` and `Validated` events, in order of time.
 
     Raises:
         BadSpec: compilation is asked for, and there is no compiler.
@@ -79,9 +79,11 @@ def train(
     accelerator = accelerator or make_accelerator(plan.precision)
     broadcast_adapter(accelerator, injection)
     gradients = gradients or GradientComputer(model, injection, samples, plan, pad_id)
-    optimizer = accelerator.prepare_optimizer(make_optimizer(injection.parameters(), plan, injection.rates()))
+    heads = gradients.heads
+    optimizer = accelerator.prepare_optimizer(make_optimizer(gradients.trained, plan, injection.rates()))
     steps = step_count(plan, len(samples))
     state = TrainingState(injection, optimizer, accelerator.scaler, diagnostics.snapshot(injection))
+    state.heads, state.accelerator = heads, accelerator
     before_training(injection)
     torch.manual_seed(seed)
     if saved:
@@ -100,19 +102,23 @@ def train(
             loss = gradients.step(accelerator, prepared, batch, following)
             yield from gradients.warnings()
             if step == 0:
-                yield from diagnostics.without_gradient(injection)
-            norm = clip_gradients(accelerator, injection.parameters(), plan.clip)
+                yield from diagnostics.without_gradient(heads or injection)
+            if heads:
+                norm = heads.clip(accelerator, plan.clip)
+            else:
+                norm = clip_gradients(accelerator, gradients.trained, plan.clip)
             _check_finite(step, {"loss": loss, "gradient": 0.0 if accelerator.scaler else norm}, batch)
             state.consistent = False
             probed = diagnostics.optimizer_step(optimizer, injection, step + 1, plan.probe_every, norm, plan.clip)
-            largest = float(get_total_norm([p.detach() for p in injection.parameters()], math.inf))
+            largest = float(get_total_norm([p.detach() for p in gradients.trained], math.inf))
             _check_finite(step, {"largest weight": largest}, batch)
+            merged = heads.after_step(accelerator, optimizer, step + 1, steps, NORM_POINTS) if heads else []
 
             tokens += sum(len(sample.ids) for sample in batch)
             seconds = time.perf_counter() - began
             left = seconds / (step + 1) * (steps - step - 1)
             yield Step(step + 1, steps, loss, rate, norm, tokens, seconds, tokens / seconds, left, gradients.measured)
-            yield from probed
+            yield from (*probed, *merged)
             last = step + 1 == steps
             if last or (step + 1) % max(1, steps // NORM_POINTS) == 0:
                 yield Norms(step + 1, diagnostics.distances(injection, state.start))

@@ -14,6 +14,29 @@ NOT_IN_ID = {"checkpoint_every", "trackers"}
 """Fields of `TrainSpec` that affect no result and are therefore left out of the run id."""
 
 
+class Regime(Part):
+    """Several heads that train one adapter together, each on its own rows; see `training.regimes`."""
+
+    name: Literal["lte", "hd-pissa"] = Field(
+        default="lte",
+        description="lte: low-rank heads, merged now and then; hd-pissa: heads of different singular directions"
+    )
+    heads: int = Field(default=4, ge=1, le=1024, description="number of heads; each has its share of every batch")
+    every: int = Field(default=1, ge=1, le=1_000_000, description="lte: steps between merges")
+    reset: bool = Field(default=False, description="lte: begin with new factors after every merge")
+
+    @property
+    def dense(self) -> bool:
+        """Whether the updates add up to more than the rank of all heads."""
+        return self.reset or self.name == "hd-pissa"
+
+    @model_validator(mode="after")
+    def _fits_name(self) -> Regime:
+        if self.name == "hd-pissa" and (self.every != 1 or self.reset):
+            raise BadSpec("every and reset are only read by lte; hd-pissa merges after every step. Remove them.")
+        return self
+
+
 class TrainSpec(Part):
     """How an adapter is trained. A step is one update of its parameters."""
 
@@ -21,6 +44,9 @@ class TrainSpec(Part):
     objective: Literal["likelihood", "dpo", "reward"] = Field(
         default="likelihood",
         description="likelihood: of the answers; dpo: of chosen over rejected ones; reward: of answers that it draws",
+    )
+    regime: Regime | None = Field(
+        default=None, description="heads that train the adapter together: {name, heads, every, reset}"
     )
     beta: float = Field(default=0.1, gt=0, le=100, description="dpo: weight of the distance from the base")
     answers: int = Field(default=4, ge=2, le=1024, description="reward: number of answers drawn to every question")
@@ -64,6 +90,23 @@ class TrainSpec(Part):
     def _divides(self) -> TrainSpec:
         if self.micro_batch and self.batch % self.micro_batch:
             raise BadSpec(f"batch {self.batch} is not a multiple of micro_batch {self.micro_batch}.")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_regime(self) -> TrainSpec:
+        if self.regime is None:
+            return self
+        heads, name = self.regime.heads, self.regime.name
+        faults = {
+            f"batch = {self.batch}, which {heads} heads cannot share evenly": self.batch % heads,
+            f"objective = {self.objective!r}": self.objective != "likelihood",
+            "precision = 'fp16', whose gradients are scaled": self.precision == "fp16",
+            f"probe_every = {self.probe_every}, as it is the heads that take the steps": self.probe_every,
+            "compile": self.compile,
+            f"weight_decay = {self.weight_decay} on frozen directions": self.weight_decay and name == "hd-pissa",
+        }
+        for fault in (fault for fault, holds in faults.items() if holds):
+            raise BadSpec(f"train.regime {name!r} does not work with train.{fault}. Change one of the two.")
         return self
 
     @model_validator(mode="after")

@@ -13,7 +13,7 @@ from torch import nn
 
 from llm_adapters_lab.core import weights
 from llm_adapters_lab.core.injection import Injection
-from llm_adapters_lab.errors import CannotInject, TrainingFailed
+from llm_adapters_lab.errors import BadSpec, CannotInject, TrainingFailed
 from llm_adapters_lab.events import FellBack
 from llm_adapters_lab.tasks.tokens import Sample
 from llm_adapters_lab.training.batches import micro_batches
@@ -22,6 +22,7 @@ from llm_adapters_lab.training.distributed import sharded
 from llm_adapters_lab.training.dpo import PreferenceObjective
 from llm_adapters_lab.training.fast_paths import choose_fast_paths
 from llm_adapters_lab.training.loss import Objective
+from llm_adapters_lab.training.regimes import Heads, HeadsObjective
 from llm_adapters_lab.training.reward import Answering, RewardObjective
 from llm_adapters_lab.training.spec import TrainSpec
 
@@ -67,6 +68,7 @@ class GradientComputer:
         plan: of the training.
         halvings: how many times micro-batches have been halved because memory ran out.
         measured: what the objective has measured in the last step beside the loss, by name.
+        heads: what is trained in place of the injection, if the plan has a regime; else None.
         prefetches: whether the rows of the next step are laid out while the device computes, which pays on a GPU only.
     """
 
@@ -78,16 +80,19 @@ class GradientComputer:
         plan: TrainSpec,
         pad_id: int,
         answering: Answering | None = None,
+        heads: Heads | None = None,
     ) -> None:
         """Choose the fast paths for all rows; the model is not yet wrapped for several processes.
 
-        The objective "reward" needs `answering`.
+        The objective "reward" needs `answering`, and a regime `heads`.
 
         Raises:
-            BadSpec: the plan wants the layers compiled, and there is no compiler; or the objective cannot learn from
-                these rows or this model.
+            BadSpec: the plan has a regime, but there are no heads; or it wants the layers compiled, and there is no
+                compiler; or the objective cannot learn from these rows or this model.
             CannotInject: parts of the base are offloaded.
         """
+        if plan.regime and heads is None:
+            raise BadSpec("train.regime needs heads. Do the run by `run`, or pass them: `GradientComputer(heads=...)`.")
         if any(map(weights.is_offloaded, model.modules())):
             raise CannotInject(
                 "Parts of the base are offloaded to memory or disk, which works for scoring but not for training. "
@@ -100,8 +105,11 @@ class GradientComputer:
         self.objective, self.plan, self.halvings = Objective(*parts), plan, 0
         self.injection, self.prefetches = injection, weights.device(model).type == "cuda"
         self.measured: dict[str, float] = {}
+        self.heads = heads
         if plan.objective == "dpo":
             self.objective = PreferenceObjective(plan, samples, *parts)
+        elif heads:
+            self.objective, self.prefetches = HeadsObjective(heads.regime.heads, *parts), False
         elif plan.objective == "reward":
             self.objective, self.prefetches = RewardObjective(plan, samples, answering, *parts), False
 
@@ -118,9 +126,10 @@ class GradientComputer:
             set_gradient_checkpointing(model, True)
         # Gradients are summed by `sum_gradients`; a wrapper that does so would conflict with hooks and fast paths.
         prepared = model if sharded() else accelerator.prepare_model(model, evaluation_mode=True)
-        prepared.train()
         try:
-            yield prepared
+            with self.heads.attached() if self.heads else nullcontext():
+                prepared.train()
+                yield prepared
         finally:
             accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
             if self.plan.gradient_checkpointing:
@@ -167,14 +176,20 @@ class GradientComputer:
         if self.prefetches and following:  # the device is busy, and this process is about to wait for it
             self.objective.prefetch(self._chunks(accelerator, following))
         # Only now: a process that runs out of memory starts its share again.
-        sum_gradients(accelerator, self.injection.parameters())
+        if self.heads is None:  # those of other heads are of no use here
+            sum_gradients(accelerator, self.injection.parameters())
         loss, *measured = accelerator.reduce(total, "sum").tolist()
         self.measured = dict(zip(self.objective.measures, measured, strict=True))
         return float(loss)
 
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """The tensors that the gradients are of."""
+        return self.heads.parameters() if self.heads else self.injection.parameters()
+
     def clear(self) -> None:
         """Clear the gradients."""
-        for parameter in self.injection.parameters():
+        for parameter in self.trained:
             parameter.grad = None
 
     @torch.no_grad()

@@ -61,7 +61,7 @@ def assert_in_words(message: str, name: str) -> None:
 def last_of(name: str, message: str) -> bool:
     """Return whether a message that holds for several fields together names this one, after its group."""
     group, _, last = name.rpartition(".")
-    refused = re.match(r"(adapter\.\w+): it changes matrices", message)  # the group as a whole
+    refused = re.match(r"(adapter\.\w+)(: it changes| is for the) matrices", message)  # the group as a whole
     return (message.startswith(group) and last in message) or bool(refused and name.startswith(refused[1]))
 
 

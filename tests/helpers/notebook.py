@@ -18,6 +18,7 @@ READY = """() => {
 }"""
 COUNTED = """() => [...document.querySelectorAll('.jp-CodeCell')].every(
   cell => /\\[\\d+\\]/.test(cell.querySelector('.jp-InputPrompt')?.textContent ?? ''))"""
+RAISED = ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']"
 SCROLLS = """() => {
   const area = document.querySelector('.lab').closest('.jp-OutputArea-output') ?? document.body;
   return area.scrollWidth - area.clientWidth;
@@ -86,25 +87,32 @@ class Notebook:
     def ready(self) -> None:
         self.page.wait_for_function(READY)
 
-    def run(self) -> None:
-        """Run all cells; a kernel that does not answer, which happens rarely, is started again."""
+    def run(self, until: str | None = None) -> None:
+        """Run all cells, and wait for what the selector `until` finds.
+
+        Rarely, a kernel does not answer, or its first widget comes before JupyterLab listens and is never drawn. Then
+        the kernel is started again, unless a cell has raised an error.
+        """
         for left in (2, 1, 0):
             self.page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")
             try:
                 self.page.wait_for_function(COUNTED, timeout=90_000)
+                if until:
+                    self.page.locator(until).first.wait_for()
                 return
-            except Exception:
-                if not left:
+            except Exception as error:
+                error.add_note("\n".join(self.page.locator(".jp-OutputArea").all_inner_texts())[-2000:])
+                if not left or self.page.locator(RAISED).count():
                     raise
             self._end_sessions()
+            self.page.errors.clear()
             self.open()
 
     def show(self, *cells: str) -> None:
         """Write, open and run cells, and wait for the lab."""
         self.write(*cells)
         self.open()
-        self.run()
-        self.bar()
+        self.run(until=".lab-bar")
 
     def bar(self) -> Any:
         """Return the bar once it is there."""

@@ -50,16 +50,17 @@ def free_port() -> int:
 def team(
     lab: Lab, path: Path, root: Path | str, each: Sequence[dict[str, Any]] = ({}, {}), **variables: str
 ) -> list[Child]:
-    """Start the two processes of a run."""
+    """Start the processes of a run, two or as many as `each` has."""
     return two(lab, "run", path, "--root", root, each=each, **variables)
 
 
 def two(lab: Lab, *words: object, each: Sequence[dict[str, Any]] = ({}, {}), **variables: str) -> list[Child]:
-    """Start two processes as a launcher does."""
-    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", **variables}
+    """Start two processes, or as many as `each` has, as a launcher does."""
+    world = str(len(each))
+    common = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", **variables}
     common["MASTER_PORT"] = str(free_port())
-    ranks = [common | {"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
-    return [lab.nursery.start(*words, variables=ranks[i], **each[i]) for i in (0, 1)]
+    ranks = [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(len(each))]
+    return [lab.nursery.start(*words, variables=own, **more) for own, more in zip(ranks, each, strict=True)]
 
 
 def done(children: list[Child], record: Run) -> Run:

@@ -13,8 +13,24 @@ from torch.nn.functional import embedding, linear, pad
 
 from llm_adapters_lab.core import weights
 from llm_adapters_lab.core.adapter import Units
+from llm_adapters_lab.core.adapter_config import AdapterConfig
+from llm_adapters_lab.core.registry import all_adapters
 from llm_adapters_lab.core.sites import Site
 from llm_adapters_lab.errors import CannotConvert, CannotInject, CannotMerge, StateMismatch
+
+
+class HeadedConfig(AdapterConfig):
+    """Fields of every low-rank adapter that several heads can train together."""
+
+    has_factors = True
+
+    def headed(self, heads: int, dense: bool) -> AdapterConfig:
+        """Return the config of a full update, or of the heads' factors one below the other."""
+        if dense:
+            full = next(entry for entry in all_adapters().values() if entry.config.full_rank)
+            return full.config(type=full.name, at=self.at)
+        return self.model_copy(update={"rank": heads * self.rank})  # type: ignore[attr-defined]
+
 
 MOVED = ("pissa", "olora")
 """Initialisations from the weight: what is learnt is the change of B A."""

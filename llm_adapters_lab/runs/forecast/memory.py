@@ -35,6 +35,7 @@ from llm_adapters_lab.tasks.tokens import Sample
 from llm_adapters_lab.training.batches import micro_batches, row_order, step_count
 from llm_adapters_lab.training.fast_paths import eligible
 from llm_adapters_lab.training.loss import FastPaths, Objective
+from llm_adapters_lab.training.regimes import Heads, HeadsObjective
 from llm_adapters_lab.training.spec import TrainSpec
 from llm_adapters_lab.training.step import set_gradient_checkpointing
 
@@ -117,7 +118,7 @@ def estimate(spec: RunSpec, samples: Sequence[Sample], base: Blueprint | None = 
     Raises:
         LabError: base or adapter cannot be built.
     """
-    assert spec.adapter is not None
+    assert spec.adapter is not None and spec.injected is not None
     plan = base or blueprint(*spec.base_parts)
     if any(site.routed for site in plan.anatomy.projections):  # which expert has how many tokens is not known
         return None
@@ -133,19 +134,25 @@ def estimate(spec: RunSpec, samples: Sequence[Sample], base: Blueprint | None = 
             if scheme == "int8":
                 for module in packed:
                     module.register_forward_hook(_keep_input)
-            injection = inject(model, spec.adapter, tokenizer=tokenizer)
+            injection = inject(model, spec.injected, tokenizer=tokenizer)
             shortcuts, _ = eligible(model, injection, samples, spec.train)
-            step = _step(model.train(), chunks[shortcuts.packing], spec.train, shortcuts)
+            heads = Heads(injection, spec.adapter, spec.train.regime) if spec.train.regime else None
+            with heads.attached() if heads else nullcontext():
+                step = _step(model.train(), chunks[shortcuts.packing], spec.train, shortcuts)
     except (DataDependentOutputException, DynamicOutputShapeException):
         return None
     adapter = sum(p.numel() * p.element_size() for p in injection.parameters())
     copies = 4 * injection.count()  # in fp32
+    moments = 2 * adapter
+    if heads:
+        factors = sum(p.numel() * p.element_size() for p in heads.parameters())
+        adapter, moments = adapter + 2 * factors, 2 * factors
     weights = sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in own}.values())
     if packed:
         weights = held
         # The forward and the backward pass unpack one projection at a time.
         step += max(p.numel() for module in packed for p in module.parameters(recurse=False)) * dtype.itemsize
-    return Memory(weights, adapter + copies, 2 * adapter, step)
+    return Memory(weights, adapter + copies, moments, step)
 
 
 def _keep_input(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -178,10 +185,12 @@ def _step(model: nn.Module, chunk: Sequence[Sample], plan: TrainSpec, shortcuts:
     dtype = pick_dtype(plan.precision)
     device = next(model.parameters()).device.type
     cast = nullcontext() if dtype == torch.float32 else torch.autocast(device, dtype)
+    objective = HeadsObjective(plan.regime.heads, model, shortcuts) if plan.regime else Objective(model, shortcuts)
+    chunk = objective.assigned(chunk) if isinstance(objective, HeadsObjective) else chunk
     with (
         Peak([*model.parameters(), *model.buffers()]) as peak,
         cast,
-        Objective(model, shortcuts).loss(model, chunk) as loss,
+        objective.loss(model, chunk) as loss,
     ):
         loss.backward()  # type: ignore[no-untyped-call]
     most: int = peak.most

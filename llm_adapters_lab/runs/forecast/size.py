@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llm_adapters_lab.core.adapter_config import AdapterConfig
 from llm_adapters_lab.core.injection import inject
@@ -79,4 +79,11 @@ def size(
 def size_of(spec: RunSpec, base: Blueprint | None = None) -> Size:
     """Return the `size` of a run's model; `base` is the blueprint of the spec's base, if it has been read."""
     plan = base or blueprint(*spec.base_parts)
-    return size(plan, spec.adapter, spec.dtype, quantization=spec.quantization)
+    if (regime := spec.train.regime) is None or spec.adapter is None or not spec.learns:
+        return size(plan, spec.adapter, spec.dtype, quantization=spec.quantization)
+    heads, merged = (
+        size(plan, spec.adapter.headed(regime.heads, dense), spec.dtype, quantization=spec.quantization)
+        for dense in (False, regime.dense)
+    )
+    # The factors at the last merge, and what is merged, have neither gradients nor moments.
+    return replace(heads, training=heads.training + heads.training // STATES + merged.training // STATES)

@@ -47,8 +47,10 @@ class Checkpointer:
         self._state = state
         due = state.step % self.every == 0 if self.every else time.monotonic() - self._since >= self._wait
         requested = self.stop_requested
+        if state.spread:
+            due = self.group.broadcast(due)  # by the clock of one process
         if due or requested:
-            self.save()
+            self.save(together=True)
         if requested:
             raise Stopping
 
@@ -71,13 +73,23 @@ class Checkpointer:
         if self.stop_requested:
             raise Stopping
 
-    def save(self) -> None:
-        """Save the state after the last step, unless the next one has already begun to change it."""
+    def save(self, together: bool = False) -> None:
+        """Save the state after the last step, unless the next one has already begun to change it.
+
+        Args:
+            together: whether all processes call this. If not, a state that is spread over them cannot be saved.
+        """
         state = self._state
-        if state is None or not state.consistent or state.step == self.saved or not self.group.is_main:
+        if state is None or not state.consistent or state.step == self.saved:
+            return
+        if not (together if state.spread else self.group.is_main):
             return
         began = time.monotonic()
-        taken, log = state.checkpoint(), (self.run.folder / "events.jsonl").stat().st_size
+        taken = state.checkpoint()
+        if not self.group.is_main:
+            self.saved = state.step
+            return
+        log = (self.run.folder / "events.jsonl").stat().st_size
         checkpoints.write(self.run.folder, Checkpoint(taken.tensors, {**taken.facts, **self.facts, "log": log}))
         self.saved, self._since = state.step, time.monotonic()
         self._wait = max(SECONDS, (self._since - began) / SHARE)

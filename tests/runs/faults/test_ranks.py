@@ -246,3 +246,30 @@ def test_accelerate_launch(tmp_path: Path, alone: Run) -> None:
     command += ["--root", tmp_path / "runs"]
     subprocess.run([*map(str, command)], env=environment, check=True, timeout=150, cwd=tmp_path)
     assert_same(Run(tmp_path / "runs" / alone.id), alone)
+
+
+@pytest.mark.parametrize("kind", ["lte", "hd-pissa"])
+def test_the_heads_of_a_regime_do_in_four_processes_what_they_do_in_one(lab: Lab, tmp_path: Path, kind: str) -> None:
+    adapter = {"type": "lora", "rank": 1, "at": "q,down"} | ({"init": "pissa"} if kind == "hd-pissa" else {})
+    regime = {"name": kind, "heads": 4} | ({"every": 3} if kind == "lte" else {})
+    changes = {"adapter": adapter, **longer(regime=regime, batch=8, max_steps=24, learning_rate=1e-3)}
+    path, four = spec(tmp_path, **changes), [{}] * 4
+    records = [Run(tmp_path / name / RunSpec.load(path).id) for name in ("alone", "team", "parts")]
+    done([lab.nursery.start("run", path, "--root", records[0].folder.parent)], records[0])
+    done(team(lab, path, records[1].folder.parent, four), records[1])
+    children = team(lab, path, records[2].folder.parent, four)
+    until(lambda: sum(1 for _ in records[2].events("Step")) >= 4, children[0])
+    children[1].send(signal.SIGTERM)
+    assert [child.wait(SECONDS) for child in children][:2] == [1, 143], children[0].said
+    done(team(lab, path, records[2].folder.parent), records[2])  # two continue what four began
+    assert next(records[2].events("Resumed"))["step"] >= 4
+    for record in records[1:]:
+        assert_same(record, records[0])
+        merges = [[(e["step"], e["merges"], e["rank"]) for e in r.events("Merged")] for r in (record, records[0])]
+        assert merges[0] == merges[1]
+
+
+def test_heads_that_cannot_be_shared_are_refused(lab: Lab, tmp_path: Path) -> None:
+    path = spec(tmp_path, **longer(regime={"name": "lte", "heads": 3}, batch=6))
+    for variables, text in (({}, "heads = 3 cannot be divided evenly among 2"), (FSDP, "FSDP")):
+        assert text in refused(team(lab, path, tmp_path / "runs", **variables), tmp_path / "runs")[0]

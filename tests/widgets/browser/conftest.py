@@ -167,6 +167,7 @@ def page(chromium: Any) -> Iterator[Any]:
 
     chromium.on("request", record)
     page = chromium.new_page()
+    page.errors = errors
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
     yield page
