@@ -5,12 +5,13 @@
 with x: (..., d_in) and y: (..., d_out) the input and output of the MLP, w: (d_in,), s and λ: (...), W_down: (b, d_in)
 and W_up: (d_out, b) stored as (out, in). The frozen MLP computes the chosen tokens only. τ is the (1 - share) quantile
 of s: in training it follows that of each pass, over all tokens but padding, and then it stays as it is, so that whether
-a token runs depends on nothing but its own x. With `share: 1`, all tokens run, λ is 1 and there is no router: this is
-the parallel bottleneck. The paper takes the k tokens of largest s of a whole sequence, which is not causal.
+a token runs depends on nothing but its own x. With `route: topk`, as in the paper, the k tokens of largest s of a row
+run, and λ is a soft choice of k of its tokens; that needs the whole row, and is for models without a causal mask. With
+`share: 1`, all tokens run, λ is 1 and there is no router: this is the parallel bottleneck.
 
 Parameters: b (d_in + d_out) for each site, plus d_in if share < 1, plus those of options as in a parallel bottleneck.
 
-Source: Lei et al. 2023, arXiv:2304.04947, section 3 (their conditional branch, with a threshold for their soft top-k).
+Source: Lei et al. 2023, arXiv:2304.04947, section 3, for `topk`; the threshold takes its place in decoders.
 """
 
 from __future__ import annotations
@@ -18,14 +19,13 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import nn
 
 from llm_adapters_lab.adapters.shared.bottleneck import Bottleneck, BottleneckConfig, bottleneck_size, bottleneck_units
 from llm_adapters_lab.adapters.shared.token_choice import TokenChoice
 from llm_adapters_lab.core.registry import register_adapter
 from llm_adapters_lab.core.sites import Site
-from llm_adapters_lab.errors import BadSpec
 
 
 class CoDAConfig(BottleneckConfig):
@@ -35,19 +35,10 @@ class CoDAConfig(BottleneckConfig):
     bottleneck: int = Field(default=32, ge=1, le=65536, description="bottleneck size b")
     share: float = Field(default=0.5, gt=0, le=1, description="share of the tokens that run through the MLP")
     route: Literal["threshold", "topk"] = Field(
-        default="threshold", description="threshold: each token by itself; topk: not for decoders"
+        default="threshold", description="threshold: each token by itself; topk: among those of a row, not in decoders"
     )
-    temperature: float = Field(default=0.3, gt=0, le=100, description="T; small: λ is close to 1 for almost all")
+    temperature: float = Field(default=0.3, gt=0, le=100, description="T of threshold; small: λ is near 1 for most")
     router_rate: float = Field(default=1.0, gt=0, le=1e4, description="learning rate of w, as a multiple")
-
-    @model_validator(mode="after")
-    def _is_causal(self) -> CoDAConfig:
-        if self.route == "topk":
-            raise BadSpec(
-                "adapter.route = 'topk' chooses among all tokens of a row, so that a token's output would depend on "
-                "later ones. In a decoder, set adapter.route to 'threshold'."
-            )
-        return self
 
 
 @register_adapter("coda", config=CoDAConfig, at="mlp", source="arXiv:2304.04947", colour="#2E8BA8")

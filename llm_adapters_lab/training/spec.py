@@ -19,7 +19,7 @@ class Regime(Part):
 
     name: Literal["lte", "hd-pissa"] = Field(
         default="lte",
-        description="lte: low-rank heads, merged now and then; hd-pissa: heads of different singular directions"
+        description="lte: low-rank heads, merged now and then; hd-pissa: heads of different singular directions",
     )
     heads: int = Field(default=4, ge=1, le=1024, description="number of heads; each has its share of every batch")
     every: int = Field(default=1, ge=1, le=1_000_000, description="lte: steps between merges")

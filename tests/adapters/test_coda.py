@@ -1,6 +1,7 @@
 """CoDA: the tokens that run are computed as before, the others not at all, and no token depends on a later one."""
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ from composition_cases import put
 from contract import logits, shake, tokens
 from fast_path_cases import adapted, samples
 from torch import nn
+from transformers import AutoModelForCausalLM, Gemma3TextConfig
 
 from llm_adapters_lab import inspection
-from llm_adapters_lab.adapters.shared.token_choice import quantile
+from llm_adapters_lab.adapters.shared.token_choice import quantile, soft_topk
 from llm_adapters_lab.core.composition import compose, mix, stack
 from llm_adapters_lab.core.injection import Injection, inject
 from llm_adapters_lab.core.merging import merge
@@ -23,6 +25,7 @@ from llm_adapters_lab.errors import BadSpec, CannotInject, CannotMerge, NoView
 from llm_adapters_lab.events import FellBack, Step
 from llm_adapters_lab.models import random_models
 from llm_adapters_lab.results import plots
+from llm_adapters_lab.runs.preview import dry_run
 from llm_adapters_lab.runs.spec import RunSpec
 from llm_adapters_lab.training.loop import train
 from llm_adapters_lab.training.loss import FastPaths, Objective
@@ -222,7 +225,6 @@ def test_what_is_refused() -> None:
         with pytest.raises(CannotInject, match="is a mixture, or one of several"):
             put(random_models.tiny(f"tiny:{family}"), "one", "coda")
     for fields, match in (
-        ({"route": "topk"}, "would depend on later ones"),
         ({"share": 0}, "share must be"),
         ({"share": 1.5}, "share must be"),
         ({"temperature": 0}, "temperature must be"),
@@ -293,3 +295,86 @@ def test_as_a_part_of_a_union_it_decides_for_the_others_at_its_mlp() -> None:
     again = inject(plain, injection.config)
     again.load_state_dict(state)
     assert torch.equal(logits(plain, IDS), found)
+
+
+def encoder(**fields: Any) -> tuple[Any, Injection]:
+    """Return a random model without a causal mask, with CoDA that chooses among the tokens of a row."""
+    config = Gemma3TextConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, head_dim=16)
+    config.update({"num_key_value_heads": 1, "intermediate_size": 48, "use_bidirectional_attention": True})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval()
+        injection = inject(model, adapter_config({"type": "coda", "bottleneck": 4, "route": "topk", **fields}))
+        shake(injection)
+    return model, injection
+
+
+def test_topk_runs_the_largest_scores_of_each_row() -> None:
+    model, injection = encoder(share=0.4)
+    ids, mask = tokens(3, 9) % 60 + 3, torch.ones(3, 9, dtype=torch.long)
+    mask[1, 5:] = 0
+    scores: dict[str, torch.Tensor] = {}
+    for key, adapter in injection.adapters.items():
+        adapter.token_gate = watched(adapter, adapter.token_gate, scores, key)
+    with torch.no_grad():
+        together = model(input_ids=ids, attention_mask=mask).logits
+    for adapter in injection.adapters.values():
+        del adapter.token_gate
+    for s, gate in scores.values():
+        assert (gate >= 0).all() and (gate <= 1 + 1e-6).all()
+        for row, length in enumerate((9, 5, 9)):
+            k = math.ceil(0.4 * length)
+            assert gate[row].nonzero()[:, 0].tolist() == sorted(s[row, :length].topk(k).indices.tolist())
+    for row, length in enumerate((9, 5, 9)):  # whatever else is in the batch
+        with torch.no_grad():
+            alone = model(input_ids=ids[row : row + 1, :length]).logits
+        assert torch.allclose(alone[0], together[row, :length], atol=1e-5)
+    entered = rows_of(model, injection, ids)
+    assert {*entered.values()} == {3 * 4}
+    assert all(run.view(3, 9).sum(1).tolist() == [4] * 3 for run in inspection.tokens_run(injection, ids).values())
+    later = ids.clone()
+    later[0, 8] = 3 + (later[0, 8] - 2) % 60
+    assert not torch.allclose(logits(model, later)[0, :8], logits(model, ids)[0, :8])
+
+
+def watched(adapter: Any, gate: Any, found: dict[str, Any], key: str) -> Any:
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        found[key] = adapter.scores(x), (result := gate(x))
+        return result
+
+    return keep
+
+
+def test_topk_gathered_is_masked_and_learns() -> None:
+    model, injection = encoder(share=0.5)
+    ids = tokens(3, 9) % 60 + 3
+    gathered = logits(model, ids)
+    loss = model(input_ids=ids).logits.square().mean()
+    loss.backward()
+    gradients = [adapter.w.grad for adapter in injection.adapters.values()]
+    assert all(g is not None and g.abs().max() > 0 for g in gradients)
+    for key, adapter in injection.adapters.items():
+        injection.chain(key)[injection.name] = Masked(adapter)
+    assert torch.allclose(logits(model, ids), gathered, atol=1e-5)
+
+
+def test_soft_topk_is_between_0_and_1_and_follows_the_scores() -> None:
+    scores = torch.tensor([[2.0, 1.0, 0.0, -1.0, -torch.inf], [0.3, 0.2, 0.1, 0.5, 0.4]])
+    found = soft_topk(scores, torch.tensor([[2.0], [3.0]]))
+    assert ((found >= 0) & (found <= 1 + 1e-6)).all()
+    assert torch.allclose(found[0], torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0]), atol=5e-3)
+    assert found[1].sort().indices.tolist() == scores[1].sort().indices.tolist()
+    assert torch.allclose(found.sum(-1), torch.tensor([2.0, 3.0]), atol=0.1)
+    assert torch.allclose(soft_topk(scores[1:], torch.tensor([[5.0]])), torch.ones(1, 5), atol=1e-3)
+
+
+def test_topk_is_refused_in_a_decoder_and_for_parts_of_rows() -> None:
+    config = adapter_config({"type": "coda", "route": "topk"})
+    with pytest.raises(CannotInject, match="LlamaForCausalLM is a decoder. Set adapter.route to 'threshold'"):
+        inject(random_models.tiny("tiny:llama"), config)
+    with pytest.raises(CannotInject, match="is a decoder"):
+        dry_run(RunSpec.parse({"adapter": {"type": "coda", "route": "topk"}}))
+    model, _ = encoder()
+    past = model(input_ids=IDS % 60 + 3, use_cache=True).past_key_values
+    with pytest.raises(CannotInject, match="without a cache"):
+        model(input_ids=IDS[:, :1] % 60 + 3, past_key_values=past, use_cache=True)

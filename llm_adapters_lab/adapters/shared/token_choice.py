@@ -1,4 +1,4 @@
-"""Adapters that run an MLP for a share of the tokens, by a score of each and a threshold."""
+"""Adapters that run an MLP for a share of the tokens: those with a score above a threshold, or the largest of a row."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import distributed
+from torch import distributed, nn
 
 from llm_adapters_lab.core.adapter import Adapter, Place, World
+from llm_adapters_lab.core.anatomy import Anatomy
 from llm_adapters_lab.core.sites import Site
 from llm_adapters_lab.core.skipping import readers_of
 from llm_adapters_lab.errors import CannotInject
@@ -49,14 +50,40 @@ def weights_of(scores: torch.Tensor, counts: torch.Tensor | None) -> torch.Tenso
     return counts.flatten().to(scores) if counts is not None and fits else scores.new_ones(scores.numel())
 
 
+def soft_topk(scores: torch.Tensor, k: torch.Tensor, steps: int = 20) -> torch.Tensor:
+    """Return weights λ in [0, 1] whose sum over the last axis approaches k, large where the scores are.
+
+    λ maximises <s, λ> + ε H(λ) under these two conditions, found by coordinate descent in the dual as in CoLT5 (Ainslie
+    et al. 2023, arXiv:2303.09752, appendix), while ε falls from 4 to 0.03.
+
+    Args:
+        scores: (..., T); -inf for what cannot be chosen.
+        k: (..., 1).
+        steps: of the descent.
+    """
+    b, a, smooth = torch.zeros_like(scores), torch.zeros_like(scores[..., :1]), 4.0
+    for step in range(steps):
+        smooth = max(4.0 * 0.7**step, 0.03)
+        a = smooth * (k.log() - torch.logsumexp((scores + b) / smooth, -1, keepdim=True))
+        b = -torch.relu(scores + a)
+    return ((scores + b + a) / smooth).exp()
+
+
+def is_causal(model: nn.Module) -> bool:
+    """Return whether the attention of a model sees earlier tokens only, or may do so."""
+    found = [own for module in model.modules() if isinstance(own := getattr(module, "is_causal", None), bool)]
+    return not found or any(found)
+
+
 class TokenChoice(Adapter):
-    """An adapter that runs an MLP for the tokens whose score is above a threshold.
+    """An adapter that runs an MLP for the tokens whose score is above a threshold, or among the k largest of a row.
 
     The threshold is the running quantile of the scores of all tokens but padding in training, and stays as it is
     afterwards: whether a token runs depends on its own x alone.
 
     Attributes:
         share: of the tokens that run; 1 runs all, without scores.
+        topk: whether they are chosen among all tokens of a row.
         tau: the threshold, a buffer; `passes` is the number of passes that it was taken from.
         run, seen: number of tokens that ran, and of all, since the adapter was made; padding does not count.
     """
@@ -66,16 +93,31 @@ class TokenChoice(Adapter):
     tau: torch.Tensor
     passes: torch.Tensor
 
-    def __init__(self, config: Any, site: Site, base: torch.nn.Module) -> None:
+    def __init__(self, config: Any, site: Site, base: nn.Module) -> None:
         """Start with the threshold for scores that are normally distributed with a variance of 1."""
         super().__init__(config, site, base)
         self.share, self.temperature = float(config.share), float(config.temperature)
         self.run, self.seen = 0, 0
+        self.topk = self.looks_back = config.route == "topk" and self.share < 1  # type: ignore[misc]
         if self.share == 1:
             self.token_gate = None  # type: ignore[assignment, method-assign]
-        else:
+        elif not self.topk:
             self.register_buffer("tau", torch.special.ndtri(torch.tensor(1 - self.share)))
             self.register_buffer("passes", torch.tensor(0))
+
+    @classmethod
+    def sites_of(cls, config: Any, anatomy: Anatomy, model: nn.Module) -> tuple[Site, ...]:
+        """Return the sites.
+
+        Raises:
+            CannotInject: tokens are to be chosen among those of a whole row, and the model is a decoder.
+        """
+        if config.route == "topk" and is_causal(model):
+            raise CannotInject(
+                "adapter.route = 'topk' chooses among all tokens of a row, so that a token's output would depend on "
+                f"later ones, and {type(model).__name__} is a decoder. Set adapter.route to 'threshold'."
+            )
+        return super().sites_of(config, anatomy, model)
 
     @classmethod
     def build(cls, config: Any, places: Mapping[str, Place], world: World) -> dict[str, Adapter]:
@@ -96,7 +138,27 @@ class TokenChoice(Adapter):
 
     def tokens_run(self, x: torch.Tensor) -> torch.Tensor:
         """Return which of the tokens x (..., d_in) run, (...)."""
-        return torch.ones(x.shape[:-1], dtype=torch.bool) if self.share == 1 else self.scores(x) > self.tau
+        if self.share == 1:
+            return torch.ones(x.shape[:-1], dtype=torch.bool)
+        return self.among_row(self.scores(x))[1] if self.topk else self.scores(x) > self.tau
+
+    def among_row(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return λ of the tokens with scores (B, T), and which of them are among the k largest of their row.
+
+        k is the share of the tokens of a row without padding, rounded up.
+
+        Raises:
+            CannotInject: the call has a part of its rows only, or does not tell them apart.
+        """
+        cache = self.context.cache  # with the tokens of this call, as attention comes first
+        if scores.ndim != 2 or (cache is not None and cache.get_seq_length() > scores.shape[1]):
+            raise CannotInject("adapter.route = 'topk' needs whole rows (B, T) in one call, without a cache.")
+        if (mask := self.context.mask) is not None:
+            scores = scores.masked_fill(mask == 0, -torch.inf)
+        count = torch.isfinite(scores).sum(-1, keepdim=True)
+        k = (self.share * count).ceil()
+        place = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+        return soft_topk(scores, k.to(scores)), place < k
 
     def tokens_counted(self) -> tuple[int, int]:
         """Return how many tokens have run, and how many there were."""
@@ -121,9 +183,15 @@ class TokenChoice(Adapter):
     def token_gate(self, x: torch.Tensor) -> torch.Tensor:
         """Return λ = σ((s - τ) / T) of the tokens x (..., d_in) that run, and 0 for others, (...).
 
-        In training, the threshold follows the scores first. When activations are recomputed, it is that of the pass.
+        In training, the threshold follows the scores first. When activations are recomputed, it is that of the pass. Of
+        a choice among the tokens of a row, λ is `soft_topk`.
         """
         scores, first = self.scores(x), not self.context.recomputing
+        if self.topk:
+            gate, run = self.among_row(scores)
+            if first:
+                self.count(run)
+            return gate * run
         if self.training and first:
             self.follow(scores)
         run = scores > self.tau
