@@ -53,7 +53,7 @@ def calm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_course_is_complete_and_its_contents_page_lists_every_notebook():
-    assert [name[:2] for name in NAMES] == [f"{number:02d}" for number in range(1, 14)]
+    assert [name[:2] for name in NAMES] == [f"{number:02d}" for number in range(1, 15)]
     page = (COURSE / "README.md").read_text(encoding="utf-8")
     assert [link for link in LINK.findall(page) if link.endswith(".ipynb")] == [path.name for path in NOTEBOOKS]
 

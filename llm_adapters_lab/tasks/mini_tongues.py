@@ -2,13 +2,15 @@
 
 ``mini-tongue:3`` is language 3: a permutation of all words and of all digits, drawn from its number. The base knows
 each word but no sentence, so that much has to be learnt: the rank of an adapter limits it, and languages contradict one
-another. ``mini-tongue:1+2+3`` mixes rows of several languages for training; with `data.group: task` each row belongs to
-its language.
+another. Test rows are other stories in the same words, as the meaning of a word that was never seen cannot be known.
+``mini-tongue:1+2+3`` mixes rows of several languages for training; with `data.group: task` each row belongs to its
+language.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from functools import cache, partial
 from pathlib import Path
 from random import Random
@@ -44,18 +46,21 @@ def translated(text: str, number: int) -> str:
     return re.sub(r"[a-z]+|\d", lambda match: known.get(match[0], match[0]), text)
 
 
-def _draw(number: int, split: mini_stories.Part, count: int) -> list[Example]:
+def _draw(number: int, split: str, count: int, besides: Collection[str] = ()) -> list[Example]:
+    """Return different rows of a language, without those whose questions are in `besides`."""
     rng, rows = Random(f"{PREFIX}{number} {split}"), dict[str, Example]()
     while len(rows) < count:
-        story = mini_stories.build(rng, split, rng.choice(KINDS))
+        story = mini_stories.build(rng, "train", rng.choice(KINDS))
         asked, said = (translated(text, number) for text in (f"{story.text} {story.question}", story.working))
-        rows[asked] = Example(f"{PREFIX}{number}/{split}/{len(rows)}", asked, "", said, said)
+        if asked not in besides:
+            rows[asked] = Example(f"{PREFIX}{number}/{split}/{len(rows)}", asked, "", said, said)
     return list(rows.values())
 
 
 def _read(numbers: tuple[int, ...], split: str, root: Path | None) -> list[Example]:
     if split == "test":
-        return _draw(numbers[0], "test", TEST_ROWS)
+        learnt = {row.instruction for row in _draw(numbers[0], "train", TRAIN_ROWS)}
+        return _draw(numbers[0], "test", TEST_ROWS, learnt)
     rows = [row for number in numbers for row in _draw(number, "train", TRAIN_ROWS)]
     if len(numbers) > 1:
         Random(PREFIX).shuffle(rows)

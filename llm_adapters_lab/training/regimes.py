@@ -238,7 +238,7 @@ class Heads:
                     value.zero_()
         if not self.regime.dense:
             self._write()
-        reported = last or step * shows // steps > (step - self.regime.every) * shows // steps
+        reported = last or merges == 1 or step * shows // steps > (step - self.regime.every) * shows // steps
         return [Merged(step, merges, self.ranks())] if reported else []
 
     def ranks(self) -> dict[str, int]:

@@ -35,7 +35,7 @@ def test_these_presets_there_are() -> None:
         *("adapter-plus", "hydra-text", "sparse-series", "large-sparse", "mosa", "one-bit-parallel"),
         *("polytropon", "mhr", "hyperformer", "hyperformer-plus", "hyper-adapters"),
     }
-    assert set(spec_presets()) == PAPER | {"bactrian-x", "quickstart", "mixture", "qlora"}
+    assert set(spec_presets()) == PAPER | {"bactrian-x", "hd-pissa", "lte", "quickstart", "mixture", "qlora"}
     assert not set(adapter_presets()) & set(all_adapters()), "an adapter's own name would hide the preset"
 
 

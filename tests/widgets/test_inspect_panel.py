@@ -25,11 +25,12 @@ from llm_adapters_lab.inspection import (
 )
 from llm_adapters_lab.inspection.dataset_activity import ActivityMoments
 from llm_adapters_lab.inspection.heads import head_changes
+from llm_adapters_lab.inspection.token_choice import tokens_run
 from llm_adapters_lab.inspection.units import unit_tokens
 from llm_adapters_lab.models.random_models import tiny
 from llm_adapters_lab.results import plots
 from llm_adapters_lab.runs.execution import run
-from llm_adapters_lab.runs.record import find_run
+from llm_adapters_lab.runs.record import find_run, list_runs
 from llm_adapters_lab.runs.restoring import restore
 from llm_adapters_lab.tasks.encoding import encode
 from llm_adapters_lab.tasks.registry import get_task
@@ -47,8 +48,10 @@ SHORT = 12
 NOT_FOR_LORA = {
     "Attention on virtual tokens",
     "Expert load",
+    "Rank of the merged update",
     "Similarity of groups",
     "Skills of groups",
+    "Tokens that run",
     "Weights of members",
 }
 FOR_PREFIX = {
@@ -210,6 +213,31 @@ def test_a_mixture_shows_its_members_at_some_sites(tmp_path: Path) -> None:
     assert {row["member"] for row in rows} == {"member 0", "member 1", "member 2"}
     first = rows[0]["token"]
     assert sum(row["weight"] for row in rows if row["token"] == first) == pytest.approx(1)
+    panel.close()
+
+
+def test_the_tokens_that_run_are_shown_by_site(tmp_path: Path) -> None:
+    panel = InspectPanel(tmp_path, run(small("lora", adapter={"type": "coda", "bottleneck": 4}), root=tmp_path).id)
+    panel.opened()
+    rows = look(panel, "Tokens that run")
+    assert len({row["site"] for row in rows}) == 6 and len({row["token"] for row in rows}) > 5
+    base, injection = restore(next(iter(list_runs(tmp_path))))
+    assert injection is not None
+    example = get_task("mini-addsub").load("test", None)[0]
+    (sample,), _ = encode(base.tokenizer, [example], get_task("mini-addsub").template, 256, "answer")
+    found = tokens_run(injection, torch.tensor(sample.ids[:-1])[None])
+    assert [row["value"] for row in rows] == [int(one) for own in found.values() for one in own.tolist()]
+    panel.close()
+
+
+def test_the_rank_of_merges_is_shown(tmp_path: Path) -> None:
+    train = {"batch": 8, "max_steps": 8, "learning_rate": 0.03, "regime": {"name": "lte", "heads": 4, "every": 2}}
+    adapter = {"type": "lora", "rank": 1, "at": "q,down"}
+    panel = InspectPanel(tmp_path, run(small("lora", adapter=adapter, train=train), root=tmp_path).id)
+    panel.opened()
+    rows = look(panel, "Rank of the merged update")
+    assert [(row["update step"], row["rank"]) for row in rows] == [(step, 4) for step in (2, 4, 6, 8)]
+    assert look(panel, "Singular values of ΔW")
     panel.close()
 
 

@@ -22,6 +22,7 @@ from llm_adapters_lab.inspection import (
     members,
     probes,
     routing,
+    token_choice,
     units,
     weight_metrics,
 )
@@ -188,6 +189,10 @@ def _range(changes: Any) -> str:
 
 def _training(request: Request) -> Drawings:
     return [drawing(plots.norm_evolution(request.loaded.run, request.roles), request.name, link="site")]
+
+
+def _merges(request: Request) -> Drawings:
+    return [drawing(plots.merged_ranks(request.loaded.run, kind=request.name))]
 
 
 def _units(request: Request) -> Drawings:
@@ -443,6 +448,13 @@ def _members(request: Request) -> Drawings:
     return shown
 
 
+def _tokens_run(request: Request) -> Drawings:
+    text = request.text
+    found = token_choice.tokens_run(request.injection, text.ids[None].to(request.model.device))
+    own = {key: found[key] for key in request.sites() if key in found}
+    return [drawing(plots.tokens_run(own, text.words, request.name, roles=request.roles), link="token")]
+
+
 def _member_names(request: Request) -> list[str]:
     """Return the names of members, with the tasks of those that are runs in the same folder."""
     names, run = members.member_names(request.injection), request.loaded.run
@@ -500,6 +512,15 @@ def _has_norms(loaded: LoadedRun) -> None:
 
 def _norm_events(run: Run) -> Iterator[Any]:
     return iter(run.events("Norms"))
+
+
+def _has_merges(loaded: LoadedRun) -> None:
+    if next(iter(loaded.run.events("Merged")), None) is None:
+        raise NoView("Nothing was merged while the run trained. Set train.regime to train it by several heads.")
+
+
+def _has_choice(loaded: LoadedRun) -> None:
+    token_choice.tokens_run(loaded.injection, torch.zeros(1, 2, dtype=torch.long, device=loaded.model.device))
 
 
 def _has_units(loaded: LoadedRun) -> None:
@@ -604,6 +625,15 @@ VIEWS = {
         "‖θ − θ₀‖ of the adapter's own tensors at each site, as recorded; the slider selects the step.",
         _has_norms,
     ),
+    "Rank of the merged update": View(
+        _WEIGHTS,
+        "Rank of merges",
+        "merges",
+        _merges,
+        "Number of singular values of what the heads have merged so far that are above 0.0001 of the largest, as "
+        "recorded.",
+        _has_merges,
+    ),
     "What units read": View(
         _WEIGHTS,
         "What units read",
@@ -699,6 +729,16 @@ VIEWS = {
         "streams that a row runs in.",
         _has_members,
         ("text", "site"),
+    ),
+    "Tokens that run": View(
+        _ACTIVATIONS,
+        "Tokens that run",
+        "tokens",
+        _tokens_run,
+        "Which tokens run through the MLP of each layer; the others take the way of the adapter alone.",
+        _has_choice,
+        ("text", "site"),
+        source=token_choice.tokens_run,
     ),
     "Loss per token": View(
         _TOKENS,

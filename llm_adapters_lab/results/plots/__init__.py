@@ -24,7 +24,7 @@ __getattr__, __dir__, __all__ = attach(
     {
         "runs": "accuracy loss_curve parameters_against_accuracy",
         "seed_means": "means",
-        "weights": "norm_evolution norm_heatmap similarity site_norms spectra",
+        "weights": "merged_ranks norm_evolution norm_heatmap similarity site_norms spectra",
         "experts": "expert_loads member_weights member_weights_by_site",
         "group_parts": "group_map group_similarity group_weights",
         "inside": "activity layer_heads unit_tokens",

@@ -13,6 +13,7 @@ import torch
 from llm_adapters_lab.inspection.weight_metrics import Norm, effective_rank
 from llm_adapters_lab.results.appearance import colour, looks
 from llm_adapters_lab.results.formatting import site_name, site_names
+from llm_adapters_lab.results.plots.runs import DASHES
 from llm_adapters_lab.results.plots.style import CLEAR, GRID, INK, SHARES, every, grid, heatmap, new, ramp, say
 from llm_adapters_lab.runs.record import Run
 
@@ -67,6 +68,37 @@ def norm_evolution(run: Run, roles: Mapping[str, str] | None = None, name: str =
     slider |= {"bgcolor": GRID, "bordercolor": CLEAR, "tickcolor": INK, "font": {"color": INK, "size": 11}}
     figure.update_layout(sliders=[slider] if len(kept) > 1 else [], height=figure.layout.height + 90)
     return figure
+
+
+def merged_ranks(*runs: Run, kind: str = "") -> go.Figure:
+    """Show the rank of what the heads of `train.regime` have merged over the course of training.
+
+    Args:
+        runs: with at least one `Merged` event.
+        kind: name for a single run; by default, each is called by what tells them apart.
+
+    Returns:
+        A line for each run, the median over its sites; the smallest and the largest are in the labels.
+    """
+    found = looks(runs)
+    title = "Rank of the merged update" + f": {escape(kind)}" * bool(kind)
+    figure = new(title, "median over all sites, after each recorded merge", "update step", "rank")
+    for run in runs:
+        look, events = found[run.id], [event for event in run.events("Merged") if event["rank"]]
+        ranks = [sorted(event["rank"].values()) for event in events]
+        figure.add_scatter(
+            x=[event["step"] for event in events],
+            y=[own[len(own) // 2] for own in ranks],
+            customdata=[[own[0], own[-1], event["merges"]] for own, event in zip(ranks, events, strict=True)],
+            mode="lines+markers",
+            marker={"size": 6},
+            line={"color": look.colour, "dash": DASHES[look.turn % 4], "width": 2.2},
+            name=escape(kind or look.name),
+            showlegend=len(runs) > 1,
+            hovertemplate="step %{x}, merge %{customdata[2]}<br>rank %{y} (%{customdata[0]} to %{customdata[1]})",
+        )
+    figure.update_yaxes(rangemode="tozero")
+    return figure if any(trace.x for trace in figure.data) else say(figure, "no merge was recorded")
 
 
 def site_norms(
