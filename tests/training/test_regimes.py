@@ -16,6 +16,9 @@ from safetensors.torch import load_file
 from llm_adapters_lab.adapters.lora import LoRAConfig
 from llm_adapters_lab.config import change
 from llm_adapters_lab.core.injection import Injection, inject
+from llm_adapters_lab.core.merging import merge
+from llm_adapters_lab.core.peft_format import to_peft
+from llm_adapters_lab.core.saving import load_adapter, save_adapter
 from llm_adapters_lab.errors import BadSpec, CannotInject
 from llm_adapters_lab.events import Merged, Step
 from llm_adapters_lab.models import random_models
@@ -291,3 +294,23 @@ def test_a_blank_base_has_the_same_random_weights_every_time() -> None:
     text = collate([Sample("text", ids, ids)], 0)
     blank, known = (float(token_loss(base.model, text).detach()) for base in (first, nano))
     assert blank > 2 * known
+
+
+@pytest.mark.parametrize("regime", [LTE, LTE.model_copy(update={"reset": True}), HD])
+def test_the_result_is_saved_merged_and_exported_like_any_adapter(tmp_path: Path, regime: Regime) -> None:
+    _, heads = learn(regime, max_steps=3)
+    model, ids = heads.injection.model, torch.arange(3, 9)[None]
+    with torch.no_grad():
+        trained = model(ids).logits
+        save_adapter(heads.injection, tmp_path / "own", "tiny:llama")
+        folders = [tmp_path / "own"]
+        if not regime.dense:
+            to_peft(heads.injection, tmp_path / "peft", "tiny:llama")
+            folders.append(tmp_path / "peft")
+        for folder in folders:
+            fresh = random_models.tiny("tiny:llama")
+            load_adapter(fresh, folder)
+            assert torch.allclose(fresh(ids).logits, trained, atol=1e-6)
+        merge(heads.injection)
+        assert torch.allclose(model(ids).logits, trained, atol=1e-5)
+        assert not torch.allclose(random_models.tiny("tiny:llama")(ids).logits, trained, atol=1e-3)
