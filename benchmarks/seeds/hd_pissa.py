@@ -2,7 +2,7 @@
 
     python benchmarks/seeds/hd_pissa.py [--seeds 0 1 2] [--root runs/seeds]
 
-All runs take 80 steps of 16 rows of the same language, at the best of three learning rates. Losses are on held-out
+All runs take 80 steps of 16 rows of the same language, at the best of five learning rates. Losses are on held-out
 rows, in nats for each token. Controls: PiSSA and LoRA of the rank of one head, and the same heads that all have the
 first directions.
 """
@@ -22,7 +22,7 @@ from llm_adapters_lab.results.loss_matrix import loss_matrix
 from llm_adapters_lab.training.regimes import Heads
 
 TONGUE = "mini-tongue:1"
-RANK, RATES = 2, (0.003, 0.01, 0.03)
+RANK, RATES = 2, (0.003, 0.006, 0.01, 0.02, 0.03)
 KINDS: dict[str, dict[str, Any]] = {
     "HD-PiSSA": {"init": "pissa", "heads": 8},
     "same directions": {"init": "pissa", "heads": 8},

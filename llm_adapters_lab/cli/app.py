@@ -40,6 +40,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "show": result_commands.show,
     "compare": result_commands.compare,
     "losses": result_commands.losses,
+    "published": result_commands.published,
     "report": result_commands.report,
     "mark": mark_command.mark,
     "rescore": result_commands.rescore,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,7 +22,7 @@ from llm_adapters_lab.cli.arguments import (
 )
 from llm_adapters_lab.cli.console import Output, remark, say, show_rows, with_json
 from llm_adapters_lab.errors import BadSpec, listed
-from llm_adapters_lab.results.formatting import ago, clock, percent, score_cells, task_cell
+from llm_adapters_lab.results.formatting import ago, clock, interval, percent, score_cells, task_cell
 
 if TYPE_CHECKING:
     from llm_adapters_lab.results.run_index import Entry
@@ -355,6 +356,55 @@ def losses(
         )
 
     return Output(table, show)
+
+
+@with_json
+def published(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of the JSON results of peft's comparison.")],
+    against: Annotated[
+        str, typer.Option(metavar="NAME", help="The experiment to compare with; default: the best.")
+    ] = "",
+    questions: Annotated[int, typer.Option(min=1, metavar="N", help="Number of test questions.")] = 1319,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a figure.")] = None,
+) -> Output:
+    """Rank the published results of peft's method comparison, and say which differences are real.
+
+    The results have one seed, and which questions were answered right is not known.
+    """
+    from llm_adapters_lab.results import peft_results
+
+    results, left_out = peft_results.read_peft_results(folder, questions)
+    places = peft_results.rank(results, against)
+    mine = next(place.result for place in places if place.p is None)
+    if html:
+        from llm_adapters_lab.files import writing
+
+        with writing(html):
+            peft_results.figure(places).write_html(html)
+    table = [
+        {
+            "tier": place.tier,
+            "experiment": place.result.name,
+            "accuracy": percent(place.result.accuracy),
+            "95 % interval": interval(*place.result.ends),
+            "p": "" if place.p is None else f"{place.p:.2g}",
+            "verdict": place.verdict(mine),
+            "forgetting": "" if place.result.forgetting is None else f"{place.result.forgetting:.3f}",
+            "rate": f"{place.result.learning_rate:g}",
+            "trainable": place.result.trainable,
+            "time": clock(place.result.seconds),
+        }
+        for place in places
+    ]
+    found = [asdict(p.result) | {"tier": p.tier, "p": p.p, "verdict": p.verdict(mine)} for p in places]
+
+    def show() -> None:
+        show_rows(table, keep=4, cut="experiment")
+        remark(peft_results.summary(places))
+        for text in left_out:
+            remark(f"Left out: {text}")
+
+    return Output({"results": found, "left_out": left_out}, show)
 
 
 def show_result(record: Run) -> None:

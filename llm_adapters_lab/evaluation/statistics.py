@@ -97,6 +97,25 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return 2 * tail / (1 << differing)
 
 
+def two_shares(correct: int, total: int, other_correct: int, other_total: int) -> float:
+    """Return the two-sided p-value that two shares of independent items are equal: the z-test with pooled variance.
+
+    Args:
+        correct: number of right items in the first sample.
+        total: number of items in it.
+        other_correct: the same of the second sample.
+        other_total: the same of the second sample.
+
+    Returns:
+        A probability; 1 if both shares are 0 or both are 1.
+    """
+    pooled = (correct + other_correct) / (total + other_total)
+    variance = pooled * (1 - pooled) * (1 / total + 1 / other_total)
+    if variance == 0:
+        return 1.0
+    return math.erfc(abs(correct / total - other_correct / other_total) / math.sqrt(2 * variance))
+
+
 def bootstrap_difference(
     first: Sequence[bool], second: Sequence[bool], *, confidence: float = 0.95, draws: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
