@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
+from llm_adapters_lab.core import weights
 from llm_adapters_lab.core.injection import Injection
 from llm_adapters_lab.core.saving import save_adapter
 from llm_adapters_lab.core.tensor_files import read_tensors
+from llm_adapters_lab.errors import NoView
 from llm_adapters_lab.evaluation.decoding import StopRule
 from llm_adapters_lab.evaluation.scoring import RULES
 from llm_adapters_lab.events import Noticed, Resumed, Step
 from llm_adapters_lab.files import read_json
+from llm_adapters_lab.inspection.token_choice import tokens_run
 from llm_adapters_lab.runs.environment import cpu_contention
 from llm_adapters_lab.runs.forecast.memory import WORTH_IT, estimate, estimated
 from llm_adapters_lab.runs.recovery.resume import ResumePoint
@@ -22,6 +25,7 @@ from llm_adapters_lab.runs.session import Phase, Position, RunSession
 from llm_adapters_lab.runs.summary import started, training_summary
 from llm_adapters_lab.runs.trackers import Trackers
 from llm_adapters_lab.tasks.registry import get_task
+from llm_adapters_lab.tasks.tokens import Sample
 from llm_adapters_lab.training.batches import step_count
 from llm_adapters_lab.training.checkpoints import Checkpoint
 from llm_adapters_lab.training.device import make_accelerator, place
@@ -29,6 +33,8 @@ from llm_adapters_lab.training.loop import train
 from llm_adapters_lab.training.regimes import Heads
 from llm_adapters_lab.training.reward import Answering
 
+EXAMINED = 16
+"""Number of training rows on which it is found out which tokens run."""
 ADVICE = "Raise train.answers or train.temperature, or first train on solved questions."
 
 
@@ -113,9 +119,35 @@ def _train(
         session.emit(event)
         if isinstance(event, Step):
             yield Position(Phase.TRAINING, event.step)
+    if text := _tokens_run(injection, learnt[:EXAMINED]):
+        session.emit(Noticed(text))
     if all(event.get("measures", {}).get("idle") == 1 for event in session.record.events("Step")):
         session.emit(Noticed("The answers to every question had the same reward, so nothing was learnt. " + ADVICE))
     return {"rows": len(learnt), "rows_too_long": left_out.too_long}
+
+
+def _tokens_run(injection: Injection, samples: Sequence[Sample]) -> str:
+    """Return which share of the tokens of some rows runs through the MLPs of an adapter that chooses; "" of others."""
+    found: dict[str, list[torch.Tensor]] = {}
+    try:
+        for sample in samples:
+            ids = torch.tensor([sample.ids], device=weights.device(injection.model))
+            for key, run in tokens_run(injection, ids).items():
+                found.setdefault(key, []).append(run)
+    except NoView:
+        return ""
+    shares = {injection.sites[key]: float(torch.cat(runs).float().mean()) for key, runs in found.items()}
+    work = {p: p.d_in * p.d_out for p in injection.anatomy.projections}
+    saved = sum(
+        (1 - share) * sum(w for p, w in work.items() if (p.layer, p.sublayer) == (site.layer, site.sublayer))
+        for site, share in shares.items()
+    )
+    layers = ", ".join(f"{site.layer}: {100 * share:.0f} %" for site, share in shares.items())
+    mean, rest = sum(shares.values()) / len(shares), saved / sum(work.values())
+    return (
+        f"Of the tokens of {len(samples)} training rows, {100 * mean:.0f} % run through the MLPs (by layer {layers}); "
+        f"{100 * rest:.0f} % of the multiplications of the projections are left out."
+    )
 
 
 def _answering(session: RunSession) -> Answering:

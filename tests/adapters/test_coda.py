@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from llm_adapters_lab.core.saving import load_adapter, save_adapter
 from llm_adapters_lab.errors import BadSpec, CannotInject, CannotMerge, NoView
 from llm_adapters_lab.events import FellBack, Step
 from llm_adapters_lab.models import random_models
+from llm_adapters_lab.models.blueprint import blueprint
 from llm_adapters_lab.results import plots
+from llm_adapters_lab.runs.execution import run
 from llm_adapters_lab.runs.preview import dry_run
 from llm_adapters_lab.runs.spec import RunSpec
 from llm_adapters_lab.training.loop import train
@@ -377,3 +380,24 @@ def test_topk_is_refused_in_a_decoder_and_for_parts_of_rows() -> None:
     past = model(input_ids=IDS % 60 + 3, use_cache=True).past_key_values
     with pytest.raises(CannotInject, match="without a cache"):
         model(input_ids=IDS[:, :1] % 60 + 3, past_key_values=past, use_cache=True)
+
+
+def test_a_run_tells_which_share_of_the_tokens_runs(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"data": {"task": "mini-math", "rows": 24}, "eval": {"tasks": []}}
+    fields["train"] = {"batch": 8, "max_steps": 3, "learning_rate": 0.01}
+    told = {}
+    for kind, adapter in {"coda": {"type": "coda", "bottleneck": 4, "share": 0.25}, "lora": {"type": "lora"}}.items():
+        record = run(RunSpec.parse(fields | {"adapter": adapter}), root=tmp_path)
+        told[kind] = [text for event in record.events("Noticed") if "MLPs" in (text := event["text"])]
+    assert told["lora"] == []
+    (text,) = told["coda"]
+    mean, by_layer, saved = re.fullmatch(
+        r"Of the tokens of 16 training rows, (\d+) % run through the MLPs \(by layer (.*)\); (\d+) % of .* left out\.",
+        text,
+    ).groups()  # type: ignore[union-attr]
+    shares = [int(part.split(": ")[1].removesuffix(" %")) for part in by_layer.split(", ")]
+    assert len(shares) == 6 and sum(shares) / 6 == pytest.approx(int(mean), abs=1)
+    anatomy = blueprint("nano").anatomy
+    work = {p: p.d_in * p.d_out for p in anatomy.projections}
+    part = sum(w for p, w in work.items() if p.sublayer == "mlp") / sum(work.values())
+    assert int(saved) == pytest.approx((100 - sum(shares) / 6) * part, abs=1.5)
