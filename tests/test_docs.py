@@ -25,6 +25,7 @@ from llm_adapters_lab.runs.notebook_parameters import FAST
 from llm_adapters_lab.runs.presets import is_spec
 from llm_adapters_lab.runs.restoring import restore
 from llm_adapters_lab.runs.spec import RunSpec
+from llm_adapters_lab.sweeps.benchmarks import Benchmark
 from llm_adapters_lab.sweeps.spec import Sweep
 
 ROOT = Path(__file__).parents[1]
@@ -199,7 +200,7 @@ def test_a_spec_or_sweep_is_valid(block: Block, tmp_path: Path) -> None:
     (tmp_path / "sweeps").mkdir()
     file = tmp_path / "sweeps" / "page.yaml"
     file.write_text(block.code, encoding="utf-8")
-    assert Sweep.load(file).specs()
+    assert Benchmark.load(file).contests() if "methods" in fields else Sweep.load(file).specs()
 
 
 # Pages, from top to bottom

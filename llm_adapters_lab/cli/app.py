@@ -35,6 +35,7 @@ from llm_adapters_lab.privacy import without_home
 COMMANDS: dict[str, Callable[..., None]] = {
     "run": run_commands.run,
     "sweep": sweep_commands.sweep,
+    "benchmark": sweep_commands.benchmark,
     "queue": queue_commands.queue,
     "list": result_commands.list_runs,
     "show": result_commands.show,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from llm_adapters_lab.errors import LabError
 from llm_adapters_lab.results.formatting import about, clock, interval, percent, size
 
 if TYPE_CHECKING:
+    from llm_adapters_lab.results.benchmark_report import Standing
     from llm_adapters_lab.sweeps.spec import Point
     from llm_adapters_lab.sweeps.sweeping import Cost, SweepRun
 
@@ -104,6 +106,119 @@ def sweep(
     code = (stop.code if stop.is_set() else 1) if any(each.state.name != "finished" for each in ended) else 0
     value = {"runs": [_plain(each) for each in ended], "report": str(path) if done else None}
     return Output(value, lambda: _show_end(ended, path if done else None), code)
+
+
+@with_json
+def benchmark(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="BENCHMARK",
+            help="Benchmark file (YAML): methods, ranges to search, seeds.",
+            autocompletion=complete_files,
+        ),
+    ],
+    executor: Annotated[Where, typer.Option(help=WHERE)] = "local",
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; ray, slurm: runs in the queue.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all runs and count them; start none.")] = False,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a figure of the search.")] = None,
+    root: Root = Path("runs"),
+) -> Output:
+    """Compare methods fairly: each gets the same number of runs to search, and the best setting several seeds.
+
+    Settings are chosen by the loss on rows held out of the training rows; test questions are only answered by the runs
+    that are compared. The same command resumes a benchmark.
+    """
+    from llm_adapters_lab.runs.record import check_writable
+    from llm_adapters_lab.sweeps.benchmarks import Benchmark
+
+    what = Benchmark.load(file)
+    points = [point for contest in what.contests() for point in what.searched(contest)]
+    _check_bases(points, root)
+    from transformers.utils import logging
+
+    from llm_adapters_lab.results import benchmark_report
+    from llm_adapters_lab.sweeps import sweeping
+    from llm_adapters_lab.sweeps.benchmarks import benchmark as do
+    from llm_adapters_lab.sweeps.executors import make_executor
+
+    words = f"{len(what.methods)} methods, {what.search.runs} runs of search and {len(what.seeds)} seeds each"
+    where = make_executor(executor, jobs=jobs)
+    if dry_run:
+        sweeping.check_points(points)
+        return Output({"runs": what.count}, lambda: say(f"{what.count:,} runs: {words}."))
+    check_writable(root)
+    logging.disable_progress_bar()
+    with stop_on_signal() as stop, Board() as board:
+        outcome = do(what, root=root, executor=where, stop=stop, on_update=board)
+    found = benchmark_report.standings(outcome)
+    if html:
+        from llm_adapters_lab.files import writing
+
+        with writing(html):
+            benchmark_report.search_figure(outcome).write_html(html)
+    code = stop.code if stop.is_set() else 1 if outcome.unfinished else 0
+    value = {"standings": [_plain_standing(each) for each in found], "unfinished": dict(outcome.unfinished)}
+    value["verdicts"] = benchmark_report.verdicts(outcome)
+    return Output(value, partial(_show_standings, found, value), code)
+
+
+def _plain_standing(one: Standing) -> Row:
+    from llm_adapters_lab.results.overview import chance
+
+    finite = {"loss": one.loss, "typical_loss": one.typical_loss}
+    return {
+        "base": one.contest.base,
+        "task": one.contest.task,
+        "method": one.contest.method,
+        "tier": one.tier,
+        "accuracy": one.accuracy,
+        "low": one.ends[0],
+        "high": one.ends[1],
+        "by_seed": list(one.by_seed),
+        "against_the_best": chance(one.rival) if one.rival else None,
+        "setting": dict(one.setting),
+        "edges": list(one.edges),
+        "failed": one.failed,
+        "trainable": one.trainable,
+        "seconds": one.seconds,
+        **{name: loss if math.isfinite(loss) else None for name, loss in finite.items()},
+    }
+
+
+def _show_standings(found: Sequence[Standing], value: Row) -> None:
+    from llm_adapters_lab.results.overview import chance
+
+    several = len({(each.contest.base, each.contest.task) for each in found}) > 1
+    rows = [
+        {
+            **({"base": one.contest.base, "task": one.contest.task} if several else {}),
+            "tier": one.tier,
+            "method": one.contest.method,
+            "accuracy": percent(one.accuracy),
+            "95 % interval": interval(*one.ends) if one.tier else None,
+            "seeds": ", ".join(percent(share) for share in one.by_seed),
+            "against the best": chance(one.rival) if one.rival else None,
+            "setting": ", ".join(f"{name.rpartition('.')[2]} {number:.3g}" for name, number in one.setting.items()),
+            "loss": f"{one.loss:.3f}",
+            "typical": f"{one.typical_loss:.3f}",
+            "trainable": one.trainable,
+            "time": clock(one.seconds),
+        }
+        for one in found
+    ]
+    show_rows(rows, keep=4)
+    for text in value["verdicts"]:
+        remark(text)
+    for one in found:
+        for name in one.edges:
+            remark(f"{one.contest.words}: the best {name} is the end of what was tried. Widen its range.")
+        if one.failed:
+            remark(f"{one.contest.words}: {one.failed} runs of the search have failed or not ended.")
+    for run_id, reason in value["unfinished"].items():
+        say(f"{run_id}: {reason}")
+    if value["unfinished"]:
+        remark("Repeat this command to do the runs that are not finished.")
 
 
 def _check_bases(points: Sequence[Point], root: Path) -> None:

@@ -9,5 +9,6 @@ __getattr__, __dir__, __all__ = attach(
         "sweeping": "sweep records progress_printer",
         "executors": "Local Processes Studies",
         "studies": "study",
+        "benchmarks": "Benchmark benchmark",
     },
 )

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from llm_adapters_lab.errors import LabError
 from llm_adapters_lab.runs.forecast.duration import Duration, estimate
@@ -19,7 +19,7 @@ from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.rows import read_rows
 from llm_adapters_lab.runs.status import State, state
 from llm_adapters_lab.sweeps.executors import Executor, Local
-from llm_adapters_lab.sweeps.spec import Changes, Point, Sweep, describe_changes, reject
+from llm_adapters_lab.sweeps.spec import Changes, Point, describe_changes, reject
 
 WAITS = State("unfinished", "Waiting to be started.")
 
@@ -41,8 +41,15 @@ class SweepRun(NamedTuple):
 Listener = Callable[[Sequence[SweepRun]], None]
 
 
+class Planned(Protocol):
+    """Something that has runs, such as a `Sweep`."""
+
+    def points(self) -> list[Point]:
+        """Return the runs."""
+
+
 def sweep(
-    what: Sweep,
+    what: Planned,
     *,
     root: str | Path = "runs",
     executor: Executor | None = None,
@@ -134,7 +141,7 @@ def progress_printer(say: Callable[[str], None] = print) -> Listener:
     seen: dict[str, str] = {}
 
     def update(runs: Sequence[SweepRun]) -> None:
-        if not seen:
+        if any(each.run.id not in seen for each in runs):
             say(f"{len(runs)} runs: {count_states(runs)}")
             seen.update({each.run.id: each.state.name for each in runs})
         for number, (changes, run, (name, reason)) in enumerate(runs, 1):
