@@ -186,7 +186,7 @@ def test_a_file_on_disk_goes_before_a_preset(tmp_path: Path, monkeypatch: pytest
     [
         ("paper/llama-7b-loar", "no spec file paper/llama-7b-loar.*Did you mean 'paper/llama-7b-lora'"),
         ("llama-13b-prefix", "Did you mean 'paper/llama-13b-prefix'"),
-        ("zzz", "Choose one of: bactrian-x, mixture, "),
+        ("zzz", "Choose one of: bactrian-x, hd-pissa, lte, "),
     ],
 )
 def test_an_unknown_name_offers_the_nearest(name: str, message: str) -> None:

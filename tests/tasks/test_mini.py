@@ -198,7 +198,7 @@ def test_tokens_and_numbers(tokenizer) -> None:
     assert special == (0, 1, 2, 3)
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", ("nano", "nano-moe"))
 def test_the_card_names_these_weights(name: str) -> None:
     card = (FOLDERS[name] / "README.md").read_text(encoding="utf-8")
     assert hashlib.sha256((FOLDERS[name] / "model.safetensors").read_bytes()).hexdigest() in card
