@@ -8,7 +8,7 @@ of the weights of these projections.
 
 Parameters: d_in d_out for each site.
 
-Source: the main weights of LTE, Huh et al. 2024, arXiv:2402.16828, section 3.
+Source: the main weights of LTE, Huh et al. 2024, arXiv:2402.16828.
 """
 
 from __future__ import annotations

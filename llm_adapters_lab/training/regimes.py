@@ -13,14 +13,14 @@ LTE: A_h is orthogonal and B_h zero at the start. Every T steps
     W <- W + s/H Σ_h (B_h A_h - B°_h A°_h)
 
 and the heads continue, so that W gains a rank of H r at most; or, with `reset`, they begin anew with other A_h, without
-moments, and the rank grows with every merge. Source: Huh et al. 2024, arXiv:2402.16828, algorithm 1.
+moments, and the rank grows with every merge. Source: Huh et al. 2024, arXiv:2402.16828.
 
 HD-PiSSA: with W = U S V' at the start, B_h = U_h √S_h and A_h = √S_h V'_h hold the singular directions h r to h r + r,
 and stay. What AdamW would change in them is merged into W after every step, which gains a rank of 2 H r in each:
 
     W <- W + Σ_h (B_h A_h - B°_h A°_h),   then   A_h = A°_h,  B_h = B°_h
 
-Source: Wang et al. 2025, arXiv:2505.18777, equations 5 to 9.
+Source: Wang et al. 2025, arXiv:2505.18777.
 """
 
 from __future__ import annotations

@@ -53,8 +53,8 @@ def weights_of(scores: torch.Tensor, counts: torch.Tensor | None) -> torch.Tenso
 def soft_topk(scores: torch.Tensor, k: torch.Tensor, steps: int = 20) -> torch.Tensor:
     """Return weights λ in [0, 1] whose sum over the last axis approaches k, large where the scores are.
 
-    λ maximises <s, λ> + ε H(λ) under these two conditions, found by coordinate descent in the dual as in CoLT5 (Ainslie
-    et al. 2023, arXiv:2303.09752, appendix), while ε falls from 4 to 0.03.
+    λ maximises <s, λ> + ε H(λ) under these two conditions, found by coordinate descent in the dual while ε falls from 4
+    to 0.03, as in CoDA (Lei et al. 2023, arXiv:2304.04947) and, with a fixed ε, in CoLT5 (arXiv:2303.09752).
 
     Args:
         scores: (..., T); -inf for what cannot be chosen.
