@@ -158,8 +158,8 @@ def benchmark(
         with writing(html):
             benchmark_report.search_figure(outcome).write_html(html)
     code = stop.code if stop.is_set() else 1 if outcome.unfinished else 0
-    value = {"standings": [_plain_standing(each) for each in found], "unfinished": dict(outcome.unfinished)}
-    value["verdicts"] = benchmark_report.verdicts(outcome)
+    value: Row = {"standings": [_plain_standing(each) for each in found], "unfinished": dict(outcome.unfinished)}
+    value |= {"asked": what.search.runs, "verdicts": benchmark_report.verdicts(outcome)}
     return Output(value, partial(_show_standings, found, value), code)
 
 
@@ -179,6 +179,7 @@ def _plain_standing(one: Standing) -> Row:
         "against_the_best": chance(one.rival) if one.rival else None,
         "setting": dict(one.setting),
         "edges": list(one.edges),
+        "tried": one.tried,
         "failed": one.failed,
         "trainable": one.trainable,
         "seconds": one.seconds,
@@ -213,6 +214,8 @@ def _show_standings(found: Sequence[Standing], value: Row) -> None:
     for one in found:
         for name in one.edges:
             remark(f"{one.contest.words}: the best {name} is the end of what was tried. Widen its range.")
+        if one.tried < value["asked"]:
+            remark(f"{one.contest.words}: only {one.tried} of {value['asked']} draws were different settings.")
         if one.failed:
             remark(f"{one.contest.words}: {one.failed} runs of the search have failed or not ended.")
     for run_id, reason in value["unfinished"].items():

@@ -32,6 +32,7 @@ class Standing:
         typical_loss: the median of the search: how much is lost by a setting that is not searched for.
         edges: searched fields of which the smallest or largest value that was tried is the best: better ones may lie
             beyond.
+        tried: number of different settings that were tried, which is less than asked for if a range has few values.
         failed: number of runs of the search that have no loss.
         accuracy: mean over tasks and seeds, from 0 to 1; None without scores.
         ends: its 95 % interval over the questions.
@@ -47,6 +48,7 @@ class Standing:
     loss: float
     typical_loss: float
     edges: tuple[str, ...]
+    tried: int
     failed: int
     accuracy: float | None
     ends: tuple[float, float]
@@ -76,11 +78,10 @@ def verdicts(outcome: Outcome) -> list[str]:
         if not own:
             continue
         first, *alike = [standing.contest.method for standing in own if standing.tier == 1]
-        rest = len(own) - 1 - len(alike)
         words = f"{first} has the highest accuracy"
         words += f"; not distinguishable from it: {', '.join(alike)}" if alike else ""
-        words += f"; {'all' if not alike else 'the'} {rest} other{'s' * (rest != 1)} are below" if rest else ""
-        budget = f"{outcome.benchmark.search.runs} runs of search each, {len(outcome.benchmark.seeds)} seeds"
+        words += f"; below: {', '.join(s.contest.method for s in own if s.tier != 1)}" if own[-1].tier != 1 else ""
+        budget = f"a search of {outcome.benchmark.search.runs} runs each, {len(outcome.benchmark.seeds)} seeds"
         said.append(f"{task} over {base}: {words} ({budget}).")
     return said
 
@@ -92,7 +93,7 @@ def search_figure(outcome: Outcome, field: str = "train.learning_rate") -> go.Fi
         outcome: of the benchmark.
         field: dotted; a number.
     """
-    words = "lowest validation loss of each run of the search; the lowest point of a line is what is scored"
+    words = "validation loss of each run; the lowest of a line is scored"
     title = f"Search over {escape(field.rpartition('.')[2].replace('_', ' '))}"
     figure = new(title, words, escape(field), "loss (nats)")
     turns: dict[str, int] = {}
@@ -143,6 +144,7 @@ def _standing(outcome: Outcome, place: Contest, view: Overview | None) -> Standi
         loss=best.loss if best else math.inf,
         typical_loss=median(losses) if losses else math.inf,
         edges=tuple(name for name in searched if best and len(losses) > 2 and _at_edge(name, best, trials)),
+        tried=len(trials),
         failed=len(trials) - len(losses),
         accuracy=group.mean(tasks) if group else None,
         ends=group.interval(tasks) if group else (0.0, 0.0),

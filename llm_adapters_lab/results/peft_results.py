@@ -19,6 +19,7 @@ from llm_adapters_lab.errors import BadSpec, choices, listed
 from llm_adapters_lab.evaluation.statistics import holm, two_shares, wilson
 from llm_adapters_lab.results.formatting import interval, percent
 from llm_adapters_lab.results.paired_tests import LEVEL
+from llm_adapters_lab.results.plots.groups import shortened
 from llm_adapters_lab.results.plots.style import BLUE, GRID, INK, new
 
 if TYPE_CHECKING:
@@ -172,22 +173,22 @@ def summary(places: Sequence[Place]) -> str:
     (mine,) = (place.result for place in places if place.p is None)
     verdicts = [place.verdict(mine) for place in places if place.p is not None]
     counts = {word: verdicts.count(word) for word in ("not distinguishable", "better", "worse")}
-    said = f"{counts['better']} are better, {counts['worse']} worse"
+    said = ", ".join(f"{word} {count}" for word, count in counts.items())
     return (
-        f"Of {len(verdicts)} other results, {counts['not distinguishable']} are not distinguishable from {mine.name} "
-        f"({percent(mine.accuracy)}, 95 % interval {interval(*mine.ends)}); {said}. One seed each, unpaired."
+        f"Compared with {mine.name} ({percent(mine.accuracy)}, 95 % interval {interval(*mine.ends)}), the other "
+        f"{len(verdicts)} results are: {said}. One seed each, unpaired."
     )
 
 
 def figure(places: Sequence[Place]) -> go.Figure:
-    """Show results with their intervals, best on top: those that are not distinguishable from the reference in colour.
+    """Show results with their intervals, best on top: those that are not distinguishable from the reference in blue.
 
-    Lines separate tiers.
+    Its own interval is a band, and its name is bold. Lines separate tiers.
     """
     (mine,) = (place.result for place in places if place.p is None)
     alike = [place.p is None or place.p > LEVEL for place in places]
     count = f"{sum(alike) - 1} of {len(places) - 1}"
-    words = f"in colour: not distinguishable from {escape(mine.name)}, {count}; lines part tiers"
+    words = f"blue: {count} not distinguishable from the band"
     chart = new("Published results", words, "accuracy in percent", "", 130 + 20 * len(places))
     rows = list(range(len(places)))
     ends = [place.result.ends for place in places]
@@ -212,7 +213,8 @@ def figure(places: Sequence[Place]) -> go.Figure:
     for row in rows[1:]:
         if places[row].tier > max(place.tier for place in places[:row]):
             chart.add_hline(y=row - 0.5, line={"color": GRID, "width": 1, "dash": "dot"})
-    names = [escape(place.result.name) for place in places]
+    names = [escape(shortened(place.result.name)) for place in places]
+    names = [f"<b>{name}</b>" if place.p is None else name for name, place in zip(names, places, strict=True)]
     chart.update_yaxes(tickvals=rows, ticktext=names, range=[len(rows) - 0.5, -0.5], showgrid=False)
     return chart
 

@@ -18,7 +18,7 @@ from llm_adapters_lab.runs.session import Listener
 
 TIMES = {"seconds", "seconds_left", "tokens_per_second", "peak_memory_bytes"}
 CIRCUMSTANCES = ("environment", "hashes")
-LOGGED = ("Step", "Validated", "Norms", "Probed")
+LOGGED = ("Step", "Validated", "Norms", "Probed", "Merged")
 UNEXPLAINED = (
     "nothing on record: versions, threads, base and data are the same. On a GPU some sums have no fixed order without "
     "train.deterministic; on a CPU look for changed code"

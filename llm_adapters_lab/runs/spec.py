@@ -119,11 +119,13 @@ class RunSpec(Part):
                 f"train.regime trains heads of two factors each, which adapter.type = {self.adapter.type!r} does not "
                 f"have. {choices(self.adapter.type, able)}"
             )
+        if self.tokens:
+            raise BadSpec("train.regime does not train the rows of new tokens. Remove tokens, or train.regime.")
         init = "pissa" if self.train.regime.name == "hd-pissa" else "kaiming"
         wanted = {"init": init, "scale": "alpha", "dropout": 0.0, "experts": "each", "start": ""}
         wanted |= dict.fromkeys(("sparse", "split", "quantize"))
         for name, value in wanted.items():
-            if (given := getattr(self.adapter, name)) != value:
+            if (given := getattr(self.adapter, name, value)) != value:
                 raise BadSpec(
                     f"train.regime {self.train.regime.name!r} does not work with adapter.{name} = {given!r}. "
                     f"Set it to {'null' if value is None else repr(value)}."

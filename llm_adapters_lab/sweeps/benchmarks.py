@@ -32,7 +32,7 @@ from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.spec import RunSpec
 from llm_adapters_lab.signatures import checked
 from llm_adapters_lab.sweeps.executors import Executor
-from llm_adapters_lab.sweeps.spec import MAX_COMBINATIONS, Changes, Distribution, Draws, Point, reject
+from llm_adapters_lab.sweeps.spec import MAX_COMBINATIONS, Changes, Distribution, Draws, Point, describe_changes, reject
 from llm_adapters_lab.sweeps.sweeping import Listener, SweepRun, check_points, sweep
 
 
@@ -70,7 +70,7 @@ class Contest(NamedTuple):
 class Benchmark(Part):
     """Methods, what they learn, and an equal budget."""
 
-    name: str = Field(default="benchmark", pattern=r"^[\w.-]+$", description="of the report; default: that of the file")
+    name: str = Field(default="benchmark", pattern=r"^[\w.-]+$", description="default: the name of the file")
     spec: dict[str, Any] = Field(description="common to all runs: fields of a spec, a spec file or a preset")
     methods: dict[str, Method] = Field(min_length=1, description="by name")
     bases: list[str] = Field(default_factory=list, description="default: the base of spec")
@@ -94,8 +94,9 @@ class Benchmark(Part):
                 "search.fields a range, or the method a `search` of its own; or set search.runs: 1 for all."
             )
         for name, own in ranges.items():
-            if bad := [field for field in own if field.partition(".")[0] in ("base", "eval", "seed", "data")]:
-                raise BadSpec(f"{name} cannot search {bad[0]}, which would change what is compared. Remove it.")
+            varied = [*own, *self.methods[name].fields]
+            if bad := [field for field in varied if field.partition(".")[0] in ("base", "eval", "seed", "data")]:
+                raise BadSpec(f"{name} cannot vary {bad[0]}, which would change what is compared. Remove it.")
         if self.count > MAX_COMBINATIONS:
             raise BadSpec(f"The benchmark has {self.count:,} runs, and at most {MAX_COMBINATIONS:,} are allowed.")
         for point in (point for contest in self.contests() for point in self._points(contest, [{}])):
@@ -128,7 +129,7 @@ class Benchmark(Part):
 
     @property
     def count(self) -> int:
-        """Number of all runs: those of the search, and those that are scored."""
+        """Number of runs, of search and scoring together; fewer if a method has fewer different settings to try."""
         places = len(self.methods) * max(1, len(self.bases)) * max(1, len(self.tasks))
         return places * (self.search.runs + len(self.seeds))
 
@@ -166,7 +167,7 @@ class Benchmark(Part):
                 fields = change({**self.spec, "adapter": _written(method.adapter)}, own | changes)
                 spec = RunSpec.parse(fields)
             except LabError as error:
-                faults[f"{contest.words}, {changes}"] = str(error)
+                faults[f"{contest.words}, {describe_changes(changes)}"] = str(error)
             else:
                 found.setdefault(spec.id, Point(changes, spec))
         reject(faults)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,6 @@ import torch
 from llm_adapters_lab.core.injection import Injection
 from llm_adapters_lab.errors import listed
 from llm_adapters_lab.events import Noticed, Probed
-from llm_adapters_lab.training.regimes import Heads
 
 Groups = dict[str, list[torch.Tensor]]
 
@@ -37,12 +37,12 @@ def distances(injection: Injection, start: Groups) -> dict[str, float]:
     }
 
 
-def without_gradient(trained: Injection | Heads) -> list[Noticed]:
-    """Return a warning if a step has given some sites no gradient at all, because the model did not use them."""
-    if isinstance(trained, Injection):
-        groups = trainable_tensors(trained)
-    else:
-        groups = {key: list(heads.parameters()) for key, heads in trained.sites.items()}
+def without_gradient(groups: Mapping[str, Sequence[torch.Tensor]]) -> list[Noticed]:
+    """Return a warning if a step has given some sites no gradient at all, because the model did not use them.
+
+    Args:
+        groups: what is trained, by site.
+    """
     unused = [key for key, group in groups.items() if group and all(p.grad is None for p in group)]
     text = (
         f"The first step gave no gradient to {len(unused)} of {len(groups)} sites ({listed(unused, 3, ', ')}): the "

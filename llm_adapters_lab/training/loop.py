@@ -102,7 +102,9 @@ def train(
             loss = gradients.step(accelerator, prepared, batch, following)
             yield from gradients.warnings()
             if step == 0:
-                yield from diagnostics.without_gradient(heads or injection)
+                yield from diagnostics.without_gradient(
+                    heads.groups() if heads else diagnostics.trainable_tensors(injection)
+                )
             if heads:
                 norm = heads.clip(accelerator, plan.clip)
             else:

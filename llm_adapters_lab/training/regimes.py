@@ -12,8 +12,8 @@ LTE: A_h is orthogonal and B_h zero at the start. Every T steps
 
     W <- W + s/H Σ_h (B_h A_h - B°_h A°_h)
 
-and the heads continue, so that W gains a rank of H r at most; or, with `reset`, they begin anew with other A_h, without
-moments, and the rank grows with every merge. Source: Huh et al. 2024, arXiv:2402.16828.
+and the heads continue, so that W gains a rank of H r at most; or, with `reset`, each starts
+over with a new A_h and without moments, and the rank grows with every merge. Source: Huh et al. 2024, arXiv:2402.16828.
 
 HD-PiSSA: with W = U S V' at the start, B_h = U_h √S_h and A_h = √S_h V'_h hold the singular directions h r to h r + r,
 and stay. What AdamW would change in them is merged into W after every step, which gains a rank of 2 H r in each:
@@ -39,7 +39,7 @@ from torch.nn.functional import linear
 from llm_adapters_lab.core import weights
 from llm_adapters_lab.core.adapter_config import AdapterConfig
 from llm_adapters_lab.core.call_context import CallContext, attach_context, detach_context
-from llm_adapters_lab.core.hooks import Sequence as Both
+from llm_adapters_lab.core.hooks import Sequence as AdapterSequence
 from llm_adapters_lab.core.injection import Injection
 from llm_adapters_lab.core.sites import Site
 from llm_adapters_lab.errors import CannotInject
@@ -138,7 +138,7 @@ class Heads:
             regime: how they are trained.
             seed: of LTE's factors.
             rank: of this process, which trains the heads rank, rank + world, ...
-            world: number of processes, which divides that of the heads.
+            world: number of processes; the number of heads must be a multiple of it.
 
         Raises:
             CannotInject: there cannot be heads at a site, or its weight cannot be read.
@@ -155,9 +155,13 @@ class Heads:
         if not regime.dense:
             self._write()
 
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return what this process trains, A and B, by site."""
+        return {key: list(heads.parameters()) for key, heads in self.sites.items()}
+
     def parameters(self) -> list[nn.Parameter]:
-        """Return what this process trains: A and B of every site."""
-        return [parameter for heads in self.sites.values() for parameter in heads.parameters()]
+        """Return the same of all sites."""
+        return [parameter for group in self.groups().values() for parameter in group]
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -175,7 +179,7 @@ class Heads:
                 chain, adapter = self.injection.chain(key), self.injection.adapters[key]
                 heads.context, heads.numbers = context, context.numbers(names)[self.own].to(heads.A.device)
                 undo.callback(chain.__setitem__, name, adapter)
-                chain[name] = Both([adapter, heads.train(adapter.training)])
+                chain[name] = AdapterSequence([adapter, heads.train(adapter.training)])
             yield
 
     @torch.no_grad()
@@ -223,7 +227,7 @@ class Heads:
             a, b = next(factors), next(factors)
             if self.regime.dense:
                 share = 1.0 if self.regime.name == "hd-pissa" else self.scale / self.regime.heads
-                change = _sum(a, b - heads.B0) + _sum(a - heads.A0, heads.B0)
+                change = _summed(a, b - heads.B0) + _summed(a - heads.A0, heads.B0)
                 self.injection.adapters[key].get_parameter("D").add_(change, alpha=share)
             if self.regime.reset:
                 a, b = (f.to(a.device) for f in self._drawn(self.injection.sites[key], number, merges))
@@ -250,14 +254,14 @@ class Heads:
                 continue
             if self.regime.dense:
                 change = tensors["D"]
-            else:  # the singular values of B A are those of the product of the triangles
+            else:  # B A has the same singular values as the product of the R factors of B and A'
                 change = torch.linalg.qr(tensors["B"]).R @ torch.linalg.qr(tensors["A"].T).R.T
             values = torch.linalg.svdvals(change)
             found[key] = int((values > TOLERANCE * values[0]).sum())
         return found
 
     def whole(self, accelerator: Accelerator | None, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Return tensors of all heads, (H, ...) each, from those of the own ones, in one message."""
+        """Gather tensors of the own heads from all processes, in one message, and return those of all, (H, ...)."""
         if self.world == 1 or accelerator is None:
             return [tensor.detach() for tensor in tensors]
         message = torch.cat([tensor.detach().flatten() for tensor in tensors])
@@ -291,7 +295,7 @@ class Heads:
             heads.B.copy_(state[f"{key}/B"][self.own])
 
     def _drawn(self, site: Site, number: int, merges: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return factors of all heads of LTE, drawn for the site of that number after so many merges."""
+        """Return the factors of all LTE heads at the `number`-th site, as drawn after `merges` merges."""
         rank, found = self.config.rank, []
         for head in range(self.regime.heads):
             drawn = torch.Generator().manual_seed(hash((self.seed, number, head, merges)))
@@ -315,7 +319,7 @@ class Heads:
             adapter.get_parameter("B").copy_(heads.B0.transpose(0, 1).flatten(1))
 
 
-def _sum(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def _summed(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Return Σ_h B_h A_h, (d_out, d_in), of factors (H, r, d_in) and (H, d_out, r)."""
     return b.transpose(0, 1).flatten(1) @ a.flatten(0, 1)
 

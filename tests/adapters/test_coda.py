@@ -367,7 +367,7 @@ def test_soft_topk_is_between_0_and_1_and_follows_the_scores() -> None:
     assert ((found >= 0) & (found <= 1 + 1e-6)).all()
     assert torch.allclose(found[0], torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0]), atol=5e-3)
     assert (found[1][scores[1].sort().indices].diff() >= -1e-6).all()
-    assert torch.allclose(soft_topk(scores[1:], torch.tensor([[5.0]])), torch.ones(1, 5), atol=0.2)
+    assert (found.sum(-1) <= torch.tensor([2.0, 3.0]) + 1e-4).all()
 
 
 def test_topk_is_refused_in_a_decoder_and_for_parts_of_rows() -> None:

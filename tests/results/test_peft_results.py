@@ -92,7 +92,8 @@ def test_tiers_and_verdicts(tmp_path: Path) -> None:
     z = (10 / 1319) / math.sqrt(pooled * (1 - pooled) * 2 / 1319)
     (close,) = [p.p for p in places if p.result.name == "close"]
     assert close == pytest.approx(math.erfc(z / math.sqrt(2)))
-    assert "1 are not distinguishable from middle" in summary(places) and "2 are better, 1 worse" in summary(places)
+    assert summary(places).startswith("Compared with middle (45.5 %")
+    assert "the other 4 results are: not distinguishable 1, better 2, worse 1." in summary(places)
     drawn = figure(places)
     assert list(drawn.data[0].x) == pytest.approx([100 * r.accuracy for r in results])
     assert [colour == drawn.data[0].marker.color[2] for colour in drawn.data[0].marker.color] == [

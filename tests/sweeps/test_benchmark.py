@@ -125,8 +125,9 @@ def test_what_is_reported(done: tuple[Path, Outcome]) -> None:
         ({"seeds": [1, 1]}, "names one twice"),
         ({"seeds": []}, "seeds"),
         ({"search": {"runs": 3}}, "lora has nothing to search"),
-        ({"search.fields": {"eval.rows": {"choice": [1, 2]}}}, "cannot search eval.rows"),
-        ({"search.fields": {"seed": {"choice": [1, 2]}}}, "cannot search seed"),
+        ({"search.fields": {"eval.rows": {"choice": [1, 2]}}}, "cannot vary eval.rows"),
+        ({"search.fields": {"seed": {"choice": [1, 2]}}}, "cannot vary seed"),
+        ({"methods.lora.fields": {"eval.rows": 2}}, "cannot vary eval.rows"),
         ({"search.fields": {"train.nothing": {"choice": [1, 2]}}}, "train.nothing"),
         ({"search.runs": 0}, "search.runs"),
         ({"spec.data.validation": 0}, "Hold rows out"),
@@ -171,6 +172,7 @@ def test_the_command(done: tuple[Path, Outcome], tmp_path: Path) -> None:
     assert (tmp_path / "search.html").is_file() and found["unfinished"] == {}
     text = CliRunner().invoke(app, asked)
     assert "against the best" in text.output
+    assert "series on mini-addsub over nano: only 1 of 3 draws were different settings." in text.output
     dry = CliRunner().invoke(app, [*asked, "--dry-run"])
     assert "10 runs: 2 methods, 3 runs of search and 2 seeds each." in dry.output
 

@@ -260,6 +260,7 @@ def test_a_run_resumes_between_merges_to_the_same_bits(tmp_path: Path, kind: str
         ({"adapter.scale": "rslora"}, "adapter.scale = 'rslora'"),
         ({"adapter.dropout": 0.1}, "adapter.dropout = 0.1"),
         ({"adapter.sparse": {}}, "adapter.sparse"),
+        ({"tokens": ["<tool>"]}, "rows of new tokens"),
         ({"adapter.alpha": 0}, "alpha"),
         ({"adapter": {"type": "dora"}}, "adapter.type = 'dora' does not have. .*lora"),
         ({"adapter": {"type": "prefix"}}, "adapter.type = 'prefix' does not have"),

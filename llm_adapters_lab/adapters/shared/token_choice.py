@@ -183,8 +183,8 @@ class TokenChoice(Adapter):
     def token_gate(self, x: torch.Tensor) -> torch.Tensor:
         """Return λ = σ((s - τ) / T) of the tokens x (..., d_in) that run, and 0 for others, (...).
 
-        In training, the threshold follows the scores first. When activations are recomputed, it is that of the pass. Of
-        a choice among the tokens of a row, λ is `soft_topk`.
+        In training, the threshold follows the scores first; it is not moved again when activations are recomputed. With
+        `route: topk`, λ is that of `soft_topk`.
         """
         scores, first = self.scores(x), not self.context.recomputing
         if self.topk:

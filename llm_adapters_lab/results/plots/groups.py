@@ -134,7 +134,7 @@ def by_task(groups: Sequence[EntryGroup], tasks: Sequence[str], colours: Colours
             "tickangle": 0,
             "showgrid": True,
             "gridcolor": GRID,
-            "title": {"text": escape(_short(name, 120 // len(columns))), "font": {"size": 12}, "standoff": 2},
+            "title": {"text": escape(shortened(name, 120 // len(columns))), "font": {"size": 12}, "standoff": 2},
             "anchor": "y",
         }
         figure.layout[f"xaxis{axis[1:]}"] = layout
@@ -227,7 +227,7 @@ def fields_heatmap(
     count = [[len(cells.get((a, b), ())) for a in columns] for b in lines]
     known = [mean for line in means for mean in line if mean is not None]
     hover = f"{escape(field_name(x))} %{{x}}<br>{escape(field_name(y) or 'all')} %{{y}}<br>{escape(unit)} %{{text}}"
-    names = [[escape(_short(name, 24)) for name in axis] for axis in (columns, lines)]
+    names = [[escape(shortened(name, 24)) for name in axis] for axis in (columns, lines)]
     more: dict[str, Any] = {"text": text, "customdata": count, "texttemplate": "%{text}", "textfont": {"size": 13}}
     hover += "<br>mean of %{customdata} runs"
     at = [list(range(len(axis))) for axis in names]
@@ -295,7 +295,7 @@ def parallel(groups: Sequence[EntryGroup], fields: Sequence[str], tasks: Sequenc
         style = {"mode": "lines", "line": line, "opacity": 0.35 + 0.65 * level / (len(LOW_HIGH) - 1)}
         figure.add_scatter(x=x, y=y, hovertext=hover, hovertemplate="%{hovertext}<extra></extra>", name="", **style)
     labels = [
-        (i, j / max(1, len(v) - 1) if len(v) > 1 else 0.5, escape(_short(text, 14)))
+        (i, j / max(1, len(v) - 1) if len(v) > 1 else 0.5, escape(shortened(text, 14)))
         for i, v in enumerate(axes.values())
         for j, text in enumerate(v)
         if len(v) <= 12 or j in (0, len(v) - 1)
@@ -341,10 +341,11 @@ def _nothing(height: int) -> go.Figure:
 
 
 def _names(groups: Sequence[EntryGroup]) -> list[str]:
-    return [escape(_short(name, LONGEST)) for name in short_labels(groups)]
+    return [escape(shortened(name, LONGEST)) for name in short_labels(groups)]
 
 
-def _short(text: str, longest: int) -> str:
+def shortened(text: str, longest: int = LONGEST) -> str:
+    """Return a text of at most `longest` characters, without its middle if it is longer."""
     return text if len(text) <= longest else f"{text[: longest * 2 // 3]}…{text[-(longest // 3) :]}"
 
 
