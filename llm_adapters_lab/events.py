@@ -80,11 +80,37 @@ class FellBack(Event):
 
 @dataclass(frozen=True)
 class Validated(Event):
-    """The validation loss after a step; `best`: whether it is the lowest so far."""
+    """A validation after a step.
+
+    Attributes:
+        step: after which it was.
+        loss: mean over the labels, in nats.
+        best: whether it is the lowest so far.
+        right: "1" for every held-out row of which each label is the likeliest token, so that greedy decoding writes the
+            answer, else "0"; "" if the objective has no such rows.
+    """
 
     step: int
     loss: float
     best: bool
+    right: str = ""
+
+
+@dataclass(frozen=True)
+class ReadText(Event):
+    """The loss on the text of `eval.forgetting` after training.
+
+    Attributes:
+        text: as in the spec.
+        tokens: number of tokens that were predicted.
+        loss: mean over them, in nats.
+        base_loss: the same of the bare base.
+    """
+
+    text: str
+    tokens: int
+    loss: float
+    base_loss: float
 
 
 @dataclass(frozen=True)

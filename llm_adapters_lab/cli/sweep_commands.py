@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -121,7 +120,10 @@ def benchmark(
     executor: Annotated[Where, typer.Option(help=WHERE)] = "local",
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; ray, slurm: runs in the queue.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all runs and count them; start none.")] = False,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a figure of the search.")] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where to write the report with all figures.", show_default="ROOT/NAME.html"),
+    ] = None,
     root: Root = Path("runs"),
 ) -> Output:
     """Compare methods fairly: each gets the same number of runs to search, and the best setting several seeds.
@@ -137,54 +139,31 @@ def benchmark(
     _check_bases(points, root)
     from transformers.utils import logging
 
-    from llm_adapters_lab.results import benchmark_report
+    from llm_adapters_lab.results import benchmark_report, plots, reports
     from llm_adapters_lab.sweeps import sweeping
     from llm_adapters_lab.sweeps.benchmarks import benchmark as do
     from llm_adapters_lab.sweeps.executors import make_executor
 
-    words = f"{len(what.methods)} methods, {what.search.runs} runs of search and {len(what.seeds)} seeds each"
+    words = f"{len(what.methods)} methods, a search of {what.search.budget} and {len(what.seeds)} seeds each"
+    path = report or root / f"{what.name}.html"
     where = make_executor(executor, jobs=jobs)
     if dry_run:
         sweeping.check_points(points)
         return Output({"runs": what.count}, lambda: say(f"{what.count:,} runs: {words}."))
     check_writable(root)
+    reports.check_report(path)
     logging.disable_progress_bar()
     with stop_on_signal() as stop, Board() as board:
         outcome = do(what, root=root, executor=where, stop=stop, on_update=board)
     found = benchmark_report.standings(outcome)
-    if html:
-        from llm_adapters_lab.files import writing
-
-        with writing(html):
-            benchmark_report.search_figure(outcome).write_html(html)
+    done = [run for runs in outcome.finals.values() for run in runs if run.done]
+    if done:
+        reports.report(done, path, plots.benchmark_figures(outcome, found))
     code = stop.code if stop.is_set() else 1 if outcome.unfinished else 0
-    value: Row = {"standings": [_plain_standing(each) for each in found], "unfinished": dict(outcome.unfinished)}
-    value |= {"asked": what.search.runs, "verdicts": benchmark_report.verdicts(outcome)}
+    value: Row = {"standings": [each.row() for each in found], "unfinished": dict(outcome.unfinished)}
+    value |= {"budget": what.search.budget, "verdicts": benchmark_report.verdicts(outcome)}
+    value |= {"saved_tokens": benchmark_report.saved_tokens(outcome), "report": str(path) if done else None}
     return Output(value, partial(_show_standings, found, value), code)
-
-
-def _plain_standing(one: Standing) -> Row:
-    from llm_adapters_lab.results.overview import chance
-
-    finite = {"loss": one.loss, "typical_loss": one.typical_loss}
-    return {
-        "base": one.contest.base,
-        "task": one.contest.task,
-        "method": one.contest.method,
-        "tier": one.tier,
-        "accuracy": one.accuracy,
-        "low": one.ends[0],
-        "high": one.ends[1],
-        "by_seed": list(one.by_seed),
-        "against_the_best": chance(one.rival) if one.rival else None,
-        "setting": dict(one.setting),
-        "edges": list(one.edges),
-        "tried": one.tried,
-        "failed": one.failed,
-        "trainable": one.trainable,
-        "seconds": one.seconds,
-        **{name: loss if math.isfinite(loss) else None for name, loss in finite.items()},
-    }
 
 
 def _show_standings(found: Sequence[Standing], value: Row) -> None:
@@ -197,31 +176,40 @@ def _show_standings(found: Sequence[Standing], value: Row) -> None:
             "tier": one.tier,
             "method": one.contest.method,
             "accuracy": percent(one.accuracy),
-            "95 % interval": interval(*one.ends) if one.tier else None,
+            "95 % interval": interval(*one.ends["accuracy"]) if one.tier else None,
             "seeds": ", ".join(percent(share) for share in one.by_seed),
             "against the best": chance(one.rival) if one.rival else None,
             "setting": ", ".join(f"{name.rpartition('.')[2]} {number:.3g}" for name, number in one.setting.items()),
             "loss": f"{one.loss:.3f}",
             "typical": f"{one.typical_loss:.3f}",
-            "trainable": one.trainable,
-            "time": clock(one.seconds),
+            "forgetting": f"{one.measures['forgetting']:+.3f}" if "forgetting" in one.measures else None,
+            "retained": f"{100 * one.measures['retained']:+.1f}" if "retained" in one.measures else None,
+            "trainable": round(one.measures["trainable"]) if one.tier else None,
+            "FLOPs": f"{one.measures['flops']:.2g}" if one.tier else None,
+            "time": clock(one.measures["seconds"]) if one.tier else None,
         }
         for one in found
     ]
-    show_rows(rows, keep=4)
+    empty = {name for name in rows[0] if all(row[name] is None for row in rows)}
+    show_rows([{name: value for name, value in row.items() if name not in empty} for row in rows], keep=4)
     for text in value["verdicts"]:
         remark(text)
+    if saved := value["saved_tokens"]:
+        remark(f"{sum(one.ended for one in found)} runs were ended early, which saved {percent(saved)} of the search.")
+    most = max(one.tried for one in found)
     for one in found:
         for name in one.edges:
             remark(f"{one.contest.words}: the best {name} is the end of what was tried. Widen its range.")
-        if one.tried < value["asked"]:
-            remark(f"{one.contest.words}: only {one.tried} of {value['asked']} draws were different settings.")
+        if one.tried < most:
+            remark(f"{one.contest.words}: only {one.tried} different settings were tried, of others {most}.")
         if one.failed:
             remark(f"{one.contest.words}: {one.failed} runs of the search have failed or not ended.")
     for run_id, reason in value["unfinished"].items():
         say(f"{run_id}: {reason}")
     if value["unfinished"]:
         remark("Repeat this command to do the runs that are not finished.")
+    if value["report"]:
+        say(f"report: {value['report']}")
 
 
 def _check_bases(points: Sequence[Point], root: Path) -> None:

@@ -47,6 +47,11 @@ class EvalSpec(Part):
         min_length=1,
         description="part of the adapter that answers: task, column:NAME, a group, or mean of all; default: data.group",
     )
+    forgetting: str | None = Field(
+        default=None,
+        min_length=1,
+        description="text on which the loss is compared with that of the bare base: stories, prose or a text file",
+    )
     root: Place | None = Field(default=None, description="folder with the benchmark files; default: data.root")
 
     @field_validator("tasks", mode="before")

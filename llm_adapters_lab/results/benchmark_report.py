@@ -1,23 +1,33 @@
-"""What a benchmark has found: methods in tiers, at their best settings, and how much they depend on these."""
+"""What a benchmark has found: methods in tiers, at their best settings, what they cost, and what they forget."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
-from statistics import median
-from typing import TYPE_CHECKING, Any
+from statistics import fmean, median
+from typing import Any
 
-from llm_adapters_lab.results.appearance import colour
-from llm_adapters_lab.results.group_tests import Rival
-from llm_adapters_lab.results.overview import Overview, overview
-from llm_adapters_lab.results.plots.runs import DASHES
-from llm_adapters_lab.results.plots.style import new, say
+from llm_adapters_lab.evaluation.statistics import hierarchical_bootstrap
+from llm_adapters_lab.results.entry_groups import EntryGroup
+from llm_adapters_lab.results.group_tests import AnswerStore, Rival
+from llm_adapters_lab.results.overview import Overview, chance, overview
+from llm_adapters_lab.runs.forecast.size import size_of
+from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.sweeps.benchmarks import Contest, Outcome, Trial
 
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
+MEASURES = {
+    "accuracy": "accuracy (%)",
+    "forgetting": "rise of the loss on another text (nats per token)",
+    "retained": "accuracy on other tasks, minus that of the base (points)",
+    "trainable": "trainable parameters",
+    "flops": "training FLOPs",
+    "seconds": "training time (s)",
+    "memory": "peak memory (bytes)",
+    "bytes": "size on disk (bytes)",
+}
+"""What can be compared beside each other, with units; more is better of the first and the third."""
+BETTER_HIGH = ("accuracy", "retained")
 
 
 @dataclass(frozen=True)
@@ -34,11 +44,13 @@ class Standing:
             beyond.
         tried: number of different settings that were tried, which is less than asked for if a range has few values.
         failed: number of runs of the search that have no loss.
-        accuracy: mean over tasks and seeds, from 0 to 1; None without scores.
-        ends: its 95 % interval over the questions.
-        by_seed: the accuracy of each seed.
-        trainable: number of parameters.
-        seconds: of a training, the mean over seeds.
+        ended: number of runs of the search that its rule has ended.
+        tokens: number of tokens that the search has learnt from.
+        type: of the adapter.
+        by_seed: the accuracy of each seed, from 0 to 1.
+        measures: means over seeds of `MEASURES`, as far as known; accuracies from 0 to 1.
+        ends: of measures that differ by seed; for the accuracy the 95 % interval over seeds and questions, for others
+            the lowest and the highest.
         rival: how it compares with the best method of the same base and task; None for that one.
     """
 
@@ -50,77 +62,93 @@ class Standing:
     edges: tuple[str, ...]
     tried: int
     failed: int
-    accuracy: float | None
-    ends: tuple[float, float]
+    ended: int
+    tokens: int
+    type: str
     by_seed: tuple[float, ...]
-    trainable: int
-    seconds: float
+    measures: Mapping[str, float]
+    ends: Mapping[str, tuple[float, float]]
     rival: Rival | None
+
+    @property
+    def accuracy(self) -> float | None:
+        """Mean over tasks and seeds, from 0 to 1; None without scores."""
+        return self.measures.get("accuracy")
+
+    def row(self) -> dict[str, Any]:
+        """Return the same as plain data."""
+        finite = {"loss": self.loss, "typical_loss": self.typical_loss}
+        return {
+            "base": self.contest.base,
+            "task": self.contest.task,
+            "method": self.contest.method,
+            "adapter": self.type,
+            "tier": self.tier,
+            **self.measures,
+            "ends": {name: list(ends) for name, ends in self.ends.items()},
+            "by_seed": list(self.by_seed),
+            "against_the_best": chance(self.rival) if self.rival else None,
+            "setting": dict(self.setting),
+            "edges": list(self.edges),
+            "tried": self.tried,
+            "failed": self.failed,
+            "ended": self.ended,
+            "search_tokens": self.tokens,
+            **{name: loss if math.isfinite(loss) else None for name, loss in finite.items()},
+        }
 
 
 def standings(outcome: Outcome) -> list[Standing]:
     """Return all methods of a benchmark, the best first for each base and task; those without scores come last."""
     found = []
-    for base, task in dict.fromkeys((contest.base, contest.task) for contest in outcome.benchmark.contests()):
-        places = [c for c in outcome.benchmark.contests() if (c.base, c.task) == (base, task)]
+    for places in outcome.benchmark.fields_of_play():
         runs = [run for place in places for run in outcome.finals.get(place, ()) if run.done]
-        view = overview(runs) if runs else None
-        own = [_standing(outcome, place, view) for place in places]
+        view = overview(runs, runs[0].spec.eval.tasks[: -len(outcome.benchmark.retained) or None]) if runs else None
+        store = AnswerStore()
+        own = [_standing(outcome, place, view, store) for place in places]
         found += sorted(own, key=lambda standing: (standing.tier is None, -(standing.accuracy or 0.0)))
     return found
 
 
 def verdicts(outcome: Outcome) -> list[str]:
     """Return in a sentence for each base and task which methods are best, and which cannot be told apart."""
-    said = []
-    for base, task in dict.fromkeys((contest.base, contest.task) for contest in outcome.benchmark.contests()):
-        own = [s for s in standings(outcome) if (s.contest.base, s.contest.task) == (base, task) and s.tier]
+    said, found = [], standings(outcome)
+    budget = f"a search of {outcome.benchmark.search.budget} each, {len(outcome.benchmark.seeds)} seeds"
+    for places in outcome.benchmark.fields_of_play():
+        own = [s for s in found if s.contest in places and s.tier]
         if not own:
             continue
         first, *alike = [standing.contest.method for standing in own if standing.tier == 1]
         words = f"{first} has the highest accuracy"
         words += f"; not distinguishable from it: {', '.join(alike)}" if alike else ""
         words += f"; below: {', '.join(s.contest.method for s in own if s.tier != 1)}" if own[-1].tier != 1 else ""
-        budget = f"a search of {outcome.benchmark.search.runs} runs each, {len(outcome.benchmark.seeds)} seeds"
-        said.append(f"{task} over {base}: {words} ({budget}).")
+        said.append(f"{places[0].task} over {places[0].base}: {words} ({budget}).")
     return said
 
 
-def search_figure(outcome: Outcome, field: str = "train.learning_rate") -> go.Figure:
-    """Show the validation loss of the search over one of its fields, a line for each method.
+def saved_tokens(outcome: Outcome) -> float:
+    """Return which share of the tokens of the whole search the runs that a rule has ended were spared, from 0 to 1."""
+    done = [trial for trial in outcome.trials if trial.ended is None and trial.tokens]
+    whole = {trial.contest: trial.tokens for trial in done}
+    planned = sum(whole.get(trial.contest, trial.tokens) for trial in outcome.trials)
+    return 1 - sum(trial.tokens for trial in outcome.trials) / planned if planned else 0.0
 
-    Args:
-        outcome: of the benchmark.
-        field: dotted; a number.
-    """
-    words = "validation loss of each run; the lowest of a line is scored"
-    title = f"Search over {escape(field.rpartition('.')[2].replace('_', ' '))}"
-    figure = new(title, words, escape(field), "loss (nats)")
-    turns: dict[str, int] = {}
-    for place in outcome.benchmark.contests():
-        own = sorted(
-            (float(trial.changes[field]), trial.loss)
-            for trial in outcome.trials
-            if trial.contest == place
-            and math.isfinite(trial.loss)
-            and isinstance(trial.changes.get(field), int | float)
+
+def pareto(found: Sequence[Standing], x: str, y: str) -> list[Standing]:
+    """Return the methods that no other one beats in one of two measures without being worse in the other."""
+    known = [s for s in found if x in s.measures and y in s.measures]
+
+    def worth(standing: Standing, name: str) -> float:
+        return standing.measures[name] * (1 if name in BETTER_HIGH else -1)
+
+    def beaten(one: Standing) -> bool:
+        ours = worth(one, x), worth(one, y)
+        return any(
+            (theirs := (worth(s, x), worth(s, y))) != ours and theirs[0] >= ours[0] and theirs[1] >= ours[1]
+            for s in known
         )
-        if not own:
-            continue
-        adapter = next(trial.run.spec.adapter for trial in outcome.trials if trial.contest == place)
-        shade = colour(adapter.type if adapter else None)
-        turn = turns[shade] = turns.get(shade, -1) + 1
-        several = len(outcome.benchmark.contests()) > len(outcome.benchmark.methods)
-        figure.add_scatter(
-            x=[x for x, _ in own],
-            y=[y for _, y in own],
-            mode="lines+markers",
-            name=escape(place.words if several else place.method),
-            line={"color": shade, "width": 2, "dash": DASHES[turn % 4]},
-            hovertemplate=f"{escape(field)} %{{x:.3g}}<br>loss %{{y:.4f}}",
-        )
-    figure.update_xaxes(type="log")
-    return figure if figure.data else say(figure, f"no run has searched {escape(field)}")
+
+    return sorted((s for s in known if not beaten(s)), key=lambda s: s.measures[x])
 
 
 def _at_edge(field: str, best: Trial, trials: Sequence[Trial]) -> bool:
@@ -128,15 +156,19 @@ def _at_edge(field: str, best: Trial, trials: Sequence[Trial]) -> bool:
     return bool(tried) and min(tried) < max(tried) and best.changes[field] in (min(tried), max(tried))
 
 
-def _standing(outcome: Outcome, place: Contest, view: Overview | None) -> Standing:
+def _standing(outcome: Outcome, place: Contest, view: Overview | None, store: AnswerStore) -> Standing:
     best, trials = outcome.best(place), [trial for trial in outcome.trials if trial.contest == place]
     losses = [trial.loss for trial in trials if math.isfinite(trial.loss)]
-    ids = {run.id for run in outcome.finals.get(place, ()) if run.done}
-    group = next((g for g in view.ranked if ids & {*g.ids}), None) if view else None
-    tasks = view.tasks if view else ()
+    runs = [run for run in outcome.finals.get(place, ()) if run.done]
+    group = next((g for g in view.ranked if {run.id for run in runs} & {*g.ids}), None) if view else None
     tier = next((n for n, t in enumerate(view.tiers, 1) if group in t.groups), None) if view and group else None
-    rivals = view.rivals if view else ()
     searched = outcome.benchmark.ranges(place.method)
+    by_seed = {name: values for name, values in _by_seed(outcome, place, runs).items() if values}
+    ends = {name: (min(values), max(values)) for name, values in by_seed.items() if min(values) < max(values)}
+    measures = {name: fmean(values) for name, values in by_seed.items()}
+    if view and group:
+        measures = {"accuracy": group.mean(view.tasks) or 0.0} | measures
+        ends = {"accuracy": _interval(group, view.tasks, store)} | ends
     return Standing(
         contest=place,
         tier=tier,
@@ -146,10 +178,37 @@ def _standing(outcome: Outcome, place: Contest, view: Overview | None) -> Standi
         edges=tuple(name for name in searched if best and len(losses) > 2 and _at_edge(name, best, trials)),
         tried=len(trials),
         failed=len(trials) - len(losses),
-        accuracy=group.mean(tasks) if group else None,
-        ends=group.interval(tasks) if group else (0.0, 0.0),
-        by_seed=group.means(tasks) if group else (),
-        trainable=round((group.value("trainable") if group else None) or 0),
-        seconds=(group.value("seconds") if group else None) or 0.0,
-        rival=next((rival for rival in rivals if group and rival.group.id == group.id), None),
+        ended=sum(trial.ended is not None for trial in trials),
+        tokens=sum(trial.tokens for trial in trials),
+        type=next((t.run.spec.adapter.type for t in trials if t.run.folder.is_dir() and t.run.spec.adapter), ""),
+        by_seed=group.means(view.tasks) if view and group else (),
+        measures=measures,
+        ends=ends,
+        rival=next((rival for rival in view.rivals if group and rival.group.id == group.id), None) if view else None,
     )
+
+
+def _by_seed(outcome: Outcome, place: Contest, runs: Sequence[Run]) -> dict[str, list[float]]:
+    """Return the measures of a method, beside its accuracy, for each of its runs."""
+    bare, others = outcome.bare.get(place.base), outcome.benchmark.retained
+    base = bare.summary["scores"] if bare and bare.done and others else {}
+    found: dict[str, list[float]] = {name: [] for name in MEASURES}
+    each = size_of(runs[0].spec).flops if runs else 0
+    for run in runs:
+        summary = run.summary
+        trained = summary["train"]
+        found["trainable"].append(summary["trainable_parameters"])
+        found["flops"].append(each * trained["tokens"])
+        found["seconds"].append(trained["seconds"])
+        found["memory"].append(trained["peak_memory_bytes"])
+        found["bytes"].append(summary["adapter_bytes"])
+        if text := summary.get("forgetting"):
+            found["forgetting"].append(text["loss"] - text["base_loss"])
+        if base:
+            scores = summary["scores"]
+            found["retained"].append(fmean(scores[name]["accuracy"] - base[name]["accuracy"] for name in others))
+    return found
+
+
+def _interval(group: EntryGroup, tasks: Sequence[str], store: AnswerStore) -> tuple[float, float]:
+    return hierarchical_bootstrap([store.of(group, (task,)).right for task in tasks])

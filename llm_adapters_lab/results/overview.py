@@ -80,11 +80,16 @@ def _names(entries: Sequence[Entry]) -> dict[str, str]:
     return short_names({each.id: {k: v for k, v in each.fields.items() if k != "state"} for each in entries})
 
 
-def overview(runs: Sequence[Run]) -> Overview:
-    """Group runs, average over their seeds, and compare the best group with the others."""
+def overview(runs: Sequence[Run], tasks: Sequence[str] = ()) -> Overview:
+    """Group runs, average over their seeds, and compare the best group with the others.
+
+    Args:
+        runs: in any state.
+        tasks: what means are taken over; by default, the tasks that most groups were scored on.
+    """
     entries = tuple(entry(run) for run in runs)
     groups = tuple(by_seed(entries, _names(entries)))
-    tasks = shared_tasks(groups)
+    tasks = tuple(tasks) or shared_tasks(groups)
     scored = [group for group in groups if group.means(tasks)]
     ranked = tuple(sorted(scored, key=lambda group: group.mean(tasks) or 0.0, reverse=True))
     store = group_tests.AnswerStore()

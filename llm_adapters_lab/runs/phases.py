@@ -17,7 +17,7 @@ from llm_adapters_lab.runs.base_files import weight_hash
 from llm_adapters_lab.runs.recovery.failures import explained, note_failure
 from llm_adapters_lab.runs.recovery.lock import Stopping
 from llm_adapters_lab.runs.recovery.resume import find_resume_point, refuse_changes
-from llm_adapters_lab.runs.scoring_phase import score_task
+from llm_adapters_lab.runs.scoring_phase import measure_forgetting, score_task
 from llm_adapters_lab.runs.session import Phase, Position, RunSession, warn
 from llm_adapters_lab.runs.summary import summary
 from llm_adapters_lab.runs.training_phase import train_or_load
@@ -55,12 +55,13 @@ def run_phases(session: RunSession, fresh: bool = False) -> Generator[Position]:
         stage = "scoring"
         with nullcontext() if sharded() else temporarily_merged(injection):
             scores = {name: score_task(session, name) for name in spec.eval.tasks}
+        forgotten = measure_forgetting(session, injection)
         finished = Finished(spec.id, time.perf_counter() - began)
         session.end_trackers()
         if group.is_main:
             record.keep_last_answers()
             hashes = hashes | weight_hash(base.blueprint)
-            told = {"leaks": leaks, "rows": rows.told()}
+            told = forgotten | {"leaks": leaks, "rows": rows.told()}
             record.write("summary.json", summary(spec, base, injection, scores, trained, hashes) | told)
             record.append(finished)
     except Stopping:

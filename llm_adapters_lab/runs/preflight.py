@@ -17,7 +17,8 @@ from llm_adapters_lab._version import __version__
 from llm_adapters_lab.core.blending import begin_from_saved
 from llm_adapters_lab.core.injection import find_sites, inject
 from llm_adapters_lab.core.saved_adapters import looking_in
-from llm_adapters_lab.errors import BadSpec
+from llm_adapters_lab.errors import BadSpec, choices
+from llm_adapters_lab.evaluation.forgetting import read_text, windows
 from llm_adapters_lab.evaluation.predictions import ask
 from llm_adapters_lab.evaluation.scoring import RULES
 from llm_adapters_lab.models import quantization
@@ -63,7 +64,7 @@ def check_rows(spec: RunSpec, rows: Rows, base: Blueprint) -> None:
         BadSpec: under 10 % of the training rows or of a scored set are usable, or over 50 % of a set cannot be judged
             right; both are allowed by `data.allow_dropped`. Or the rows do not fit the model.
     """
-    if not (spec.learns or spec.eval.tasks):
+    if not (spec.learns or spec.eval.tasks or spec.eval.forgetting):
         return
     tokenizer, data, rule = base.usable_tokenizer(spec.learns), spec.data, spec.eval.extraction
     rule, allow = rule or RULES[spec.eval.protocol], "To run it anyway, set data.allow_dropped: true."
@@ -90,6 +91,11 @@ def check_rows(spec: RunSpec, rows: Rows, base: Blueprint) -> None:
             form = rows.training_format(tokenizer, data)
             rows.notes += template_notes(spec.base, form)
             rows.unreadable = [unreadable(tokenizer, get_task(data.task), rows.train, "train", form, rule)]
+    if text := spec.eval.forgetting:
+        base.check_ids(chain(*windows(tokenizer, read_text(text), base.context)))
+        known = rows.groups.names
+        if known and spec.eval.group not in known and not (spec.adapter and spec.adapter.has_mean):
+            raise BadSpec(f"eval.forgetting = {text} is read by one part. {choices('', known)} Set eval.group to it.")
     for name, asked in rows.test.items():
         task, of = get_task(name), f"test/{name}"
         form = scoring_format(spec, name, asked, tokenizer)

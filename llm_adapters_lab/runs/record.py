@@ -35,7 +35,7 @@ from llm_adapters_lab.privacy import to_write
 from llm_adapters_lab.runs.event_log import last_event
 from llm_adapters_lab.runs.spec import RunSpec
 
-_SCORING = ("Scoring", "Scored", "Finished", "Stopped", "Failed")
+_SCORING = ("Scoring", "Scored", "ReadText", "Finished", "Stopped", "Failed")
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 from llm_adapters_lab.core.call_context import grouped
+from llm_adapters_lab.core.injection import Injection
+from llm_adapters_lab.evaluation.forgetting import loss_per_token, read_text, windows
 from llm_adapters_lab.evaluation.predictions import decoding_method, evaluate
 from llm_adapters_lab.evaluation.scoring import score
-from llm_adapters_lab.events import Noticed, Scored, Scoring
+from llm_adapters_lab.events import Noticed, ReadText, Scored, Scoring
 from llm_adapters_lab.files import append_line
 from llm_adapters_lab.runs.rows import scoring_format
 from llm_adapters_lab.runs.session import RunSession
@@ -54,6 +57,22 @@ def score_task(session: RunSession, name: str) -> dict[str, Any]:
     session.emit(Scored(name, result))
     session.checkpointer.check()
     return result
+
+
+def measure_forgetting(session: RunSession, injection: Injection | None) -> dict[str, Any]:
+    """Return what `ReadText` has, for the summary; nothing without `eval.forgetting`."""
+    name, base, asked = session.spec.eval.forgetting, session.base, session.spec.eval.group
+    if not name:
+        return {}
+    pieces = windows(base.tokenizer, read_text(name), base.blueprint.context)
+    group = asked if asked in session.rows.groups.names else ""
+    with grouped(base.model, [group] * bool(group)):
+        loss, tokens = loss_per_token(base.model, pieces)
+    with injection.disabled() if injection else nullcontext():
+        bare = loss_per_token(base.model, pieces)[0] if injection else loss
+    event = ReadText(name, tokens, loss, bare)
+    session.emit(event)
+    return {"forgetting": {"text": name, "tokens": tokens, "loss": loss, "base_loss": bare}}
 
 
 def _asked(session: RunSession, name: str, form: Format) -> dict[str, Any]:

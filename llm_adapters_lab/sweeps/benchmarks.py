@@ -7,7 +7,8 @@ Methods:
       series: {adapter: series, search: {train.learning_rate: {log-uniform: [1e-3, 1e-1]}}}
     bases: [nano]                       # optional; default: that of spec
     tasks: [mini-math]                  # optional; what is learnt, one benchmark each
-    search: {runs: 6, seed: 0, fields: {train.learning_rate: {log-uniform: [1e-4, 3e-2]}}}
+    retained: [mini-bool]               # optional; what is not learnt, but also answered
+    search: {runs: 6, seed: 0, fields: {train.learning_rate: {log-uniform: [1e-4, 3e-2]}}}   # see `searching`
     seeds: [0, 1, 2]
 
 A method is searched by its validation loss, on rows held out of the training rows; nothing is scored meanwhile. The
@@ -19,7 +20,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,8 +33,9 @@ from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.spec import RunSpec
 from llm_adapters_lab.signatures import checked
 from llm_adapters_lab.sweeps.executors import Executor
-from llm_adapters_lab.sweeps.spec import MAX_COMBINATIONS, Changes, Distribution, Draws, Point, describe_changes, reject
-from llm_adapters_lab.sweeps.sweeping import Listener, SweepRun, check_points, sweep
+from llm_adapters_lab.sweeps.searching import RUNS, Asker, Look, Search, survivors, training_cost
+from llm_adapters_lab.sweeps.spec import MAX_COMBINATIONS, Changes, Distribution, Point, describe_changes, reject
+from llm_adapters_lab.sweeps.sweeping import Listener, check_points, sweep
 
 
 class Method(Part):
@@ -44,14 +46,6 @@ class Method(Part):
     search: dict[str, Distribution] = Field(
         default_factory=dict, description="dotted fields with its own ranges, in place of common ones"
     )
-
-
-class Search(Part):
-    """The budget of every method, and what it may vary."""
-
-    runs: int = Field(default=6, ge=1, le=1000, description="runs of each method for a base and a task")
-    seed: int = Field(default=0, ge=0, lt=2**31, description="of the draws, and of the runs")
-    fields: dict[str, Distribution] = Field(default_factory=dict, description="dotted fields with common ranges")
 
 
 class Contest(NamedTuple):
@@ -75,6 +69,9 @@ class Benchmark(Part):
     methods: dict[str, Method] = Field(min_length=1, description="by name")
     bases: list[str] = Field(default_factory=list, description="default: the base of spec")
     tasks: list[str] = Field(default_factory=list, description="what is learnt; default: the task of spec")
+    retained: list[str] = Field(
+        default_factory=list, description="other tasks: their accuracy is reported beside that of the bare base"
+    )
     search: Search = Field(default_factory=Search, description="what each method may try")
     seeds: list[int] = Field(default=[0, 1, 2], min_length=1, description="seeds of the best run of each method")
 
@@ -88,7 +85,7 @@ class Benchmark(Part):
         if len({*self.seeds}) < len(self.seeds):
             raise BadSpec("seeds names one twice. Name each seed once.")
         ranges = {name: self.ranges(name) for name in self.methods}
-        if self.search.runs > 1 and (fixed := [name for name, own in ranges.items() if not own]):
+        if self.search.runs != 1 and (fixed := [name for name, own in ranges.items() if not own]):
             raise BadSpec(
                 f"{', '.join(fixed)} has nothing to search, and would win or lose by its one setting. Give "
                 "search.fields a range, or the method a `search` of its own; or set search.runs: 1 for all."
@@ -97,10 +94,18 @@ class Benchmark(Part):
             varied = [*own, *self.methods[name].fields]
             if bad := [field for field in varied if field.partition(".")[0] in ("base", "eval", "seed", "data")]:
                 raise BadSpec(f"{name} cannot vary {bad[0]}, which would change what is compared. Remove it.")
+        asked = RunSpec.parse({**self.spec, "adapter": None}).eval.tasks
+        if twice := {*asked} & {*self.retained}:
+            raise BadSpec(f"{min(twice)} is in eval.tasks and in retained. Remove it from one of them.")
+        if self.search.rule != "none" and not self.looks:
+            raise BadSpec(
+                f"search.rule = {self.search.rule} ends runs at validations, but there is none before the end. "
+                "Set train.evaluate_every to a part of train.max_steps."
+            )
         if self.count > MAX_COMBINATIONS:
             raise BadSpec(f"The benchmark has {self.count:,} runs, and at most {MAX_COMBINATIONS:,} are allowed.")
-        for point in (point for contest in self.contests() for point in self._points(contest, [{}])):
-            self._check(point.spec)
+        for contest in self.contests():
+            self._check(self.points(contest, [{}])[0].spec)
         return self
 
     @classmethod
@@ -129,9 +134,20 @@ class Benchmark(Part):
 
     @property
     def count(self) -> int:
-        """Number of runs, of search and scoring together; fewer if a method has fewer different settings to try."""
+        """Number of runs, of search and scoring together, as far as known: a budget in tokens is not counted in runs.
+
+        It is smaller if a method has fewer different settings to try, and does not count the bare bases.
+        """
         places = len(self.methods) * max(1, len(self.bases)) * max(1, len(self.tasks))
-        return places * (self.search.runs + len(self.seeds))
+        return places * ((self.search.runs or RUNS) + len(self.seeds))
+
+    @property
+    def looks(self) -> list[int]:
+        """The steps at which runs may end: every validation before the last step."""
+        train = RunSpec.parse({**self.spec, "adapter": None}).train
+        return (
+            [*range(train.evaluate_every, train.max_steps or 0, train.evaluate_every)] if train.evaluate_every else []
+        )
 
     def ranges(self, method: str) -> dict[str, Distribution]:
         """Return the fields that a method searches, with its ranges."""
@@ -143,23 +159,62 @@ class Benchmark(Part):
         bases, tasks = self.bases or [common.base], self.tasks or [common.data.task]
         return [Contest(base, task, method) for base in bases for task in tasks for method in self.methods]
 
+    def fields_of_play(self) -> list[list[Contest]]:
+        """Return the places that are compared with each other: those of one base and task."""
+        places = self.contests()
+        shared = dict.fromkeys((contest.base, contest.task) for contest in places)
+        return [[contest for contest in places if (contest.base, contest.task) == both] for both in shared]
+
+    def room(self, contest: Contest) -> int:
+        """Return the number of runs that the budget has room for.
+
+        Raises:
+            BadSpec: it is 0.
+            LabError: base or rows cannot be read.
+        """
+        first = self.points(contest, [{}])[0].spec
+        if not (found := self.search.count(first)):
+            cost = training_cost(first)
+            raise BadSpec(
+                f"The budget of {self.search.budget} has no room for one run of {contest.words}, which takes "
+                f"{cost.tokens:,.0f} tokens and {cost.flops:.3g} FLOPs. Raise it, or lower train.max_steps."
+            )
+        return found
+
     def searched(self, contest: Contest) -> list[Point]:
         """Return the runs of the search of a place, without scores.
 
         Raises:
-            BadSpec: some draws are no valid spec.
+            BadSpec: some draws are no valid spec, or the budget has no room for one.
+            LabError: base or rows cannot be read.
         """
-        fields = self.ranges(contest.method)
-        drawn = [{}] if not fields else Draws(count=self.search.runs, seed=self.search.seed, fields=fields).draw()
+        return self.quiet(contest, self.search.settings(self.ranges(contest.method), self.room(contest)))
+
+    def quiet(self, contest: Contest, settings: Sequence[Changes]) -> list[Point]:
+        """Return the runs of some settings, without scores."""
         quiet: Changes = {"eval.tasks": [], "seed": self.search.seed}
-        return self._points(contest, [draw | quiet for draw in drawn])
+        return self.points(contest, [setting | quiet for setting in settings])
 
     def finals(self, contest: Contest, best: Changes) -> list[Point]:
         """Return the runs of a place that are scored: its best setting with every seed."""
         setting = {name: best[name] for name in self.ranges(contest.method) if name in best}
-        return self._points(contest, [setting | {"seed": seed} for seed in self.seeds])
+        return self.points(contest, [setting | self._asked() | {"seed": seed} for seed in self.seeds])
 
-    def _points(self, contest: Contest, several: Sequence[Changes]) -> list[Point]:
+    def bare(self, base: str) -> Point:
+        """Return the run that scores a bare base."""
+        fields = {**self.spec, "base": base, "adapter": None}
+        return Point({"base": base, "adapter": None}, RunSpec.parse(change(fields, self._asked())))
+
+    def _asked(self) -> Changes:
+        tasks = RunSpec.parse({**self.spec, "adapter": None}).eval.tasks
+        return {"eval.tasks": [*tasks, *self.retained]} if self.retained else {}
+
+    def points(self, contest: Contest, several: Sequence[Changes]) -> list[Point]:
+        """Return the runs of a place with these changes; of equal ones the first.
+
+        Raises:
+            BadSpec: some are no valid spec.
+        """
         method, found, faults = self.methods[contest.method], dict[str, Point](), dict[str, str]()
         own: Changes = {"base": contest.base, "data.task": contest.task, **method.fields}
         for changes in several:
@@ -195,12 +250,16 @@ class Trial:
         changes: what was drawn.
         run: its record.
         loss: the lowest validation loss, in nats; infinite if it has failed.
+        tokens: number of tokens that it has learnt from.
+        ended: step at which a rule has ended it; None for a whole run.
     """
 
     contest: Contest
     changes: Changes
     run: Run
     loss: float
+    tokens: int
+    ended: int | None = None
 
 
 @dataclass(frozen=True)
@@ -212,16 +271,19 @@ class Outcome:
         trials: of the search, in order of their places.
         finals: the scored runs of each place, by seed; empty where all trials have failed.
         unfinished: why runs have not ended, by run id.
+        bare: the run that scores each base without an adapter.
     """
 
     benchmark: Benchmark
     trials: tuple[Trial, ...]
     finals: Mapping[Contest, tuple[Run, ...]]
     unfinished: Mapping[str, str]
+    bare: Mapping[str, Run] = field(default_factory=dict)
 
     def best(self, contest: Contest) -> Trial | None:
         """Return the trial of a place with the lowest loss; None if all have failed."""
-        own = [trial for trial in self.trials if trial.contest == contest and math.isfinite(trial.loss)]
+        own = [trial for trial in self.trials if trial.contest == contest and trial.ended is None]
+        own = [trial for trial in own if math.isfinite(trial.loss)]
         return min(own, key=lambda trial: trial.loss, default=None)
 
 
@@ -244,7 +306,8 @@ def benchmark(
 ) -> Outcome:
     """Search every method with the same budget, then score the best setting of each with several seeds.
 
-    Finished runs are read, so that the same call resumes an interrupted benchmark.
+    Finished runs are read, so that the same call resumes an interrupted benchmark. The bare bases are scored as well.
+    With `stop` set from the start, nothing is done: the outcome is what the records say.
 
     Args:
         what: the benchmark.
@@ -255,41 +318,117 @@ def benchmark(
 
     Raises:
         BadSpec: a setting is invalid; nothing was started.
-        LabError: a model, rows or the executor are at fault.
+        LabError: a model, rows or the executor are at fault, or Optuna is not installed.
     """
-    stop = stop or threading.Event()
-    places = {contest: what.searched(contest) for contest in what.contests()}
-    check_points([point for contest in places for point in what.finals(contest, places[contest][0].changes)], root)
-    drawn = [point for points in places.values() for point in points]
-    done = {each.run.id: each for each in _do(drawn, root, executor, stop, on_update)}
-    trials = tuple(
-        Trial(contest, point.changes, done[point.spec.id].run, _loss(done[point.spec.id].run))
-        for contest, points in places.items()
-        for point in points
-    )
-    outcome = Outcome(what, trials, {}, _unfinished(done.values()))
-    if stop.is_set():
+    work = _Work(what, Path(root), executor, stop or threading.Event(), on_update)
+    places = what.contests()
+    bare = {base: what.bare(base) for base in dict.fromkeys(contest.base for contest in places)}
+    work.check([point for contest in places for point in what.finals(contest, {})] + [*bare.values()])
+    trials = work.by_turns() if what.search.by == "tpe" else work.at_once()
+    outcome = Outcome(what, tuple(trials), {}, work.unfinished)
+    best = {contest: trial for contest in places if (trial := outcome.best(contest))}
+    if work.stop.is_set() and (work.unfinished or any(trial.ended is None and not trial.run.done for trial in trials)):
         return outcome
-    best = {contest: outcome.best(contest) for contest in places}
-    scored = {contest: what.finals(contest, trial.changes) for contest, trial in best.items() if trial}
-    ended = _do([point for points in scored.values() for point in points], root, executor, stop, on_update)
-    by_id = {each.run.id: each.run for each in ended}
-    finals = {contest: tuple(by_id[point.spec.id] for point in points) for contest, points in scored.items()}
-    return Outcome(what, trials, finals, _unfinished([*done.values(), *ended]))
+    scored = {contest: what.finals(contest, trial.changes) for contest, trial in best.items()}
+    work.do([*bare.values(), *(point for points in scored.values() for point in points)])
+    finals = {contest: tuple(work.run(point) for point in points) for contest, points in scored.items()}
+    return Outcome(what, tuple(trials), finals, work.unfinished, {base: work.run(p) for base, p in bare.items()})
 
 
-def _do(points: list[Point], root: Any, executor: Any, stop: threading.Event, on_update: Any) -> list[SweepRun]:
-    unique = list({point.spec.id: point for point in points}.values())
-    return sweep(_Fixed(unique), root=root, executor=executor, stop=stop, on_update=on_update) if unique else []
+@dataclass
+class _Work:
+    """Does the runs of a benchmark; see `benchmark` for the first parameters."""
+
+    what: Benchmark
+    root: Path
+    executor: Executor | None
+    stop: threading.Event
+    on_update: Listener | None
+    unfinished: dict[str, str] = field(default_factory=dict)
+
+    def run(self, point: Point) -> Run:
+        """Return the record of a run."""
+        return Run(self.root / point.spec.id)
+
+    def check(self, points: Sequence[Point]) -> None:
+        """Check runs before the first one; see `check_points`."""
+        if not self.stop.is_set():
+            check_points(points, self.root)
+
+    def do(self, points: Sequence[Point]) -> None:
+        """Do runs, or continue those that have paused; none if a stop is requested."""
+        chosen = list({point.spec.id: point for point in points}.values())
+        if not chosen or self.stop.is_set():
+            return
+        ended = sweep(_Fixed(chosen), root=self.root, executor=self.executor, stop=self.stop, on_update=self.on_update)
+        for (_, run, state), point in zip(ended, chosen, strict=True):
+            paused = point.spec.train.pause_at
+            if run.done or (paused and _look(run, paused)):
+                self.unfinished.pop(run.id, None)
+            else:
+                self.unfinished[run.id] = state.reason or state.name
+
+    def at_once(self) -> list[Trial]:
+        """Do a search whose settings are known, and end runs at the looks of its rule."""
+        places = {contest: self.what.searched(contest) for contest in self.what.contests()}
+        self.check([point for points in places.values() for point in points])
+        left, ended = dict(places), dict[tuple[Contest, str], int]()
+        looks = self.what.looks if self.what.search.rule != "none" else []
+        for step in looks:
+            self.do([_paused(p, step) for points in left.values() for p in points if not _look(self.run(p), step)])
+            if self.stop.is_set() and any(not _look(self.run(p), step) for points in left.values() for p in points):
+                break
+            for contest, points in left.items():
+                seen = {p.spec.id: look for p in points if (look := _look(self.run(p), step))}
+                kept = survivors(self.what.search.rule, seen, len(looks))
+                ended |= {(contest, p.spec.id): step for p in points if p.spec.id in seen and p.spec.id not in kept}
+                left[contest] = [p for p in points if p.spec.id in kept]
+        self.do([point for points in left.values() for point in points])
+        return [
+            self._trial(contest, point, ended.get((contest, point.spec.id)))
+            for contest, points in places.items()
+            for point in points
+        ]
+
+    def by_turns(self) -> list[Trial]:
+        """Do a search in which each setting follows from the losses before; the methods take their turns together."""
+        rooms = {contest: self.what.room(contest) for contest in self.what.contests()}
+        askers = {
+            contest: Asker(self.what.ranges(contest.method), self.what.search.seed)
+            for contest in rooms
+            if self.what.ranges(contest.method)
+        }
+        trials = dict[tuple[Contest, str], Trial]()
+        for turn in range(max(rooms.values())):
+            asked = {}
+            for contest in [contest for contest, room in rooms.items() if turn < room]:
+                changes, tell = askers[contest].ask() if contest in askers else ({}, None)
+                asked[contest] = self.what.quiet(contest, [changes])[0], tell
+            self.do([point for point, _ in asked.values()])
+            if self.stop.is_set() and not all(self.run(point).done for point, _ in asked.values()):
+                break
+            for contest, (point, tell) in asked.items():
+                trial = trials[contest, point.spec.id] = self._trial(contest, point, None)
+                if tell:
+                    tell(trial.loss)
+        return [trial for contest in rooms for (of, _), trial in trials.items() if of == contest]
+
+    def _trial(self, contest: Contest, point: Point, ended: int | None) -> Trial:
+        run = self.run(point)
+        losses = [event["loss"] for event in run.events("Validated")] if run.done or ended else []
+        tokens = [event["tokens"] for event in run.events("Step")]
+        return Trial(contest, point.changes, run, min(losses, default=math.inf), max(tokens, default=0), ended)
 
 
-def _loss(run: Run) -> float:
-    losses = [event["loss"] for event in run.events("Validated")] if run.done else []
-    return min(losses, default=math.inf)
+def _paused(point: Point, step: int) -> Point:
+    train = point.spec.train.model_copy(update={"pause_at": step})
+    return Point(point.changes, point.spec.model_copy(update={"train": train}))
 
 
-def _unfinished(runs: Any) -> dict[str, str]:
-    return {each.run.id: each.state.reason or each.state.name for each in runs if not each.run.done}
+def _look(run: Run, step: int) -> Look | None:
+    """Return what a run was at the validation after a step; None if it has not come so far."""
+    found = next((event for event in run.events("Validated") if event["step"] == step), None)
+    return Look(found["loss"], found["right"]) if found else None
 
 
 def _written(adapter: dict[str, Any] | str) -> dict[str, Any]:

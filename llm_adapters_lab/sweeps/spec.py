@@ -76,6 +76,28 @@ class Distribution(Part):
             return rng.randint(*self.integer)
         low, high = self.uniform or self.log_uniform or (0.0, 1.0)
         value = rng.uniform(low, high) if self.uniform else math.exp(rng.uniform(math.log(low), math.log(high)))
+        return self._rounded(value)
+
+    def spread(self, count: int) -> list[Any]:
+        """Return values of a range at even distances, both ends among them; its middle if `count` is 1."""
+        low, high = self.uniform or self.integer or [math.log(end) for end in self.log_uniform or (1.0, 2.0)]
+        parts = [i / (count - 1) for i in range(count)] if count > 1 else [0.5]
+        values = [low + part * (high - low) for part in parts]
+        if self.integer is not None:
+            return list(dict.fromkeys(map(round, values)))
+        return [self._rounded(value if self.uniform else math.exp(value)) for value in values]
+
+    def suggested(self, trial: Any, name: str) -> Any:
+        """Return a value that a trial of Optuna suggests, rounded as in `draw`."""
+        if self.choice is not None:
+            return trial.suggest_categorical(name, self.choice)
+        if self.integer is not None:
+            return trial.suggest_int(name, *self.integer)
+        low, high = self.uniform or self.log_uniform or (0.0, 1.0)
+        return self._rounded(trial.suggest_float(name, low, high, log=self.uniform is None))
+
+    def _rounded(self, value: float) -> float:
+        low, high = self.uniform or self.log_uniform or (0.0, 1.0)
         return min(max(float(f"{value:.4g}"), low), high)
 
 

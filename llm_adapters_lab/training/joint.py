@@ -71,10 +71,10 @@ class Member(GradientComputer):
         self.trainer.activate(self.injection)
         return super().step(accelerator, prepared, samples, following)
 
-    def validation_loss(self, accelerator: Accelerator, prepared: Any, samples: Sequence[Sample]) -> float:
-        """Return the loss on held-out rows with this adapter alone in the model."""
+    def validate(self, accelerator: Accelerator, prepared: Any, samples: Sequence[Sample]) -> tuple[float, str]:
+        """Return the loss on held-out rows with this adapter alone in the model, and which it answers."""
         self.trainer.activate(self.injection)
-        return super().validation_loss(accelerator, prepared, samples)
+        return super().validate(accelerator, prepared, samples)
 
     def separate(self, reason: str) -> None:
         """Share no pass from now on."""

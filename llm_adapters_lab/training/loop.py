@@ -125,9 +125,9 @@ def train(
             if last or (step + 1) % max(1, steps // NORM_POINTS) == 0:
                 yield Norms(step + 1, diagnostics.distances(injection, state.start))
             if validation and (last or (step + 1) % (plan.evaluate_every or steps) == 0):
-                held_out = gradients.validation_loss(accelerator, prepared, validation)
+                held_out, right = gradients.validate(accelerator, prepared, validation)
                 _check_finite(step, {"validation loss": held_out}, validation)
-                yield Validated(step + 1, held_out, state.keep_best(held_out))
+                yield Validated(step + 1, held_out, state.keep_best(held_out), right)
 
             state.step_done(step + 1, tokens, time.perf_counter() - began)
             if after_step:

@@ -69,10 +69,12 @@ class Objective:
         injection: the adapter that is trained; its modifiers and its penalty have a say in the loss.
         measures: names of what is measured beside the loss.
         measured: those values, summed over the `units` of the last pass.
+        hits: if it is a list, whether each counted label is the likeliest token, (labels,) of every pass; row by row.
     """
 
     measures: tuple[str, ...] = ()
     measured: Sequence[torch.Tensor] = ()
+    hits: list[torch.Tensor] | None = None
 
     def __init__(
         self, model: nn.Module, fast_paths: FastPaths, pad_id: int = 0, injection: Injection | None = None
@@ -120,7 +122,7 @@ class Objective:
             modifier = self._group[0].modifier
             found = [passes.enter_context(self.predictions(prepared, samples)) for _ in range(modifier.forwards)]
             return type(modifier).loss(self._group, found)
-        if self.fast_paths == FastPaths():
+        if self.fast_paths == FastPaths() and self.hits is None:
             batch, extras = self._take_layout(samples)
             passes.enter_context(call_inputs(self._decoder, extras))
             return token_loss(prepared, batch)
@@ -136,6 +138,8 @@ class Objective:
         """
 
         def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            if self.hits is not None:
+                self.hits.append(logits.argmax(-1) == labels)
             return cross_entropy(logits if temperature == 1 else logits / temperature, labels, reduction="none")
 
         size = self.fast_paths.head_chunk

@@ -10,7 +10,7 @@ from llm_adapters_lab.config import Part
 from llm_adapters_lab.errors import BadSpec
 
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
-NOT_IN_ID = {"checkpoint_every", "trackers"}
+NOT_IN_ID = {"checkpoint_every", "pause_at", "trackers"}
 """Fields of `TrainSpec` that affect no result and are therefore left out of the run id."""
 
 
@@ -81,6 +81,9 @@ class TrainSpec(Part):
     )
     checkpoint_every: int = Field(
         default=0, ge=0, description="steps between checkpoints; 0: by time, at a small fraction of the run time"
+    )
+    pause_at: int | None = Field(
+        default=None, ge=1, description="step after which to stop, saved; the same run without it continues"
     )
     trackers: tuple[Tracker, ...] = Field(
         default=(), description="experiment trackers to log to: tensorboard, wandb, trackio, mlflow"

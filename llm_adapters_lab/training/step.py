@@ -193,18 +193,29 @@ class GradientComputer:
             parameter.grad = None
 
     @torch.no_grad()
-    def validation_loss(self, accelerator: Accelerator, prepared: Any, samples: Sequence[Sample]) -> float:
-        """Return the mean loss per unit of the objective over held-out rows, in nats, without dropout."""
+    def validate(self, accelerator: Accelerator, prepared: Any, samples: Sequence[Sample]) -> tuple[float, str]:
+        """Return what `Validated` has of held-out rows: the mean loss per unit of the objective, and `right`.
+
+        There is no dropout.
+        """
         prepared.eval()
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros(1 + len(samples), dtype=torch.float64)
         alone = accelerator.num_processes == 1 or sharded()  # sharded, every process computes everything
         share = samples if alone else samples[accelerator.process_index :: accelerator.num_processes]
+        places = {id(sample): i for i, sample in enumerate(samples, 1)}
         for chunk in self.split(share, self.plan.batch):
+            self.objective.hits = []
             with self._layers, self.objective.loss(prepared, chunk) as loss:
-                total += float(loss)
+                total[0] += float(loss)
+            if self.objective.hits:
+                rows = torch.split(torch.cat(self.objective.hits), [sample.counted for sample in chunk])
+                for sample, hits in zip(chunk, rows, strict=True):
+                    total[places[id(sample)]] = bool(hits.all())
+        measured, self.objective.hits = bool(self.objective.hits), None
         prepared.train()
-        summed = total if alone else accelerator.reduce(total.to(accelerator.device), "sum")
-        return float(summed) / max(1, self.objective.units(samples))
+        mean, *right = (total if alone else accelerator.reduce(total.to(accelerator.device), "sum")).tolist()
+        found = "".join(f"{each:.0f}" for each in right) if measured else ""
+        return float(mean) / max(1, self.objective.units(samples)), found
 
     def _chunks(self, accelerator: Accelerator, samples: Sequence[Sample]) -> list[list[Sample]]:
         """Return the micro-batches of this process; sharded processes, which run layers together, need equally many."""

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from llm_adapters_lab.cli.app import app
 from llm_adapters_lab.config import change
 from llm_adapters_lab.errors import BadSpec
-from llm_adapters_lab.results.benchmark_report import search_figure, standings, verdicts
+from llm_adapters_lab.results.benchmark_report import standings, verdicts
+from llm_adapters_lab.results.plots import search_figure
 from llm_adapters_lab.runs.record import list_runs
 from llm_adapters_lab.runs.spec import RunSpec
 from llm_adapters_lab.sweeps.benchmarks import Benchmark, Contest, Outcome, benchmark
@@ -73,7 +74,7 @@ def test_the_search_does_not_see_the_test_and_the_best_setting_gets_every_seed(d
         assert [run.spec.seed for run in runs] == [0, 1]
         assert {run.spec.train.learning_rate for run in runs} == {best.run.spec.train.learning_rate}
         assert all(run.summary["scores"]["mini-bool"]["total"] == 8 for run in runs)
-    assert len(list_runs(root)) == 4 + 4
+    assert len(list_runs(root)) == 4 + 4 + 1  # with the bare base
 
 
 def test_a_finished_benchmark_is_read_and_an_interrupted_one_resumed(
@@ -104,10 +105,10 @@ def test_what_is_reported(done: tuple[Path, Outcome]) -> None:
         runs = outcome.finals[one.contest]
         shares = [run.summary["scores"]["mini-bool"]["accuracy"] for run in runs]
         assert one.accuracy == pytest.approx(sum(shares) / 2) and one.by_seed == pytest.approx(shares)
-        assert one.tier is not None and one.ends[0] <= one.accuracy <= one.ends[1]
+        assert one.tier is not None and one.ends["accuracy"][0] <= one.accuracy <= one.ends["accuracy"][1]
         losses = sorted(trial.loss for trial in outcome.trials if trial.contest == one.contest)
         assert (one.loss, one.typical_loss) == (losses[0], losses[len(losses) // 2])
-        assert one.trainable == runs[0].summary["trainable_parameters"]
+        assert one.measures["trainable"] == runs[0].summary["trainable_parameters"]
     (lora,) = [one for one in found if one.contest.method == "lora"]
     rates = [trial.changes["train.learning_rate"] for trial in outcome.trials if trial.contest == lora.contest]
     assert bool(lora.edges) == (lora.setting["train.learning_rate"] in (min(rates), max(rates)))
@@ -154,7 +155,7 @@ def test_what_is_refused(changes: dict[str, Any], text: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_the_files_are_benchmarks(path: Path) -> None:
     what = Benchmark.load(path)
-    comment = path.read_text(encoding="utf-8").splitlines()[0]
+    comment = path.read_text(encoding="utf-8").partition("spec:")[0]
     assert f"{len(what.methods)} methods, {what.count} runs" in comment
     for contest in what.contests():
         assert all(isinstance(point.spec, RunSpec) for point in what.searched(contest))
@@ -165,16 +166,16 @@ def test_the_command(done: tuple[Path, Outcome], tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(json.dumps(FIELDS), encoding="utf-8")
     asked = ["benchmark", str(file), "--root", str(root)]
-    result = CliRunner().invoke(app, [*asked, "--html", str(tmp_path / "search.html"), "--json"])
+    result = CliRunner().invoke(app, [*asked, "--report", str(tmp_path / "search.html"), "--json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.output)
     assert [row["method"] for row in found["standings"]] == [one.contest.method for one in standings(done[1])]
     assert (tmp_path / "search.html").is_file() and found["unfinished"] == {}
     text = CliRunner().invoke(app, asked)
     assert "against the best" in text.output
-    assert "series on mini-addsub over nano: only 1 of 3 draws were different settings." in text.output
+    assert "series on mini-addsub over nano: only 1 different settings were tried, of others 3." in text.output
     dry = CliRunner().invoke(app, [*asked, "--dry-run"])
-    assert "10 runs: 2 methods, 3 runs of search and 2 seeds each." in dry.output
+    assert "10 runs: 2 methods, a search of 3 runs and 2 seeds each." in dry.output
 
 
 def test_a_failed_trial_is_reported_and_does_not_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

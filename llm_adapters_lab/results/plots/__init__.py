@@ -31,6 +31,7 @@ __getattr__, __dir__, __all__ = attach(
         "layers": "ablation_bars interpolation_curve placement stream_similarity",
         "tokens": "layer_tokens lens_grid token_strip",
         "token_choice": "tokens_run",
+        "benchmark": "benchmark_figures benchmark_tiers parallel_measures pareto_front search_figure search_map",
         "style": "data",
     },
 )

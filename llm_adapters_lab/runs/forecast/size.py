@@ -26,12 +26,15 @@ class Size:
         trainable: number of parameters of the adapter.
         weights: bytes of the base's weights.
         training: bytes of the adapter, its gradients and the optimizer state.
+        flops: of the training for each token, counted: forward and backward 4 for each weight of the base, and for each
+            trained one 2 if it is one of the base's, else 6. Attention scores are left out.
     """
 
     base: int
     trainable: int
     weights: int
     training: int
+    flops: int = 0
 
     @property
     def share(self) -> float:
@@ -71,7 +74,8 @@ def size(
         injection = inject(model, adapter, tokenizer=plan.tokenizer)
     try:
         bytes_ = sum(p.numel() * p.element_size() for p in injection.parameters())
-        return Size(total, injection.count(), weights, STATES * bytes_)
+        own = 2 if any(adapter.trains_base for adapter in injection.adapters.values()) else 6
+        return Size(total, injection.count(), weights, STATES * bytes_, 4 * total + own * injection.count())
     finally:
         injection.eject()
 

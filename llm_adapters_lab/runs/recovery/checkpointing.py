@@ -33,6 +33,7 @@ class Checkpointer:
             group: the processes that share the run; the main one saves, and a stop request to any of them stops all.
         """
         self.run, self.every, self.stop, self.group = run, spec.train.checkpoint_every, stop, group
+        self.pause_at = spec.train.pause_at
         self.facts: dict[str, Any] = {"spec": spec.id, "hashes": hashes}
         self.saved = 0
         self._state: TrainingState | None = None
@@ -42,11 +43,11 @@ class Checkpointer:
         """Save if a checkpoint is due.
 
         Raises:
-            Stopping: a stop was requested; the state has been saved.
+            Stopping: a stop was requested, or is due by `train.pause_at`; the state has been saved.
         """
         self._state = state
         due = state.step % self.every == 0 if self.every else time.monotonic() - self._since >= self._wait
-        requested = self.stop_requested
+        requested = self.stop_requested or state.step == self.pause_at
         if state.spread:
             due = self.group.broadcast(due)  # by the clock of one process
         if due or requested:

@@ -64,7 +64,8 @@ def _repaired(run: Run, spec: RunSpec, hashes: dict[str, Any], fresh: bool) -> R
             checkpoints.discard(run.folder, after=saved.facts["step"])
             return ResumePoint(checkpoint=saved, faults=tuple(faults))
     run.clear()
-    run.write("spec.json", spec.model_dump(mode="json"))
+    written = spec.model_copy(update={"train": spec.train.model_copy(update={"pause_at": None})})
+    run.write("spec.json", written.model_dump(mode="json"))
     run.write("hashes.json", hashes)
     return ResumePoint(faults=(*faults, "The training starts again.") if faults else ())
 
