@@ -34,6 +34,7 @@ FIGURES = {
     "compare": ("accuracy", "cost", "loss"),
     "placement_study": ("places", "sizes"),
     "paper_table": ("means", "accuracy"),
+    "benchmark": ("figures",),
 }
 SMALL: dict[str, Any] = {
     "base": "nano",

@@ -28,16 +28,17 @@ from llm_adapters_lab.results.run_index import Entry, delete, matching
 from llm_adapters_lab.runs.marks import mark
 from llm_adapters_lab.runs.record import Run
 from widgets.figures import run_grid
+from widgets.figures.benchmark_view import BenchmarkView
 from widgets.figures.compare_views import ItemView, specs, versus
 from widgets.figures.figure_view import LiveFigure
 from widgets.figures.run_grid import Column, RunGrid
-from widgets.kit.elements import button, column, row, segments, show_if
+from widgets.kit.elements import button, column, hide, row, segments, show_if
 from widgets.kit.elements import field as control
 from widgets.kit.panel import Panel, error_markup, guarded, message, schedule
 from widgets.kit.workspace import Question, Workspace
 from widgets.panels.run_actions import RunActions
 
-VIEWS = ("Tiers", "By task", "Parameters", "Heat map", "Curves", "Parallel", "Items", "Specs")
+VIEWS = ("Tiers", "By task", "Parameters", "Heat map", "Curves", "Parallel", "Items", "Specs", "Benchmark")
 WIDE = ("Items", "Specs", "Parallel")
 """Views that take the room of the list beside them."""
 LOW, HIGH, TALL = 194, 340, 900
@@ -321,6 +322,7 @@ class ComparePanel(Panel):
         self.workspace.runs.unobserve(self._changed)
         self.workspace.selection.unobserve(self._selection_changed)
         self.actions.close()
+        self.benchmark.close()
         super().close()
 
     async def _look(self) -> None:
@@ -342,6 +344,7 @@ class ComparePanel(Panel):
         self._beside = W.VBox([self.reference, self.versus])
         self._result = W.Box([self._drawing.add_class("lab-view"), self._beside.add_class("lab-beside")])
         self._result.add_class("lab-result")
+        self.benchmark = BenchmarkView(self.workspace, lambda: self._comparing.ask())
         hint = "filter: rank>=8 lora"
         self.filter = W.Text(placeholder=hint, tooltip="filter: words, or field with = != < <= > >= and a value")
         self.filter.add_class("lab-filter")
@@ -365,11 +368,15 @@ class ComparePanel(Panel):
         self.confirm = W.VBox([self.question, row(self.cancel_delete, self.confirm_delete)])
         self.start = button("Open Setup", "Set up a run", "primary", click=lambda _: self.workspace.go("Setup"))
         words = "Finished runs are compared here: which is better, by how much, and on which questions."
-        self.empty = W.VBox([W.HTML(el("div", words)), self.start]).add_class("lab-empty")
+        self.compete = button("Open Benchmark", "Compare methods by a benchmark file", click=self._to_benchmark)
+        ways = W.HBox([self.start, self.compete], layout=W.Layout(justify_content="center"))
+        self.empty = W.VBox([W.HTML(el("div", words)), ways]).add_class("lab-empty")
         bulk = (*self.places, self.delete_selected, self.clear)
         bar = row(self.filter, self.together, self.choose, self.counts, *bulk).add_class("lab-compare-bar")
         head = row(self.view).add_class("lab-compare-views")
-        self._all = column(self.verdict, self.scope, head, self._result, bar, self.filter_error, self._menu)
+        self._runs_only = (self.verdict, self.scope, self._result, bar, self.filter_error, self._menu)
+        result = (self.verdict, self.scope, head, self._result, self.benchmark.widget)
+        self._all = column(*result, bar, self.filter_error, self._menu)
         foot = column(self.confirm, self.problem, self.table, self.actions.widget)
         self.widget = column(self.empty, self._all, foot, css="lab-compare")
         show_if(False, self.confirm, self._menu, self._heat, self._curves, self.markup, self.items.widget)
@@ -419,9 +426,7 @@ class ComparePanel(Panel):
 
     def _show_rows(self) -> None:
         rows, table = self._rows, self.table
-        known = bool(self.workspace.runs.entries)
-        show_if(not known, self.empty)
-        show_if(known, self._all, table)
+        self._show_parts()
         show_if(rows.seeds_vary, self.together)
         with table.hold_sync():
             table.update(rows.rows)
@@ -431,6 +436,15 @@ class ComparePanel(Panel):
         self._show_selection()
         self._offer_reference()
         self._offer_fields()
+
+    def _show_parts(self) -> None:
+        """Show what there is to compare, or a benchmark alone, which needs no runs."""
+        known, alone = bool(self.workspace.runs.entries), self.view.value == "Benchmark"
+        show_if(not known and not alone, self.empty)
+        show_if(known or alone, self._all)
+        show_if(known and not alone, self.table)
+        show_if(alone, self.benchmark.widget)
+        hide(alone, *self._runs_only, self.actions.widget)
 
     def _show_selection(self) -> None:
         selected = self.workspace.selection.ids
@@ -473,7 +487,11 @@ class ComparePanel(Panel):
         return finished, reference, f"{words}. Select several to compare only those." if count > 1 else ""
 
     async def _compare(self) -> None:
-        """Compare, and draw the view."""
+        """Compare, and draw the view; a benchmark compares its own runs."""
+        self._show_parts()
+        if self.view.value == "Benchmark":
+            await self.benchmark.refresh()
+            return
         groups, reference, scope = self._chosen
         key = ([(group.name, group.entries) for group in groups], reference)
         if key != self._key:
@@ -659,6 +677,9 @@ class ComparePanel(Panel):
             self._select((ids[0], *(run_id for run_id in self.workspace.selection.ids if run_id != ids[0])))
             inside = entries[0].state.name == "finished" and entries[0].fields.get("adapter.type") is not None
             self.workspace.go("Inspect" if inside else "Monitor")
+
+    def _to_benchmark(self, _: Any) -> None:
+        self.view.value = "Benchmark"
 
     @guarded
     def _go(self, clicked: Any) -> None:
