@@ -47,13 +47,13 @@ $(VENV)/.cluster: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[ray,deepspeed]"
 	touch $@
 
-# Runs with Weights & Biases, Trackio and MLflow, without their servers, which take 200 MB; and the puzzles of
-# reasoning-gym, 130 MB.
+# Runs with Weights & Biases, Trackio and MLflow, without their servers, which take 200 MB; the puzzles of reasoning-gym,
+# 130 MB; and searches by Optuna.
 tracker-test: $(VENV)/.trackers
-	$(BIN)/python -m pytest tests/runs/test_trackers.py tests/tasks/test_reasoning_gym.py
+	$(BIN)/python -m pytest tests/runs/test_trackers.py tests/tasks/test_reasoning_gym.py tests/sweeps/test_tpe.py
 
 $(VENV)/.trackers: $(STAMP)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[trackers,reasoning-gym]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[trackers,reasoning-gym,optuna]"
 	touch $@
 
 # The base gemma3-270m, whose weights are 240 MB; it is under the Gemma Terms of Use (ai.google.dev/gemma/terms).

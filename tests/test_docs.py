@@ -222,6 +222,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
         spec["eval"]["tasks"] = ["mini-addsub", "mini-bool"]
         spec.get("train", {}).pop("evaluate_every", None)
         copy.write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
+    shutil.copytree(ROOT / "papermill_runs" / "benchmarks", folder / "papermill_runs" / "benchmarks")
     specs = folder / "papermill_runs" / "specs"
     run(RunSpec.load(specs / "nano-base.yaml"), root=folder / "runs")
     base, injection = restore(run(RunSpec.load(specs / "nano-lora.yaml"), root=folder / "runs"))

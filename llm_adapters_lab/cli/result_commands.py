@@ -360,20 +360,26 @@ def losses(
 
 @with_json
 def published(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of the JSON results of peft's comparison.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder of the JSON results of peft's comparison; or paper.")
+    ],
+    task: Annotated[str, typer.Option(metavar="TASK", help="With paper: the task of its tables.")] = "gsm8k",
     against: Annotated[
         str, typer.Option(metavar="NAME", help="The experiment to compare with; default: the best.")
     ] = "",
     questions: Annotated[int, typer.Option(min=1, metavar="N", help="Number of test questions.")] = 1319,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a figure.")] = None,
 ) -> Output:
-    """Rank the published results of peft's method comparison, and say which differences are real.
+    """Rank the published results of peft's method comparison, or those of LLM-Adapters, and say what is really apart.
 
     The results have one seed, and which questions were answered right is not known.
     """
     from llm_adapters_lab.results import peft_results
 
-    results, left_out = peft_results.read_peft_results(folder, questions)
+    if str(folder) == "paper":
+        results, left_out = peft_results.paper_results(task), list[str]()
+    else:
+        results, left_out = peft_results.read_peft_results(folder, questions)
     places = peft_results.rank(results, against)
     mine = next(place.result for place in places if place.p is None)
     if html:
@@ -390,12 +396,13 @@ def published(
             "p": "" if place.p is None else f"{place.p:.2g}",
             "verdict": place.verdict(mine),
             "forgetting": "" if place.result.forgetting is None else f"{place.result.forgetting:.3f}",
-            "rate": f"{place.result.learning_rate:g}",
+            "rate": "" if place.result.learning_rate is None else f"{place.result.learning_rate:g}",
             "trainable": place.result.trainable,
-            "time": clock(place.result.seconds),
+            "time": None if place.result.seconds is None else clock(place.result.seconds),
         }
         for place in places
     ]
+    table = [{name: value for name, value in row.items() if any(other[name] for other in table)} for row in table]
     found = [asdict(p.result) | {"tier": p.tier, "p": p.p, "verdict": p.verdict(mine)} for p in places]
 
     def show() -> None:

@@ -149,7 +149,8 @@ def benchmark(
     where = make_executor(executor, jobs=jobs)
     if dry_run:
         sweeping.check_points(points)
-        return Output({"runs": what.count}, lambda: say(f"{what.count:,} runs: {words}."))
+        count = len(points) + len(what.contests()) * len(what.seeds) + len({place.base for place in what.contests()})
+        return Output({"runs": count}, lambda: say(f"{count:,} runs: {words}."))
     check_writable(root)
     reports.check_report(path)
     logging.disable_progress_bar()
@@ -158,10 +159,10 @@ def benchmark(
     found = benchmark_report.standings(outcome)
     done = [run for runs in outcome.finals.values() for run in runs if run.done]
     if done:
-        reports.report(done, path, plots.benchmark_figures(outcome, found))
+        reports.report(done, path, plots.benchmark_figures(outcome, found), "Benchmark")
     code = stop.code if stop.is_set() else 1 if outcome.unfinished else 0
     value: Row = {"standings": [each.row() for each in found], "unfinished": dict(outcome.unfinished)}
-    value |= {"budget": what.search.budget, "verdicts": benchmark_report.verdicts(outcome)}
+    value |= {"budget": what.search.budget, "verdicts": benchmark_report.verdicts(outcome, found)}
     value |= {"saved_tokens": benchmark_report.saved_tokens(outcome), "report": str(path) if done else None}
     return Output(value, partial(_show_standings, found, value), code)
 

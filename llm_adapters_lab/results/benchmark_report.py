@@ -99,22 +99,30 @@ class Standing:
 
 
 def standings(outcome: Outcome) -> list[Standing]:
-    """Return all methods of a benchmark, the best first for each base and task; those without scores come last."""
+    """Return all methods of a benchmark for each base and task: the best tier and its best method first.
+
+    A method whose seeds differ much may stand above one of higher accuracy. Methods without scores come last.
+    """
     found = []
-    for places in outcome.benchmark.fields_of_play():
+    for places in outcome.benchmark.comparisons():
         runs = [run for place in places for run in outcome.finals.get(place, ()) if run.done]
         view = overview(runs, runs[0].spec.eval.tasks[: -len(outcome.benchmark.retained) or None]) if runs else None
         store = AnswerStore()
         own = [_standing(outcome, place, view, store) for place in places]
-        found += sorted(own, key=lambda standing: (standing.tier is None, -(standing.accuracy or 0.0)))
+        found += sorted(own, key=lambda standing: (standing.tier or math.inf, -(standing.accuracy or 0.0)))
     return found
 
 
-def verdicts(outcome: Outcome) -> list[str]:
-    """Return in a sentence for each base and task which methods are best, and which cannot be told apart."""
-    said, found = [], standings(outcome)
+def verdicts(outcome: Outcome, found: Sequence[Standing] = ()) -> list[str]:
+    """Return in a sentence for each base and task which methods are best, and which cannot be told apart.
+
+    Args:
+        outcome: of the benchmark.
+        found: its standings, if they are known.
+    """
+    said, found = [], found or standings(outcome)
     budget = f"a search of {outcome.benchmark.search.budget} each, {len(outcome.benchmark.seeds)} seeds"
-    for places in outcome.benchmark.fields_of_play():
+    for places in outcome.benchmark.comparisons():
         own = [s for s in found if s.contest in places and s.tier]
         if not own:
             continue

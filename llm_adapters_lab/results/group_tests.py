@@ -24,6 +24,8 @@ from llm_adapters_lab.results.formatting import percent
 from llm_adapters_lab.results.paired_tests import LEVEL, SETTINGS
 from llm_adapters_lab.results.run_index import Entry
 
+ENOUGH = 8
+"""Degrees of freedom from which on the spread of two groups over seeds is estimated from these two alone."""
 Numbers = npt.NDArray[np.int32]
 Rights = npt.NDArray[np.bool_]
 
@@ -46,10 +48,11 @@ class Answers:
 class Difference:
     """The difference in accuracy of two groups on the questions that both were asked in the same way.
 
-    With the difference dᵢ of the two means over seeds on question i of n, the variance s² over seeds, pooled over all
-    groups that are compared, and the numbers of seeds a and b, its squared error is var(d)/n + s²(1/a + 1/b); the
-    degrees of freedom are those of Welch and Satterthwaite. If no group has several seeds, two runs are compared by
-    McNemar's exact test, with a bootstrap interval.
+    With the difference dᵢ of the two means over seeds on question i of n, the variance s² over seeds and the numbers of
+    seeds a and b, its squared error is var(d)/n + s²(1/a + 1/b); the degrees of freedom are those of Welch and
+    Satterthwaite. The variance s² is pooled over the two groups if they have five seeds each or more, since an unstable
+    method must not hide what others do, and else over all groups that are compared. If no group has several seeds, two
+    runs are compared by McNemar's exact test, with a bootstrap interval.
 
     Attributes:
         items: number of questions.
@@ -124,9 +127,11 @@ def compare(first: Answers, second: Answers, spread: Spread | None = None) -> Di
     Args:
         first: answers of the first group.
         second: answers of the second group.
-        spread: over seeds, of all groups that are compared; by default, of these two.
+        spread: over seeds, of all groups that are compared, if these two have too few seeds for one of their own
+            (`ENOUGH`); by default, of these two in any case.
     """
-    spread = Spread.of((first, second)) if spread is None else spread
+    own = Spread.of((first, second))
+    spread = own if spread is None or own.freedom >= ENOUGH else spread
     _, i, j = np.intersect1d(first.questions, second.questions, assume_unique=True, return_indices=True)
     a, b = first.right[:, i], second.right[:, j]
     seeds, items = (len(a), len(b)), len(i)

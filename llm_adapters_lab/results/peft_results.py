@@ -1,9 +1,9 @@
-"""The published results of peft's method comparison, with the intervals and tests that they come without.
+"""The published results of peft's method comparison and of LLM-Adapters, with the intervals and tests that they lack.
 
-A result is a JSON file with one accuracy on a known number of questions. Which of them were answered right is not in
-it, so that two results are compared as if each had had questions of its own. Of answers to the same questions that
-agree more often than by chance, as those of one base do, this overstates the p-value: a difference that is called real
-is so, and some that are real are not found.
+A result is one accuracy on a known number of questions; those of peft are JSON files. Which of them were answered right
+is not in it, so that two results are compared as if each had had questions of its own. Of answers to the same questions
+that agree more often than by chance, as those of one base do, this overstates the p-value: a difference that is called
+real is so, and some that are real are not found.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from llm_adapters_lab.results.formatting import interval, percent
 from llm_adapters_lab.results.paired_tests import LEVEL
 from llm_adapters_lab.results.plots.groups import shortened
 from llm_adapters_lab.results.plots.style import BLUE, GRID, INK, new
+from llm_adapters_lab.results.published_results import names, published, tables
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -36,10 +37,10 @@ class Result:
     Attributes:
         name: of the experiment, such as "lora/llama-3.2-3B-rank32".
         method: as peft calls it, such as "LORA"; "full" without an adapter.
-        base: hub id of the base.
+        base: hub id of the base; for LLM-Adapters the task, as its bases are compared with each other.
         correct: number of questions answered right.
         total: number of questions.
-        learning_rate: of the training.
+        learning_rate: of the training; None if it is not known, and so are all of the following.
         seed: of the training.
         forgetting: rise of the loss per token on other text, in nats; None if it was not measured.
         seconds: duration of the training.
@@ -52,12 +53,12 @@ class Result:
     base: str
     correct: int
     total: int
-    learning_rate: float
-    seed: int
-    forgetting: float | None
-    seconds: float
-    memory: int
-    trainable: int
+    learning_rate: float | None = None
+    seed: int | None = None
+    forgetting: float | None = None
+    seconds: float | None = None
+    memory: int | None = None
+    trainable: int | None = None
 
     @property
     def accuracy(self) -> float:
@@ -135,6 +136,20 @@ def read_peft_results(folder: str | Path, questions: int = QUESTIONS) -> tuple[l
     return sorted(found.values(), key=lambda result: (-result.correct, result.name)), left_out
 
 
+def paper_results(task: str) -> list[Result]:
+    """Return the published rows of LLM-Adapters on a task, the best first.
+
+    Raises:
+        BadSpec: the paper has no such task.
+    """
+    tasks = dict.fromkeys(name for table in tables() for row in table["rows"].values() for name in row)
+    if task not in tasks:
+        raise BadSpec(f"The paper has no task {task!r}. {choices(task, tasks)}")
+    rows = [row for name in names() for row in published(name, [task])]
+    found = [Result(r["name"], r["name"].rpartition("-")[2], task, r["correct"], r["total"]) for r in rows]
+    return sorted(found, key=lambda result: (-result.correct, result.name))
+
+
 def rank(results: Sequence[Result], reference: str = "") -> list[Place]:
     """Return results with their tiers, and with what tells them apart from one of them.
 
@@ -203,7 +218,7 @@ def figure(places: Sequence[Place]) -> go.Figure:
         marker={"color": [BLUE if one else INK for one in alike], "size": 9},
         error_x={"array": arms[0], "arrayminus": arms[1], "thickness": 1.3, "width": 3, "color": INK},
         customdata=[
-            [escape(p.result.name), interval(*p.result.ends), f"{p.result.learning_rate:g}", p.verdict(mine)]
+            [escape(p.result.name), interval(*p.result.ends), p.result.learning_rate or "unknown", p.verdict(mine)]
             for p in places
         ],
         hovertemplate="%{customdata[0]}<br>%{x:.1f} % (%{customdata[1]})<br>learning rate %{customdata[2]}<br>"

@@ -11,7 +11,11 @@ from importlib import resources
 from typing import Any
 
 from llm_adapters_lab.errors import BadSpec, choices
+from llm_adapters_lab.evaluation.statistics import wilson
+from llm_adapters_lab.tasks.paper_datasets import BENCHMARKS
 from llm_adapters_lab.tasks.prompts import ORIGINAL
+
+_SIZES = {benchmark.name: benchmark.test for benchmark in BENCHMARKS}
 
 
 @cache
@@ -57,9 +61,11 @@ def published(name: str, tasks: Sequence[str] = ()) -> list[dict[str, Any]]:
         tasks: only these; default: all.
 
     Returns:
-        One dict for each task: name, task, accuracy (0..1), contaminated (whether the paper's training set holds most
-        of the test rows), remarks (see `remarks`), template (of the prompts), table, source and note. The corrected
-        arithmetic table takes precedence over the first one, which repeats three of its columns.
+        One dict for each task: name, task, accuracy (0..1), correct, total, low and high (counted back from the rounded
+        accuracy and the size of the test set, with the 95 % Wilson interval over its questions), contaminated (whether
+        the paper's training set holds most of the test rows), remarks (see `remarks`), template (of the prompts),
+        table, source and note. The corrected arithmetic table takes precedence over the first one, which repeats three
+        of its columns.
 
     Raises:
         BadSpec: there is no such row.
@@ -71,7 +77,10 @@ def published(name: str, tasks: Sequence[str] = ()) -> list[dict[str, Any]]:
         for task, value in table["rows"].get(name, {}).items():
             if not tasks or task in tasks:
                 fixed = {"table": table["name"], "source": table["source"], "note": table["note"]}
+                total = _SIZES[task]
+                low, high = wilson(correct := round(value / 100 * total), total)
                 row = {"name": name, "task": task, "accuracy": round(value / 100, 4), "template": ORIGINAL}
+                row |= {"correct": correct, "total": total, "low": low, "high": high}
                 more = {"contaminated": task in table["contaminated"], "remarks": remarks(name, task)}
                 found.setdefault(task, row | more | fixed)
     return list(found.values())

@@ -42,13 +42,17 @@ EXAMPLES, ANSWERS, LONGEST, ROWS = 2, 40, 1200, 200
 """Questions shown of each task, answers shown where runs disagree, characters of a text, rows of a figure's table."""
 
 
-def report(runs: Sequence[Run], path: str | Path, more: Sequence[go.Figure] = ()) -> Path:
+def report(
+    runs: Sequence[Run], path: str | Path, more: Sequence[go.Figure] = (), more_title: str = "Inspection"
+) -> Path:
     """Write an HTML report that needs no network, about 5 MB: it holds the library that draws its figures.
 
     Args:
         runs: what to show, in this order; of an unfinished run, what there is so far.
         path: of the file; missing folders are made.
-        more: figures of `plots` to add, for instance views of what an adapter does inside.
+        more: figures of `plots` to add, for instance views of what an adapter does inside. One whose `layout.meta`
+            has the `code` that makes it is followed by its table and that code.
+        more_title: the heading above these.
 
     Returns:
         The path.
@@ -93,6 +97,7 @@ def report(runs: Sequence[Run], path: str | Path, more: Sequence[go.Figure] = ()
             figures=_figures(runs, more, seen, shown if shown and shown.ranked else None),
             examples=list(_examples(runs)),
             recipes={run.id: _recipe(run) for run in runs},
+            more_title=more_title,
             css=Html(css),
             library=Html(library),
             draw=Html(draw),
@@ -209,7 +214,8 @@ def _figure(figure: go.Figure) -> dict[str, Any]:
     names = heads(rows)
     cells = [[cell(row.get(name)) for name in names] for row in kept]
     title = unescape(figure.layout.title.text)
-    return {"title": title, "height": figure.layout.height, "json": Html(data), "heads": names, "rows": cells}
+    table = {"heads": names, "rows": cells, "code": (figure.layout.meta or {}).get("code", "")}
+    return {"title": title, "height": figure.layout.height, "json": Html(data), **table}
 
 
 def _examples(runs: Sequence[Run]) -> Iterator[tuple[str, list[list[tuple[Run, dict[str, Any]]]], int]]:

@@ -14,10 +14,12 @@ from typing import Any, TypeVar
 
 import torch
 
+from llm_adapters_lab.config import flat
 from llm_adapters_lab.errors import BadSpec, LabError
 from llm_adapters_lab.evaluation.predictions import scoring_template
 from llm_adapters_lab.events import Event, LeftOut, Noticed, Unreadable
 from llm_adapters_lab.runs.groups import Groups, read_groups
+from llm_adapters_lab.runs.recipes import AUTO, origin, rate_of
 from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.spec import RunSpec
 from llm_adapters_lab.tasks.base import Example
@@ -157,6 +159,8 @@ def read_rows(spec: RunSpec) -> Rows:
             repeated = f" ({rows.repeats_validation} repeat a validation question)" if rows.repeats_validation else ""
             held = f"data.validation = {spec.data.validation}"
             raise BadSpec(f"{held} leaves none of {len(found)} rows to train on{repeated}. Lower it.")
+        if spec.train.rate_from == AUTO and spec.adapter and spec.train.learning_rate == rate_of(spec.adapter.type):
+            rows.notes.append(origin(spec.adapter.type, flat(spec.model_dump(mode="json"))))
         if len(rows.train) < wanted and spec.data.rows:
             there = len(rows.train) - spec.data.validation
             rows.notes.append(f"data.rows asks for {spec.data.rows:,} training rows, but there are only {there:,}.")

@@ -21,6 +21,7 @@ from llm_adapters_lab.errors import BadSpec, choices
 from llm_adapters_lab.evaluation.spec import EvalSpec
 from llm_adapters_lab.models.spec import DeviceMap, Dtype, NewToken, Quantization
 from llm_adapters_lab.runs.presets import expand, read_spec
+from llm_adapters_lab.runs.recipes import AUTO, rate_of
 from llm_adapters_lab.signatures import checked
 from llm_adapters_lab.tasks.spec import DataSpec, Place
 from llm_adapters_lab.training.spec import NOT_IN_ID, TrainSpec
@@ -63,6 +64,17 @@ class RunSpec(Part):
             value = {"type": value}
         named = isinstance(value, dict) and isinstance(value.get("type"), str)
         return adapter_config(expand(value) if named else value)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto_rate(cls, fields: Any) -> Any:
+        train = fields.get("train") if isinstance(fields, dict) else None
+        if not isinstance(train, dict) or train.get("learning_rate") != AUTO:
+            return fields
+        adapter = cls._adapter(fields.get("adapter"))
+        if adapter is None:  # nothing is trained
+            return {**fields, "train": {key: value for key, value in train.items() if key != "learning_rate"}}
+        return {**fields, "train": {**train, "learning_rate": rate_of(adapter.type), "rate_from": AUTO}}
 
     @field_validator("tokens", mode="before")
     @classmethod

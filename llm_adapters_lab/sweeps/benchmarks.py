@@ -6,7 +6,7 @@ Methods:
       lora: {adapter: {type: lora, rank: 8, at: attn+mlp}}
       series: {adapter: series, search: {train.learning_rate: {log-uniform: [1e-3, 1e-1]}}}
     bases: [nano]                       # optional; default: that of spec
-    tasks: [mini-math]                  # optional; what is learnt, one benchmark each
+    tasks: [mini-math]                  # optional; what is learnt, one benchmark each; or {task: mini-math, rows: 64}
     retained: [mini-bool]               # optional; what is not learnt, but also answered
     search: {runs: 6, seed: 0, fields: {train.learning_rate: {log-uniform: [1e-4, 3e-2]}}}   # see `searching`
     seeds: [0, 1, 2]
@@ -28,14 +28,22 @@ from pydantic import Field, field_validator, model_validator
 
 from llm_adapters_lab.config import Part, change, parse
 from llm_adapters_lab.errors import BadSpec, LabError
+from llm_adapters_lab.models.blueprint import blueprint
+from llm_adapters_lab.runs.preflight import check_rows
 from llm_adapters_lab.runs.presets import read_spec
 from llm_adapters_lab.runs.record import Run
+from llm_adapters_lab.runs.rows import read_rows
 from llm_adapters_lab.runs.spec import RunSpec
+from llm_adapters_lab.runs.status import state
 from llm_adapters_lab.signatures import checked
 from llm_adapters_lab.sweeps.executors import Executor
-from llm_adapters_lab.sweeps.searching import RUNS, Asker, Look, Search, survivors, training_cost
+from llm_adapters_lab.sweeps.searching import RUNS, Asker, Look, Search, levels, survivors, training_cost
 from llm_adapters_lab.sweeps.spec import MAX_COMBINATIONS, Changes, Distribution, Point, describe_changes, reject
 from llm_adapters_lab.sweeps.sweeping import Listener, check_points, sweep
+from llm_adapters_lab.tasks.contamination import overlap
+
+PACE = ("train.batch", "train.epochs", "train.max_steps", "train.evaluate_every")
+"""Fields in which runs that are compared before their end must be equal."""
 
 
 class Method(Part):
@@ -68,7 +76,10 @@ class Benchmark(Part):
     spec: dict[str, Any] = Field(description="common to all runs: fields of a spec, a spec file or a preset")
     methods: dict[str, Method] = Field(min_length=1, description="by name")
     bases: list[str] = Field(default_factory=list, description="default: the base of spec")
-    tasks: list[str] = Field(default_factory=list, description="what is learnt; default: the task of spec")
+    tasks: list[str | dict[str, Any]] = Field(
+        default_factory=list,
+        description="what is learnt: tasks, or fields of data such as {task: mini-math, rows: 64}; default: as in spec",
+    )
     retained: list[str] = Field(
         default_factory=list, description="other tasks: their accuracy is reported beside that of the bare base"
     )
@@ -94,6 +105,11 @@ class Benchmark(Part):
             varied = [*own, *self.methods[name].fields]
             if bad := [field for field in varied if field.partition(".")[0] in ("base", "eval", "seed", "data")]:
                 raise BadSpec(f"{name} cannot vary {bad[0]}, which would change what is compared. Remove it.")
+            if self.search.rule != "none" and (bad := sorted({*varied} & {*PACE})):
+                raise BadSpec(
+                    f"search.rule = {self.search.rule} compares runs at the same step, but {name} varies {bad[0]}. "
+                    "Remove one of the two."
+                )
         asked = RunSpec.parse({**self.spec, "adapter": None}).eval.tasks
         if twice := {*asked} & {*self.retained}:
             raise BadSpec(f"{min(twice)} is in eval.tasks and in retained. Remove it from one of them.")
@@ -136,18 +152,18 @@ class Benchmark(Part):
     def count(self) -> int:
         """Number of runs, of search and scoring together, as far as known: a budget in tokens is not counted in runs.
 
-        It is smaller if a method has fewer different settings to try, and does not count the bare bases.
+        It is smaller if a method has fewer different settings to try. The bare bases are among them.
         """
-        places = len(self.methods) * max(1, len(self.bases)) * max(1, len(self.tasks))
-        return places * ((self.search.runs or RUNS) + len(self.seeds))
+        bases = max(1, len(self.bases))
+        places = len(self.methods) * bases * max(1, len(self.tasks))
+        return places * ((self.search.runs or RUNS) + len(self.seeds)) + bases
 
     @property
-    def looks(self) -> list[int]:
-        """The steps at which runs may end: every validation before the last step."""
+    def looks(self) -> dict[int, float]:
+        """The steps at which runs may end, every validation before the last step, with the level of the test there."""
         train = RunSpec.parse({**self.spec, "adapter": None}).train
-        return (
-            [*range(train.evaluate_every, train.max_steps or 0, train.evaluate_every)] if train.evaluate_every else []
-        )
+        every, steps = train.evaluate_every, train.max_steps or 0
+        return levels(range(every, steps, every), steps) if every else {}
 
     def ranges(self, method: str) -> dict[str, Distribution]:
         """Return the fields that a method searches, with its ranges."""
@@ -156,10 +172,21 @@ class Benchmark(Part):
     def contests(self) -> list[Contest]:
         """Return all places, those of one base and task after one another."""
         common = RunSpec.parse({**self.spec, "adapter": None})
-        bases, tasks = self.bases or [common.base], self.tasks or [common.data.task]
+        bases, tasks = self.bases or [common.base], [*self._data()]
         return [Contest(base, task, method) for base in bases for task in tasks for method in self.methods]
 
-    def fields_of_play(self) -> list[list[Contest]]:
+    def _data(self) -> dict[str, dict[str, Any]]:
+        """Return the fields of `data` of everything that is learnt, by its name in words."""
+        common = RunSpec.parse({**self.spec, "adapter": None}).data.task
+        given = [{"task": each} if isinstance(each, str) else {"task": common, **each} for each in self.tasks]
+        return {
+            ", ".join(
+                [str(fields["task"]), *(f"{name} {value}" for name, value in fields.items() if name != "task")]
+            ): fields
+            for fields in given or [{"task": common}]
+        }
+
+    def comparisons(self) -> list[list[Contest]]:
         """Return the places that are compared with each other: those of one base and task."""
         places = self.contests()
         shared = dict.fromkeys((contest.base, contest.task) for contest in places)
@@ -203,20 +230,23 @@ class Benchmark(Part):
     def bare(self, base: str) -> Point:
         """Return the run that scores a bare base."""
         fields = {**self.spec, "base": base, "adapter": None}
-        return Point({"base": base, "adapter": None}, RunSpec.parse(change(fields, self._asked())))
+        asked = self._asked() | {"eval.group": None}  # a bare base has no parts
+        return Point({"base": base, "adapter": None}, RunSpec.parse(change(fields, asked)))
 
     def _asked(self) -> Changes:
         tasks = RunSpec.parse({**self.spec, "adapter": None}).eval.tasks
         return {"eval.tasks": [*tasks, *self.retained]} if self.retained else {}
 
     def points(self, contest: Contest, several: Sequence[Changes]) -> list[Point]:
-        """Return the runs of a place with these changes; of equal ones the first.
+        """Return the runs of a place with these changes, to which its method is added; of equal ones the first.
 
         Raises:
             BadSpec: some are no valid spec.
         """
         method, found, faults = self.methods[contest.method], dict[str, Point](), dict[str, str]()
-        own: Changes = {"base": contest.base, "data.task": contest.task, **method.fields}
+        data = {f"data.{name}": value for name, value in self._data()[contest.task].items()}
+        own: Changes = {"base": contest.base, **data, **method.fields}
+        called = contest.words if len(self.bases) > 1 or len(self.tasks) > 1 else contest.method
         for changes in several:
             try:
                 fields = change({**self.spec, "adapter": _written(method.adapter)}, own | changes)
@@ -224,7 +254,7 @@ class Benchmark(Part):
             except LabError as error:
                 faults[f"{contest.words}, {describe_changes(changes)}"] = str(error)
             else:
-                found.setdefault(spec.id, Point(changes, spec))
+                found.setdefault(spec.id, Point({"method": called} | changes, spec))
         reject(faults)
         return list(found.values())
 
@@ -323,16 +353,34 @@ def benchmark(
     work = _Work(what, Path(root), executor, stop or threading.Event(), on_update)
     places = what.contests()
     bare = {base: what.bare(base) for base in dict.fromkeys(contest.base for contest in places)}
-    work.check([point for contest in places for point in what.finals(contest, {})] + [*bare.values()])
+    finals = {contest: what.finals(contest, {}) for contest in places}
+    work.check([*(point for points in finals.values() for point in points), *bare.values()])
+    for contest in {(c.base, c.task): c for c in places}.values() if not work.stop.is_set() else ():
+        _check_rows(contest, finals[contest][0].spec)
     trials = work.by_turns() if what.search.by == "tpe" else work.at_once()
     outcome = Outcome(what, tuple(trials), {}, work.unfinished)
     best = {contest: trial for contest in places if (trial := outcome.best(contest))}
-    if work.stop.is_set() and (work.unfinished or any(trial.ended is None and not trial.run.done for trial in trials)):
+    if work.stop.is_set() and any(trial.ended is None and not _over(trial.run) for trial in trials):
         return outcome
     scored = {contest: what.finals(contest, trial.changes) for contest, trial in best.items()}
     work.do([*bare.values(), *(point for points in scored.values() for point in points)])
-    finals = {contest: tuple(work.run(point) for point in points) for contest, points in scored.items()}
-    return Outcome(what, tuple(trials), finals, work.unfinished, {base: work.run(p) for base, p in bare.items()})
+    done = {contest: tuple(work.run(point) for point in points) for contest, points in scored.items()}
+    return Outcome(what, tuple(trials), done, work.unfinished, {base: work.run(p) for base, p in bare.items()})
+
+
+def _check_rows(contest: Contest, spec: RunSpec) -> None:
+    """Refuse rows that a base cannot be trained or scored on, and a test set that is also searched on."""
+    try:
+        rows = read_rows(spec)
+        check_rows(spec, rows, blueprint(*spec.base_parts))
+    except LabError as error:
+        raise BadSpec(f"{contest.task} over {contest.base}: {error}") from error
+    for name, asked in rows.test.items():
+        if both := overlap(rows.train[: spec.data.validation], asked)["exact"]:
+            raise BadSpec(
+                f"{both} of the {len(asked)} test questions of {name} are among the held-out rows of {contest.task}, "
+                "on which settings are searched. Use another test set, or other training rows."
+            )
 
 
 @dataclass
@@ -361,26 +409,26 @@ class _Work:
         if not chosen or self.stop.is_set():
             return
         ended = sweep(_Fixed(chosen), root=self.root, executor=self.executor, stop=self.stop, on_update=self.on_update)
-        for (_, run, state), point in zip(ended, chosen, strict=True):
+        for (_, run, end), point in zip(ended, chosen, strict=True):
             paused = point.spec.train.pause_at
             if run.done or (paused and _look(run, paused)):
                 self.unfinished.pop(run.id, None)
             else:
-                self.unfinished[run.id] = state.reason or state.name
+                self.unfinished[run.id] = end.reason or end.name
 
     def at_once(self) -> list[Trial]:
         """Do a search whose settings are known, and end runs at the looks of its rule."""
         places = {contest: self.what.searched(contest) for contest in self.what.contests()}
         self.check([point for points in places.values() for point in points])
         left, ended = dict(places), dict[tuple[Contest, str], int]()
-        looks = self.what.looks if self.what.search.rule != "none" else []
-        for step in looks:
+        for step, level in self.what.looks.items() if self.what.search.rule != "none" else ():
             self.do([_paused(p, step) for points in left.values() for p in points if not _look(self.run(p), step)])
-            if self.stop.is_set() and any(not _look(self.run(p), step) for points in left.values() for p in points):
+            runs = [self.run(point) for points in left.values() for point in points]
+            if self.stop.is_set() and not all(_look(run, step) or _over(run) for run in runs):
                 break
             for contest, points in left.items():
                 seen = {p.spec.id: look for p in points if (look := _look(self.run(p), step))}
-                kept = survivors(self.what.search.rule, seen, len(looks))
+                kept = survivors(self.what.search.rule, seen, level)
                 ended |= {(contest, p.spec.id): step for p in points if p.spec.id in seen and p.spec.id not in kept}
                 left[contest] = [p for p in points if p.spec.id in kept]
         self.do([point for points in left.values() for point in points])
@@ -405,7 +453,7 @@ class _Work:
                 changes, tell = askers[contest].ask() if contest in askers else ({}, None)
                 asked[contest] = self.what.quiet(contest, [changes])[0], tell
             self.do([point for point, _ in asked.values()])
-            if self.stop.is_set() and not all(self.run(point).done for point, _ in asked.values()):
+            if self.stop.is_set() and not all(_over(self.run(point)) for point, _ in asked.values()):
                 break
             for contest, (point, tell) in asked.items():
                 trial = trials[contest, point.spec.id] = self._trial(contest, point, None)
@@ -414,9 +462,9 @@ class _Work:
         return [trial for contest in rooms for (of, _), trial in trials.items() if of == contest]
 
     def _trial(self, contest: Contest, point: Point, ended: int | None) -> Trial:
-        run = self.run(point)
-        losses = [event["loss"] for event in run.events("Validated")] if run.done or ended else []
-        tokens = [event["tokens"] for event in run.events("Step")]
+        run, last = self.run(point), ended or math.inf  # another benchmark may have done a whole run
+        losses = [e["loss"] for e in run.events("Validated") if e["step"] <= last] if run.done or ended else []
+        tokens = [event["tokens"] for event in run.events("Step") if event["step"] <= last]
         return Trial(contest, point.changes, run, min(losses, default=math.inf), max(tokens, default=0), ended)
 
 
@@ -429,6 +477,11 @@ def _look(run: Run, step: int) -> Look | None:
     """Return what a run was at the validation after a step; None if it has not come so far."""
     found = next((event for event in run.events("Validated") if event["step"] == step), None)
     return Look(found["loss"], found["right"]) if found else None
+
+
+def _over(run: Run) -> bool:
+    """Return whether a run has ended, well or not."""
+    return run.done or state(run).name == "failed"
 
 
 def _written(adapter: dict[str, Any] | str) -> dict[str, Any]:

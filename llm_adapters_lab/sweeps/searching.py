@@ -10,8 +10,9 @@ search: {tokens: 500_000, fields: ...}             # as many runs of each method
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
+from statistics import NormalDist
 from typing import Literal, NamedTuple
 
 from pydantic import Field, model_validator
@@ -28,7 +29,7 @@ from llm_adapters_lab.training.batches import step_count
 
 RUNS = 6
 """Number of runs of each method without a budget."""
-LEVEL = 0.05
+LEVEL = 0.02
 """Probability that the rule mcnemar ends a run that is as good as the best, over all looks."""
 STARTUP = 3
 """Number of runs of each method that are random before TPE learns from them."""
@@ -87,14 +88,14 @@ class Search(Part):
         return min(int(room), MAX_COMBINATIONS)
 
     def settings(self, fields: Mapping[str, Distribution], count: int) -> list[Changes]:
-        """Return what is tried in a search by random or grid, at most `count` settings.
+        """Return what is tried, at most `count` settings; for tpe, settings like those that it might try.
 
         Raises:
             BadSpec: a grid of choices is larger.
         """
         if not fields:
             return [{}]
-        if self.by == "random":
+        if self.by != "grid":
             return Draws(count=count, seed=self.seed, fields=dict(fields)).draw()
         return _grid(fields, count)
 
@@ -141,14 +142,29 @@ class Look(NamedTuple):
     right: str
 
 
-def survivors(rule: str, runs: Mapping[str, Look], looks: int) -> set[str]:
+def levels(looks: Sequence[int], steps: int) -> dict[int, float]:
+    """Return the significance level of each look, which together are at most `LEVEL`.
+
+    Early looks get little of it, as a run may start slowly and end best: until a share t of the steps, 2 - 2 Φ(z / √t)
+    is spent, with z the two-sided normal quantile of `LEVEL`.
+
+    Source: Lan and DeMets (1983), "Discrete sequential boundaries for clinical trials", their function of the
+    boundaries of O'Brien and Fleming (1979).
+    """
+    normal = NormalDist()
+    z = normal.inv_cdf(1 - LEVEL / 2)
+    spent = [2 - 2 * normal.cdf(z / math.sqrt(step / steps)) for step in looks]
+    return {step: after - before for step, before, after in zip(looks, [0.0, *spent], spent, strict=False)}
+
+
+def survivors(rule: str, runs: Mapping[str, Look], level: float = LEVEL) -> set[str]:
     """Return which runs of a method continue after a look.
 
     Args:
         rule: halving: the better half by loss, rounded up; mcnemar: all that are not significantly worse on the
-            held-out rows than the run with most right answers, by McNemar's exact test at `LEVEL` / `looks`.
+            held-out rows than the run with most right answers, by McNemar's exact test; none: all.
         runs: by id, at the same step.
-        looks: number of looks of the whole training.
+        level: of the test.
     """
     ordered = sorted(runs, key=lambda name: runs[name].loss)
     if rule == "halving":
@@ -156,7 +172,7 @@ def survivors(rule: str, runs: Mapping[str, Look], looks: int) -> set[str]:
     if rule == "none" or not runs:
         return {*ordered}
     best = max(ordered, key=lambda name: runs[name].right.count("1"))  # of equal ones, that of the lowest loss
-    return {name for name in ordered if not _worse(runs[name].right, runs[best].right, LEVEL / looks)}
+    return {name for name in ordered if not _worse(runs[name].right, runs[best].right, level)}
 
 
 def _worse(right: str, best: str, level: float) -> bool:

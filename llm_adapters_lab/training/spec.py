@@ -10,7 +10,7 @@ from llm_adapters_lab.config import Part
 from llm_adapters_lab.errors import BadSpec
 
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
-NOT_IN_ID = {"checkpoint_every", "pause_at", "trackers"}
+NOT_IN_ID = {"checkpoint_every", "pause_at", "rate_from", "trackers"}
 """Fields of `TrainSpec` that affect no result and are therefore left out of the run id."""
 
 
@@ -40,7 +40,10 @@ class Regime(Part):
 class TrainSpec(Part):
     """How an adapter is trained. A step is one update of its parameters."""
 
-    learning_rate: float = Field(default=3e-4, gt=0, le=10, description="peak learning rate")
+    learning_rate: float = Field(
+        default=3e-4, gt=0, le=10, description="peak learning rate; auto: the best that a search found for the method"
+    )
+    rate_from: Literal["spec", "auto"] = Field(default="spec", description="auto: learning_rate was given as auto")
     objective: Literal["likelihood", "dpo", "reward"] = Field(
         default="likelihood",
         description="likelihood: of the answers; dpo: of chosen over rejected ones; reward: of answers that it draws",

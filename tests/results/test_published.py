@@ -1,5 +1,6 @@
 """The published rows: numbers, remarks, and the pages that show both."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,25 @@ def test_a_row_without_a_task_in_common_is_told(tmp_path: Path) -> None:
     record = run(spec, root=tmp_path)
     said = CliRunner().invoke(app, ["compare", record.id, "--root", str(tmp_path), "--paper", "llama-7b-lora"]).output
     assert "llama-7b-lora: the paper has none of these tasks" in " ".join(said.split())
+
+
+def test_published_rows_have_the_interval_that_the_paper_does_not_give() -> None:
+    (row,) = published("llama-7b-lora", ["gsm8k"])
+    assert (row["correct"], row["total"]) == (495, 1319)  # 37.5 %
+    assert row["low"] == pytest.approx(0.3495, abs=1e-3) and row["high"] == pytest.approx(0.4018, abs=1e-3)
+    for name in names():
+        for each in published(name):
+            assert abs(each["correct"] / each["total"] - each["accuracy"]) <= 0.5 / each["total"] + 1e-9
+            assert each["low"] <= each["accuracy"] <= each["high"]
+
+
+def test_the_paper_is_ranked_like_the_results_of_peft() -> None:
+    asked = ["published", "paper", "--task", "svamp", "--against", "llama-7b-lora"]
+    value = json.loads(CliRunner().invoke(app, [*asked, "--json"]).output)["results"]
+    near = {row["name"]: row["verdict"] for row in value}
+    assert near["gpt-3.5"] == "better" and near["bloomz-7b-prefix"] == "worse"
+    assert "not distinguishable" in near.values() and near["llama-7b-lora"] == ""
+    text = CliRunner().invoke(app, asked).output
+    assert "One seed each, unpaired." in text and "rate" not in text.splitlines()[0]
+    wrong = CliRunner().invoke(app, ["published", "paper", "--task", "svam"])
+    assert wrong.exit_code == 2 and "svamp" in wrong.output

@@ -55,10 +55,10 @@ def test_every_method_has_the_same_budget_and_its_own_ranges() -> None:
     assert len({*rates}) == 3 and all(1e-3 <= rate <= 3e-2 for rate in rates)
     # A choice of one value is one run, however often it is drawn.
     assert [point.spec.train.learning_rate for point in what.searched(series)] == [0.1]
-    assert what.count == 2 * (3 + 2)
+    assert what.count == 2 * (3 + 2) + 1
     assert {point.spec.train.warmup for point in what.searched(series)} == {1}
     wide = Benchmark.parse(FIELDS | {"bases": ["nano", "nano-moe"], "tasks": ["mini-addsub", "mini-bool"]})
-    assert len(wide.contests()) == 8 and wide.count == 40
+    assert len(wide.contests()) == 8 and wide.count == 42
 
 
 def test_the_search_does_not_see_the_test_and_the_best_setting_gets_every_seed(done: tuple[Path, Outcome]) -> None:
@@ -170,12 +170,14 @@ def test_the_command(done: tuple[Path, Outcome], tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     found = json.loads(result.output)
     assert [row["method"] for row in found["standings"]] == [one.contest.method for one in standings(done[1])]
-    assert (tmp_path / "search.html").is_file() and found["unfinished"] == {}
+    page = (tmp_path / "search.html").read_text(encoding="utf-8")
+    assert "<h2>Benchmark</h2>" in page and "<pre>plots.benchmark_tiers(found)</pre>" in page
+    assert found["unfinished"] == {} and found["report"] == str(tmp_path / "search.html")
     text = CliRunner().invoke(app, asked)
     assert "against the best" in text.output
     assert "series on mini-addsub over nano: only 1 different settings were tried, of others 3." in text.output
     dry = CliRunner().invoke(app, [*asked, "--dry-run"])
-    assert "10 runs: 2 methods, a search of 3 runs and 2 seeds each." in dry.output
+    assert "9 runs: 2 methods, a search of 3 runs and 2 seeds each." in dry.output
 
 
 def test_a_failed_trial_is_reported_and_does_not_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,6 +193,9 @@ def test_a_failed_trial_is_reported_and_does_not_win(tmp_path: Path, monkeypatch
     assert 2 <= len(failed) < len(outcome.trials)
     assert all(trial.loss == float("inf") for trial in failed)
     assert {*outcome.unfinished} == {trial.run.id for trial in failed}
+    stop = threading.Event()
+    stop.set()
+    assert benchmark(Benchmark.parse(FIELDS), root=tmp_path, stop=stop).finals == outcome.finals  # also if only read
     lora, series = standings(outcome)
     assert (
         lora.contest.method == "lora" and lora.failed == len(failed) - 1 and lora.setting["train.learning_rate"] < 5e-3

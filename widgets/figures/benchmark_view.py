@@ -80,10 +80,9 @@ def progress(file: str, root: Path) -> Progress:
     plan = f"{len(what.methods)} methods, each with a search of {what.search.budget} and {len(what.seeds)} seeds"
     plan += f" for each of {pairs} pairs of task and base" if pairs > 1 else ""
     plan += f": {count:,} runs, {done:,} finished."
-    figures = benchmark_figures(outcome, standings(outcome)) if done else []
-    # In a report, `meta` is the code that makes a figure; on a page, it is what the page does with it.
-    drawn = [drawing(figure.update_layout(meta=None)) for figure in figures]
-    said = tuple(text if done == count else f"So far, {text}" for text in verdicts(outcome))
+    found = standings(outcome)
+    drawn = [drawing(figure) for figure in benchmark_figures(outcome, found)] if done else []
+    said = tuple(text if done == count else f"So far, {text}" for text in verdicts(outcome, found))
     return Progress(what.name, plan, said, {each.title: each for each in drawn})
 
 

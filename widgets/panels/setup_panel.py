@@ -129,6 +129,7 @@ class SetupPanel(Panel):
         self.train = Form(
             TrainSpec,
             prefix="train.",
+            skip=("pause_at", "rate_from"),
             first=("learning_rate", "batch", "max_steps", "epochs", "warmup"),
             lists=True,
             labels={"max_steps": "steps (at most)"},

@@ -27,28 +27,31 @@ from llm_adapters_lab.sweeps.benchmarks import Outcome
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-ROW, BINS = 24, 6
-"""Height of a row in pixels, and number of columns of a heat map."""
+ROW, BINS, NAMED = 24, 6, 8
+"""Height of a row in pixels, number of columns of a heat map, and maximum number of names beside points."""
 PERCENT = ("accuracy", "retained")
 
 
 def benchmark_figures(outcome: Outcome, found: Sequence[Standing]) -> list[go.Figure]:
-    """Return all figures of a benchmark, without those that would be empty.
+    """Return all figures of a benchmark; `layout.meta` of each has the `code` that makes it.
 
     Args:
         outcome: of the benchmark.
         found: its standings.
     """
     known = {name for standing in found for name in standing.measures}
-    searched = dict.fromkeys(name for trial in outcome.trials for name in trial.changes if name not in ("seed",))
+    searched = dict.fromkeys(name for trial in outcome.trials for name in trial.changes if name != "seed")
     numbers = [n for n in searched if any(isinstance(trial.changes.get(n), int | float) for trial in outcome.trials)]
-    costs = [name for name in ("trainable", "forgetting", "flops") if name in known]
-    return [
-        benchmark_tiers(found),
-        *(pareto_front(found, name) for name in costs),
-        parallel_measures(found),
-        *(figure for name in numbers for figure in (search_figure(outcome, name), search_map(outcome, name))),
-    ]
+    made = {"benchmark_tiers(found)": benchmark_tiers(found)}
+    for cost in (cost for cost in ("trainable", "forgetting", "flops") if cost in known):
+        made[f"pareto_front(found, {cost!r})"] = pareto_front(found, cost)
+    made["parallel_measures(found)"] = parallel_measures(found)
+    for name in numbers:
+        made[f"search_figure(outcome, {name!r})"] = search_figure(outcome, name)
+        made[f"search_map(outcome, {name!r})"] = search_map(outcome, name)
+    for call, figure in made.items():
+        figure.layout.meta = {"code": f"plots.{call}"}
+    return list(made.values())
 
 
 def benchmark_tiers(found: Sequence[Standing]) -> go.Figure:
@@ -115,6 +118,8 @@ def pareto_front(found: Sequence[Standing], x: str = "trainable", y: str = "accu
         xs, ys = ([place[i] for place in places] for i in (0, 1))
         figure.add_scatter(x=xs, y=ys, mode="lines", line=line, hoverinfo="skip", showlegend=False)
     best = {id(standing) for front in fronts for standing in front}
+    # Of many names, those of the front; the others would cover each other.
+    named = best if len(known) > NAMED else {id(standing) for standing in known}
     for turn, standing in enumerate(known):
         at, up = _value(standing, x), _value(standing, y)
         name = _name(standing, found)
@@ -123,9 +128,9 @@ def pareto_front(found: Sequence[Standing], x: str = "trainable", y: str = "accu
             y=[up],
             name=name,
             mode="markers+text",
-            text=[f"<b>{name}</b>" if id(standing) in best else name],
-            textposition=("top center", "bottom center", "middle right", "middle left")[turn % 4],
-            textfont={"size": 11},
+            text=[name if id(standing) in named else ""],
+            textposition="top left" if id(standing) in best else ("bottom left", "bottom right")[turn % 2],
+            textfont={"size": 12},
             cliponaxis=False,
             marker={"color": colour(standing.type or None), "size": 9},
             error_x=_arms(at, _ends(standing, x)),
@@ -134,15 +139,15 @@ def pareto_front(found: Sequence[Standing], x: str = "trainable", y: str = "accu
             showlegend=False,
         )
     values = [_value(standing, x) for standing in known]
-    if min(values) > 0 and max(values) > 20 * min(values):
-        figure.update_xaxes(type="log")
+    if _spans_decades(values):
+        figure.update_xaxes(type="log", dtick="D2")
     return figure
 
 
 def parallel_measures(found: Sequence[Standing]) -> go.Figure:
     """Show each method as a line through its measures, each axis from its worst at the bottom to its best at the top.
 
-    Lines of high accuracy are orange, those of low accuracy violet.
+    The lines of the most accurate methods are orange, those of the least accurate violet.
     """
     known = [standing for standing in found if standing.accuracy is not None]
     axes = [name for name in MEASURES if all(name in standing.measures for standing in known)]
@@ -152,12 +157,13 @@ def parallel_measures(found: Sequence[Standing]) -> go.Figure:
     scaled = {}
     for name in axes:
         values = [standing.measures[name] for standing in known]
-        scale = [math.log(v) for v in values] if min(values) > 0 and max(values) > 20 * min(values) else values
+        scale = [math.log(value) for value in values] if _spans_decades(values) else values
         low, reach = min(scale), (max(scale) - min(scale)) or 1.0
         parts = [(value - low) / reach for value in scale]
         scaled[name] = [part if name in BETTER_HIGH else 1 - part for part in parts]
+    order = sorted(range(len(known)), key=lambda i: scaled["accuracy"][i])
     for i, standing in enumerate(known):
-        level = min(len(LOW_HIGH) - 1, int(scaled["accuracy"][i] * len(LOW_HIGH)))
+        level = order.index(i) * len(LOW_HIGH) // len(known)
         name = _name(standing, found)
         table = [name, *(round(_value(standing, key), 4) for key in axes)]
         words = "<br>".join(f"{key}: {_value(standing, key):,.4g}" for key in axes)
@@ -173,8 +179,12 @@ def parallel_measures(found: Sequence[Standing]) -> go.Figure:
             hovertemplate=f"<b>{name}</b><br>{words}<extra></extra>",
             showlegend=False,
         )
-    figure.update_xaxes(tickvals=[*range(len(axes))], ticktext=axes, side="top", range=[-0.3, len(axes) - 0.7])
-    figure.update_yaxes(visible=False, range=[-0.06, 1.06])
+    for i, key in enumerate(axes):
+        ends = sorted((_value(standing, key) for standing in known), reverse=key not in BETTER_HIGH)
+        for value, y, side in ((ends[-1], 1, "bottom"), (ends[0], 0, "top")):
+            figure.add_annotation(x=i, y=y, text=_short(value), yanchor=side, yshift=4 if y else -4, showarrow=False)
+    figure.update_xaxes(tickvals=[*range(len(axes))], ticktext=axes, range=[-0.3, len(axes) - 0.7])
+    figure.update_yaxes(visible=False, range=[-0.12, 1.12])
     return figure
 
 
@@ -208,6 +218,8 @@ def search_figure(outcome: Outcome, field: str = "train.learning_rate") -> go.Fi
             hovertemplate=f"{escape(field)} %{{x:.3g}}<br>loss %{{y:.4f}}",
         )
     figure.update_xaxes(type="log")
+    if _spans_decades([y for trace in figure.data for y in trace.y] or [0.0]):
+        figure.update_yaxes(type="log")
     return figure if figure.data else say(figure, f"no run has searched {escape(field)}")
 
 
@@ -222,7 +234,7 @@ def search_map(outcome: Outcome, field: str = "train.learning_rate") -> go.Figur
     tried = {place: [*_tried(outcome, place, field)] for place in places}
     shown = [place for place in places if tried[place]]
     short = escape(field.rpartition(".")[2].replace("_", " "))
-    figure = new(f"Sensitivity to {short}", "0: the best of a row", short, "", 130 + ROW * max(3, len(shown)))
+    figure = new(f"Sensitivity to {short}", "0: the best of a row", short, "", 190 + ROW * max(3, len(shown)))
     values = [x for own in tried.values() for x, *_ in own]
     if not values or min(values) == max(values):
         return say(figure, f"no run has searched {escape(field)}")
@@ -239,7 +251,7 @@ def search_map(outcome: Outcome, field: str = "train.learning_rate") -> go.Figur
         cells.append([min(losses) - least if losses else None for losses in line])
     edges = [low + (high - low) * i / BINS for i in range(BINS + 1)]
     names = [f"{math.exp(e) if log else e:.2g}" for e in edges]
-    columns = [f"{a} to {b}" for a, b in pairwise(names)]
+    columns = [f"{a}<br>to {b}" for a, b in pairwise(names)]
     several = len(places) > len(outcome.benchmark.methods)
     rows = [escape(shortened(place.words if several else place.method)) for place in shown]
     text = [["" if cell is None else f"{cell:.2f}" for cell in line] for line in cells]
@@ -249,6 +261,7 @@ def search_map(outcome: Outcome, field: str = "train.learning_rate") -> go.Figur
     capped = [[None if cell is None else min(cell, 1.0) for cell in line] for line in cells]
     heatmap(figure, columns, rows, capped, [[0, PALE], [1, BLUE]], "nats above the best", hover, 2, **more)
     figure.update_yaxes(autorange="reversed", showgrid=False)
+    figure.update_xaxes(tickangle=0)
     return figure
 
 
@@ -264,6 +277,18 @@ def _tried(outcome: Outcome, place: Any, field: str) -> list[tuple[float, float,
 def _type(outcome: Outcome, place: Any) -> str | None:
     trials = (trial for trial in outcome.trials if trial.contest == place)
     return next((trial.run.spec.adapter.type for trial in trials if trial.run.spec.adapter), None)
+
+
+def _spans_decades(values: Sequence[float]) -> bool:
+    return min(values) > 0 and max(values) > 10 * min(values)
+
+
+def _short(value: float) -> str:
+    """Return a number of three digits with a prefix: 1,317,120 as 1.32M."""
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
 
 
 def _place(standing: Standing) -> tuple[str, str]:
