@@ -43,7 +43,6 @@ class TrainSpec(Part):
     learning_rate: float = Field(
         default=3e-4, gt=0, le=10, description="peak learning rate; auto: the best that a search found for the method"
     )
-    rate_from: Literal["spec", "auto"] = Field(default="spec", description="auto: learning_rate was given as auto")
     objective: Literal["likelihood", "dpo", "reward"] = Field(
         default="likelihood",
         description="likelihood: of the answers; dpo: of chosen over rejected ones; reward: of answers that it draws",
@@ -85,6 +84,7 @@ class TrainSpec(Part):
     checkpoint_every: int = Field(
         default=0, ge=0, description="steps between checkpoints; 0: by time, at a small fraction of the run time"
     )
+    rate_from: Literal["spec", "auto"] = Field(default="spec", description="auto: learning_rate was given as auto")
     pause_at: int | None = Field(
         default=None, ge=1, description="step after which to stop, saved; the same run without it continues"
     )

@@ -204,7 +204,7 @@ class GradientComputer:
         share = samples if alone else samples[accelerator.process_index :: accelerator.num_processes]
         places = {id(sample): i for i, sample in enumerate(samples, 1)}
         for chunk in self.split(share, self.plan.batch):
-            self.objective.hits = []
+            self.objective.hits = [] if self.plan.objective == "likelihood" else None
             with self._layers, self.objective.loss(prepared, chunk) as loss:
                 total[0] += float(loss)
             if self.objective.hits:
