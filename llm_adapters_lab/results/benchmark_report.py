@@ -121,7 +121,8 @@ def verdicts(outcome: Outcome, found: Sequence[Standing] = ()) -> list[str]:
         found: its standings, if they are known.
     """
     said, found = [], found or standings(outcome)
-    budget = f"a search of {outcome.benchmark.search.budget} each, {len(outcome.benchmark.seeds)} seeds"
+    seeds = len(outcome.benchmark.seeds)
+    budget = f"a search of {outcome.benchmark.search.budget} each, {seeds} seed{'s' * (seeds > 1)}"
     for places in outcome.benchmark.comparisons():
         own = [s for s in found if s.contest in places and s.tier]
         if not own:
