@@ -50,7 +50,7 @@ class EvalSpec(Part):
     forgetting: str | None = Field(
         default=None,
         min_length=1,
-        description="text on which the loss is compared with that of the bare base: stories, prose or a text file",
+        description="text whose loss is measured with and without the adapter: stories, prose or a text file",
     )
     root: Place | None = Field(default=None, description="folder with the benchmark files; default: data.root")
 

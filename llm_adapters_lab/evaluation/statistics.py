@@ -164,7 +164,8 @@ def hierarchical_bootstrap(
     """Return the percentile bootstrap interval of the mean accuracy over tasks, resampling seeds and questions.
 
     Each resample draws seeds, the same ones for all tasks, and of every task questions, the same ones for all seeds.
-    With few seeds it is too narrow: the variance over S seeds is estimated (S - 1) / S times as large as it is.
+    With few seeds it is too narrow: the variance over S seeds is estimated (S - 1) / S times as large as it is. If all
+    answers are right, or all wrong, resampling shows no spread, and `mean_interval` is returned.
 
     Args:
         right: of each task, whether the answers are right, of shape (seeds, questions).
@@ -187,6 +188,8 @@ def hierarchical_bootstrap(
         raise ValueError(f"All tasks need the same seeds; given: {', '.join(str(len(table)) for table in tables)}.")
     if not tables or any(table.size == 0 for table in tables):
         return 0.0, 1.0
+    if all(table.min() == table.max() for table in tables):
+        return mean_interval([table.sum() / len(table) for table in tables], [table.shape[1] for table in tables])
     rng, seeds = np.random.default_rng(seed), len(tables[0])
     shares = rng.multinomial(seeds, [1 / seeds] * seeds, draws) / seeds
     means = np.zeros(draws)

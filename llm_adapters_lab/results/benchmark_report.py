@@ -19,7 +19,7 @@ from llm_adapters_lab.sweeps.benchmarks import Contest, Outcome, Trial
 MEASURES = {
     "accuracy": "accuracy (%)",
     "forgetting": "rise of the loss on another text (nats per token)",
-    "retained": "accuracy on other tasks, minus that of the base (points)",
+    "retained": "change of accuracy on other tasks (points)",
     "trainable": "trainable parameters",
     "flops": "training FLOPs",
     "seconds": "training time (s)",

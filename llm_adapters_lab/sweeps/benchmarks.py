@@ -81,7 +81,7 @@ class Benchmark(Part):
         description="what is learnt: tasks, or fields of data such as {task: mini-math, rows: 64}; default: as in spec",
     )
     retained: list[str] = Field(
-        default_factory=list, description="other tasks: their accuracy is reported beside that of the bare base"
+        default_factory=list, description="tasks that are not learnt, to report how their accuracy changes"
     )
     search: Search = Field(default_factory=Search, description="what each method may try")
     seeds: list[int] = Field(default=[0, 1, 2], min_length=1, description="seeds of the best run of each method")

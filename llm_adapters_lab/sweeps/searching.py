@@ -171,7 +171,7 @@ def survivors(rule: str, runs: Mapping[str, Look], level: float = LEVEL) -> set[
         return {*ordered[: math.ceil(len(ordered) / 2)]}
     if rule == "none" or not runs:
         return {*ordered}
-    best = max(ordered, key=lambda name: runs[name].right.count("1"))  # of equal ones, that of the lowest loss
+    best = max(ordered, key=lambda name: runs[name].right.count("1"))  # ties: the lowest loss
     return {name for name in ordered if not _worse(runs[name].right, runs[best].right, level)}
 
 

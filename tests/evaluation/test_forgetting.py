@@ -1,4 +1,4 @@
-"""Forgetting: the loss on a text beside that of the bare base; and which held-out rows a run answers."""
+"""The loss on a text with and without the adapter, and which held-out rows a run answers."""
 
 from pathlib import Path
 from typing import Any

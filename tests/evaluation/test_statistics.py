@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, norm
 
-from llm_adapters_lab.evaluation.statistics import chance, majority, mcnemar, mean_interval, options, wilson
+from llm_adapters_lab.evaluation.statistics import (
+    chance,
+    hierarchical_bootstrap,
+    majority,
+    mcnemar,
+    mean_interval,
+    options,
+    wilson,
+)
 from llm_adapters_lab.tasks.base import Example
 from llm_adapters_lab.tasks.registry import get_task
 
@@ -59,6 +67,17 @@ def test_intervals_and_baselines_of_no_questions() -> None:
     assert wilson(0, 0) == (0.0, 1.0)
     assert majority([]) == 0.0
     assert chance(get_task("boolq"), []) is None
+
+
+def test_a_bootstrap_without_spread_is_not_certain() -> None:
+    wrong, right = [[False] * 8] * 2, [[True] * 8] * 2
+    assert hierarchical_bootstrap([wrong]) == mean_interval([0], [8]) and hierarchical_bootstrap([wrong])[1] > 0.2
+    assert hierarchical_bootstrap([right, right]) == mean_interval([8, 8], [8, 8])
+    low, high = hierarchical_bootstrap([[[True] * 4 + [False] * 4] * 2])
+    assert 0 < low < 0.5 < high < 1
+    assert hierarchical_bootstrap([]) == (0, 1)
+    with pytest.raises(ValueError, match="same seeds"):
+        hierarchical_bootstrap([wrong, [[True]]])
 
 
 @pytest.mark.parametrize(("correct", "total", "confidence"), [(3, 2, 0.95), (-1, 2, 0.95), (1, 0, 0.95), (1, 2, 1.5)])

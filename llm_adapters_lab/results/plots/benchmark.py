@@ -60,7 +60,7 @@ def benchmark_tiers(found: Sequence[Standing]) -> go.Figure:
     Dotted lines separate tiers: methods of a tier are not distinguishable from its best one.
     """
     shown = [standing for standing in found if standing.accuracy is not None]
-    words = "between lines: not distinguishable from the best there; rings: seeds"
+    words = "a tier is not distinguishable from its best; rings: seeds"
     figure = new("Methods in tiers", words, "accuracy (%)", "", 130 + ROW * max(3, len(shown)))
     if not shown:
         return say(figure, "nothing was scored")
@@ -118,7 +118,7 @@ def pareto_front(found: Sequence[Standing], x: str = "trainable", y: str = "accu
         xs, ys = ([place[i] for place in places] for i in (0, 1))
         figure.add_scatter(x=xs, y=ys, mode="lines", line=line, hoverinfo="skip", showlegend=False)
     best = {id(standing) for front in fronts for standing in front}
-    # Of many names, those of the front; the others would cover each other.
+    # With many methods, only those on the front are named, as the names would overlap.
     named = best if len(known) > NAMED else {id(standing) for standing in known}
     for turn, standing in enumerate(known):
         at, up = _value(standing, x), _value(standing, y)
@@ -147,7 +147,7 @@ def pareto_front(found: Sequence[Standing], x: str = "trainable", y: str = "accu
 def parallel_measures(found: Sequence[Standing]) -> go.Figure:
     """Show each method as a line through its measures, each axis from its worst at the bottom to its best at the top.
 
-    The lines of the most accurate methods are orange, those of the least accurate violet.
+    Colours run from violet for the least accurate method to orange for the most accurate.
     """
     known = [standing for standing in found if standing.accuracy is not None]
     axes = [name for name in MEASURES if all(name in standing.measures for standing in known)]
@@ -197,7 +197,7 @@ def search_figure(outcome: Outcome, field: str = "train.learning_rate") -> go.Fi
         outcome: of the benchmark.
         field: dotted; a number.
     """
-    words = "validation loss of each run; the lowest of a line is scored; crosses: ended early"
+    words = "the lowest of a line is scored; crosses: ended early"
     title = f"Search over {escape(field.rpartition('.')[2].replace('_', ' '))}"
     figure = new(title, words, escape(field), "loss (nats)")
     turns: dict[str, int] = {}
