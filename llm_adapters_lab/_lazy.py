@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Import modules without looking for garbage: they leave hardly any, and looking takes a fifth of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def attach(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
@@ -25,7 +39,8 @@ def attach(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any]
         if where[name] == ".":
             return importlib.import_module(f"{package}.{name}")
         home = f"{package}.{where[name]}"
-        value = vars(importlib.import_module(home)).get(name) or importlib.import_module(f"{home}.{name}")
+        with uncollected():
+            value = vars(importlib.import_module(home)).get(name) or importlib.import_module(f"{home}.{name}")
         if isinstance(value, FunctionType):
             value = importlib.import_module("llm_adapters_lab.signatures").checked(value)
         setattr(sys.modules[package], name, value)

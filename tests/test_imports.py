@@ -1,5 +1,6 @@
 """Importing the package costs nothing, and its public names mean what they say, whoever imported what first."""
 
+import gc
 import importlib
 import inspect
 import subprocess
@@ -10,6 +11,7 @@ from types import ModuleType
 import pytest
 
 import llm_adapters_lab
+from llm_adapters_lab._lazy import uncollected
 
 HEAVY = ("torch", "transformers", "pydantic", "plotly", "datasets", "typer", "rich", "accelerate", "scipy", "numpy")
 
@@ -27,6 +29,19 @@ def test_import_loads_nothing_heavy(module):
 def test_help_does_not_wait_for_torch():
     loaded = python(f"import sys, llm_adapters_lab.cli.app; print([m for m in {HEAVY} if m in sys.modules])")
     assert loaded == "['typer', 'rich']"
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_garbage_is_collected_after_an_import_as_before(on: bool) -> None:
+    was_on = gc.isenabled()
+    (gc.enable if on else gc.disable)()
+    try:
+        with pytest.raises(ImportError), uncollected():
+            assert not gc.isenabled()
+            raise ImportError
+        assert gc.isenabled() == on
+    finally:
+        (gc.enable if was_on else gc.disable)()
 
 
 @pytest.mark.parametrize("name", llm_adapters_lab.__all__)

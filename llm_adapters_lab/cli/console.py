@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
 import json
 import re
@@ -23,6 +24,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
+from llm_adapters_lab._lazy import uncollected
 from llm_adapters_lab.events import LeftOut
 from llm_adapters_lab.results.formatting import clock, percent, size
 from llm_adapters_lab.results.formatting import texts as columns
@@ -92,6 +94,14 @@ def with_json(function: Callable[..., Output | None]) -> Callable[..., None]:
     command.__signature__ = signature.replace(parameters=taken, return_annotation=None)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in taken}
     return command
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Import what runs need without looking for garbage, and never look through it again: both would take a second."""
+    with uncollected():
+        yield
+        gc.freeze()
 
 
 def console() -> Console:

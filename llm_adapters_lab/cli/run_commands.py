@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llm_adapters_lab.cli.arguments import Changes, Root, RunName, SpecName, complete_specs, find, load_spec
-from llm_adapters_lab.cli.console import Output, Progress, remark, say, show_rows, stop_on_signal, with_json
+from llm_adapters_lab.cli.console import (
+    Output,
+    Progress,
+    loading,
+    quiet,
+    remark,
+    say,
+    show_rows,
+    stop_on_signal,
+    with_json,
+)
 from llm_adapters_lab.cli.result_commands import show_result
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.results.formatting import about, size
@@ -20,6 +30,7 @@ if TYPE_CHECKING:
 
 SHOWN = 20
 """Differences of a repeated run that are printed."""
+FINISHED = "This run is finished already; --fresh starts it over."
 
 
 @with_json
@@ -35,7 +46,9 @@ def run(
     A finished run is not repeated, and an interrupted one is resumed. Ctrl-C saves a checkpoint and stops.
     """
     from llm_adapters_lab.models.spec import check_base
+    from llm_adapters_lab.runs.base_files import unchanged
     from llm_adapters_lab.runs.record import Run, check_writable
+    from llm_adapters_lab.runs.recovery.lock import unlock
 
     wanted = load_spec(spec, changes)
     record = Run(root / wanted.id)
@@ -44,13 +57,21 @@ def run(
         if not dry and "RANK" not in os.environ:  # the processes of a group check it together
             check_writable(record.folder)
     if dry:
-        from llm_adapters_lab.runs.preview import dry_run
+        with loading():
+            from llm_adapters_lab.runs.preview import dry_run
 
         found = dry_run(wanted, root)
         return Output(found.as_json(), lambda: show_forecast(found))
-    from transformers.utils import logging
+    launched = any(name in ("RANK", "WORLD_SIZE") or name.startswith("ACCELERATE_") for name in os.environ)
+    if record.done and not (fresh or launched) and unchanged(record):
+        unlock(record)
+        if not quiet.get():
+            say(FINISHED)
+        return Output(record.summary, lambda: show_result(record))
+    with loading():
+        from transformers.utils import logging
 
-    from llm_adapters_lab.runs.execution import run as do
+        from llm_adapters_lab.runs.execution import run as do
 
     logging.disable_progress_bar()
     is_main = os.environ.get("RANK", "0") == "0"  # the other processes of a group have nothing to show
@@ -59,7 +80,7 @@ def run(
             with Progress() as progress:
                 record = do(wanted, root=root, fresh=fresh, stop=stop, on_event=progress)
             if not progress.events and record.done and not progress.quiet:
-                say("This run is finished already; --fresh starts it over.")
+                say(FINISHED)
         else:
             record = do(wanted, root=root, fresh=fresh, stop=stop)
     # A network file system may show the other processes an older state of the record.
@@ -77,9 +98,10 @@ def rerun(run: RunName, root: Root = Path("runs")) -> Output:
     The run is repeated in a temporary folder. The exit code is 0 if everything is identical, otherwise 1.
     """
     record = find(run, root)
-    from transformers.utils import logging
+    with loading():
+        from transformers.utils import logging
 
-    from llm_adapters_lab.runs.reproduce import rerun as repeat
+        from llm_adapters_lab.runs.reproduce import rerun as repeat
 
     logging.disable_progress_bar()
     with Progress() as progress:
@@ -119,9 +141,10 @@ def doctor(
         from llm_adapters_lab.models.spec import check_base
 
         check_base(wanted.base)
-    from llm_adapters_lab.runs.forecast.fits import memory_of_machine
-    from llm_adapters_lab.runs.forecast.machine import choices
-    from llm_adapters_lab.runs.preview import dry_run
+    with loading():
+        from llm_adapters_lab.runs.forecast.fits import memory_of_machine
+        from llm_adapters_lab.runs.forecast.machine import choices
+        from llm_adapters_lab.runs.preview import dry_run
 
     found = dry_run(wanted, root) if wanted else None
     chosen = [vars(choice) for choice in (*choices(), *(found.fast_paths if found else ()))]

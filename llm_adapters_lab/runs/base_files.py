@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from transformers.utils.hub import cached_file
-
-from llm_adapters_lab.core.fingerprint import base_hash
-from llm_adapters_lab.core.saved_adapters import digests, looking_in
 from llm_adapters_lab.errors import LabError
 from llm_adapters_lab.files import read_json
-from llm_adapters_lab.models.blueprint import Blueprint
 from llm_adapters_lab.models.pypi_bases import PYPI_BASES
+from llm_adapters_lab.models.source import Source
 from llm_adapters_lab.runs.record import Run
-from llm_adapters_lab.runs.rows import Rows
-from llm_adapters_lab.runs.spec import RunSpec
+from llm_adapters_lab.tasks.custom import PREFIX
 
 FILES = {
     "config": "config.json *.py",
@@ -40,19 +36,7 @@ _READ = 2**24
 """Bytes of large files that are read, evenly spaced."""
 
 
-def all_hashes(plan: Blueprint, base_print: dict[str, Any], rows: Rows) -> dict[str, Any]:
-    """Return the hashes of everything that decides the result of a run: base, rows and the files of the base."""
-    return {"base": base_hash(base_print), "data": rows.digests(), **file_hashes(plan)}
-
-
-def adapter_hashes(spec: RunSpec, root: Path) -> dict[str, Any]:
-    """Return the digests of the saved adapters that a spec names, under "adapters"; {} if it names none."""
-    with looking_in(root):
-        found = digests(spec.adapter) if spec.adapter else {}
-    return {"adapters": found} if found else {}
-
-
-def file_hashes(plan: Blueprint) -> dict[str, str]:
+def file_hashes(plan: Source) -> dict[str, str]:
     """Return the SHA-256 of what a base's files hold besides weights, by the keys of `NAMES`; {} without files."""
     place = _place(plan)
     if place is None or place.is_file():
@@ -72,7 +56,7 @@ def file_hashes(plan: Blueprint) -> dict[str, str]:
     return {key: text and hashlib.sha256(text.encode()).hexdigest() for key, text in texts.items()}
 
 
-def weight_hash(plan: Blueprint) -> dict[str, str]:
+def weight_hash(plan: Source) -> dict[str, str]:
     """Return the SHA-256 of the files of a base's weights, of large ones by samples; {} without files.
 
     The fingerprint identifies a base better, but needs it in memory.
@@ -90,33 +74,35 @@ def changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [name for key, name in NAMES.items() if key in before and before[key] != now.get(key)]
 
 
-def outdated(record: Run) -> str:
-    """Return a warning if the files of a base have changed since a finished run; else ""."""
-    known, spec = record.summary.get("hashes", {}), record.spec
+def unchanged(record: Run) -> bool:
+    """Return whether nothing that a finished run was made from has changed; False also where finding out takes torch.
+
+    For an answer at once; `hashes.outdated` and `rows.outdated` say what has changed.
+    """
+    spec, known = record.spec, record.summary.get("hashes", {})
+    if (spec.adapter and spec.adapter.saved) or any(t.startswith(PREFIX) for t in (spec.data.task, *spec.eval.tasks)):
+        return False
     if not known.keys() & NAMES.keys() or spec.base in PYPI_BASES:  # whose file has a known hash
-        return ""
+        return True
     try:
-        plan = Blueprint(*spec.base_parts)
+        plan = Source(*spec.base_parts)
         now = file_hashes(plan) | weight_hash(plan)
-        now = now and now | adapter_hashes(spec, record.folder.parent)
-    except (LabError, OSError, ValueError):  # missing or damaged, but the result is still valid
-        return ""
-    names = changed(known, now) if now else []
-    if not names:
-        return ""
-    return (
-        f"In {spec.base}, {' and '.join(names)} changed since the run {record.id}, whose result belongs to the earlier "
-        "files. Run it again with --fresh (fresh=True), or keep the changed base in a folder of its own."
-    )
+        return not (now and changed(known, now))
+    except (LabError, OSError, ValueError):
+        return False
 
 
-def _place(plan: Blueprint) -> Path | None:
+def _place(plan: Source) -> Path | None:
     """Return the folder or GGUF file of a base, without looking for it on the network; None for a random one."""
     if plan.random:
         return None
     source, options = plan.source
     if options:
         return Path(source) / options["gguf_file"]
+    if os.path.isdir(source):
+        return Path(source) if os.path.isfile(Path(source) / "config.json") else None
+    from transformers.utils.hub import cached_file
+
     found = cached_file(source, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False)
     return Path(found).parent if found else None
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from llm_adapters_lab.core.fingerprint import fingerprint
 from llm_adapters_lab.core.saved_adapters import looking_in
 from llm_adapters_lab.models.blueprint import Blueprint
-from llm_adapters_lab.runs import base_files
+from llm_adapters_lab.runs import base_files, hashes
 from llm_adapters_lab.runs.phases import run_phases
 from llm_adapters_lab.runs.preflight import check_group, preflight
 from llm_adapters_lab.runs.record import Run, check_writable
@@ -62,7 +62,7 @@ def run(
             if group.is_main:
                 unlock(record)
                 warn(outdated(record), on_event)
-                warn(base_files.outdated(record), on_event)
+                warn(hashes.outdated(record), on_event)
             return record
         with group.all_or_none():
             check_writable(record.folder)
@@ -98,8 +98,8 @@ def _session(
         note_stage(record, "weights")
         base = load_base(spec, plan)
         base_print = fingerprint(base.model, base.tokenizer)
-    hashes = base_files.all_hashes(plan, base_print, rows) | base_files.adapter_hashes(spec, record.folder.parent)
-    group.require_equal({f"the hash of the base {spec.base}": hashes["base"], "the hashes of the rows": hashes["data"]})
-    group.require_equal({f"the hash of {base_files.NAMES[key]}": hashes.get(key) for key in base_files.FILES})
-    checkpointer = Checkpointer(record, spec, hashes, stop, group)
+    found = hashes.all_hashes(plan, base_print, rows) | hashes.adapter_hashes(spec, record.folder.parent)
+    group.require_equal({f"the hash of the base {spec.base}": found["base"], "the hashes of the rows": found["data"]})
+    group.require_equal({f"the hash of {base_files.NAMES[key]}": found.get(key) for key in base_files.FILES})
+    checkpointer = Checkpointer(record, spec, found, stop, group)
     return RunSession(spec, base, base_print, rows, record, checkpointer, on_event)

@@ -21,7 +21,7 @@ from llm_adapters_lab.runs.scoring_phase import measure_forgetting, score_task
 from llm_adapters_lab.runs.session import Phase, Position, RunSession, warn
 from llm_adapters_lab.runs.summary import summary
 from llm_adapters_lab.runs.training_phase import train_or_load
-from llm_adapters_lab.tasks.contamination import overlap
+from llm_adapters_lab.tasks.contamination import overlaps
 from llm_adapters_lab.training.distributed import sharded
 
 
@@ -40,7 +40,7 @@ def run_phases(session: RunSession, fresh: bool = False) -> Generator[Position]:
     group.on_lost(lambda error: note_failure(spec, record, stage, error, group))
     try:
         resumed = find_resume_point(record, spec, hashes, fresh, group)
-        leaks = {name: overlap(rows.train, test) for name, test in rows.test.items()} if spec.learns else {}
+        leaks = overlaps(rows.train, rows.test) if spec.learns else {}
         torch.manual_seed(spec.seed)
         injection = None
         if spec.injected:

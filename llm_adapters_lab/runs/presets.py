@@ -8,7 +8,7 @@ The first line of each is a comment: the idea and, after "Source:", where it com
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,19 @@ class Preset:
         name: path relative to its folder, without the suffix.
         idea: one line on what it is.
         source: where it comes from.
-        fields: its content.
         text: the file with its comments.
     """
 
     name: str
     idea: str
     source: str
-    fields: dict[str, Any]
     text: str
+
+    @cached_property
+    def fields(self) -> dict[str, Any]:
+        """The content of the file."""
+        found: dict[str, Any] = read_yaml(self.text)
+        return found
 
 
 @cache
@@ -132,5 +136,5 @@ def _read(folder: Path) -> dict[str, Preset]:
         text = path.read_text(encoding="utf-8")
         idea, _, source = text.partition("\n")[0].removeprefix("#").strip().partition(" Source: ")
         name = path.relative_to(folder).with_suffix("").as_posix()
-        found[name] = Preset(name, idea, source, read_yaml(text), text)
+        found[name] = Preset(name, idea, source, text)
     return found

@@ -13,7 +13,7 @@ from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.models import loading
 from llm_adapters_lab.models.blueprint import Blueprint
 from llm_adapters_lab.models.loading import Base
-from llm_adapters_lab.runs.base_files import outdated
+from llm_adapters_lab.runs.hashes import outdated
 from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.rows import read_rows
 from llm_adapters_lab.runs.spec import RunSpec

@@ -22,9 +22,9 @@ from llm_adapters_lab.core.saved_adapters import looking_in
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.events import Event
 from llm_adapters_lab.models.blueprint import Blueprint
-from llm_adapters_lab.runs.base_files import adapter_hashes, all_hashes
 from llm_adapters_lab.runs.execution import run
 from llm_adapters_lab.runs.forecast.fits import require_memory
+from llm_adapters_lab.runs.hashes import adapter_hashes, all_hashes
 from llm_adapters_lab.runs.phases import run_phases
 from llm_adapters_lab.runs.preflight import check_rows, check_spec
 from llm_adapters_lab.runs.record import Run, check_writable

@@ -14,7 +14,7 @@ Source of the second measure: PaLM (arXiv:2204.02311), section 8.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from llm_adapters_lab.tasks.base import Example
@@ -57,16 +57,26 @@ def overlap(train: Sequence[Example], test: Sequence[Example]) -> dict[str, Any]
         total: number of test rows; n: words in an n-gram; threshold: smallest fraction of known n-grams that counts.
         examples: {"exact": ids, "ngram": ids of rows that do not match exactly}, the first five of each.
     """
-    asked = [words(row) for row in test]
-    wanted = {gram for text in asked for gram in _grams(text)}
-    texts = {tuple(text) for text in asked if text}
+    return overlaps(train, {"": test})[""]
+
+
+def overlaps(train: Sequence[Example], tests: Mapping[str, Sequence[Example]]) -> dict[str, dict[str, Any]]:
+    """Return the `overlap` of training rows with several sets, by their names; the training rows are read once."""
+    asked = {name: [words(row) for row in rows] for name, rows in tests.items()}
+    wanted = {gram for texts in asked.values() for text in texts for gram in _grams(text)}
+    whole = {tuple(text) for texts in asked.values() for text in texts if text}
     seen_grams: set[tuple[str, ...]] = set()
     seen_texts: set[tuple[str, ...]] = set()
-    for row in train:
+    for row in train if tests else ():
         text = words(row)
         seen_grams |= wanted.intersection(_grams(text))
-        if (whole := tuple(text)) in texts:
-            seen_texts.add(whole)
+        seen_texts |= whole & {tuple(text)}
+    return {name: _counted(rows, asked[name], seen_grams, seen_texts) for name, rows in tests.items()}
+
+
+def _counted(
+    test: Sequence[Example], asked: list[list[str]], seen_grams: set[tuple[str, ...]], seen_texts: set[tuple[str, ...]]
+) -> dict[str, Any]:
     exact = {index: row.id for index, row in enumerate(test) if tuple(asked[index]) in seen_texts}
     ngram = {index: row.id for index, row in enumerate(test) if _covered(asked[index], seen_grams)}
     only_ngram = [name for index, name in ngram.items() if index not in exact]

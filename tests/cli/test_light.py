@@ -62,6 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "good.yaml": "base: nano\neval: {tasks: [mini-bool], rows: 2}",
         "bases.yaml": "spec: {}\ngrid: {base: [nano, nanno]}",
         "seeds.yaml": "spec: good.yaml\nseeds: [0]",
+        "trained.yaml": "adapter: lora\neval: {tasks: [mini-addsub]}",
         "twice.yaml": "spec: {adapter: {type: lora}}\ngrid: {seed: [1]}\nseeds: [2]",
     }.items():
         (made / name).write_text(text)
@@ -73,6 +74,8 @@ RIGHT = [
     "run --help",
     "list",
     "list --json",
+    "run trained.yaml",
+    "run trained.yaml --json",
     "list --sort accuracy --filter adapter=lora,rank>=8 --limit 3",
     "show nano-lora",
     "show nano-series",

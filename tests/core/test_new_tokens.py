@@ -25,8 +25,9 @@ from llm_adapters_lab.core.saving import load_adapter, save_adapter, save_merged
 from llm_adapters_lab.core.vocabulary import add_tokens
 from llm_adapters_lab.errors import BadSpec, CannotConvert, CannotInject, StateMismatch, WrongBase
 from llm_adapters_lab.models import random_models
-from llm_adapters_lab.models.blueprint import NANO, Blueprint
+from llm_adapters_lab.models.blueprint import Blueprint
 from llm_adapters_lab.models.loading import load_base
+from llm_adapters_lab.models.source import NANO
 from llm_adapters_lab.runs.execution import run
 from llm_adapters_lab.runs.preflight import preflight
 from llm_adapters_lab.runs.restoring import restore

@@ -29,7 +29,7 @@ from llm_adapters_lab.errors import BadSpec, CannotInject, CannotMerge, WrongBas
 from llm_adapters_lab.events import FellBack, Step
 from llm_adapters_lab.inspection.weight_metrics import norms
 from llm_adapters_lab.models import loading, quantization, random_models
-from llm_adapters_lab.models.blueprint import NANO
+from llm_adapters_lab.models.source import NANO
 from llm_adapters_lab.runs.execution import run
 from llm_adapters_lab.runs.forecast.memory import Memory, estimate
 from llm_adapters_lab.runs.forecast.size import size

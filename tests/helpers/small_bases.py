@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from llm_adapters_lab.models.blueprint import NANO
+from llm_adapters_lab.models.source import NANO
 from llm_adapters_lab.tasks.tokens import Sample
 
 

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from llm_adapters_lab.core.anatomy import Anatomy
 from llm_adapters_lab.errors import ModelUnavailable
 from llm_adapters_lab.models import loading, pypi_bases
-from llm_adapters_lab.models.blueprint import NANO, Blueprint
+from llm_adapters_lab.models.blueprint import Blueprint
 from llm_adapters_lab.models.pypi_bases import PYPI_BASES
+from llm_adapters_lab.models.source import NANO
 
 
 def test_nano_is_packaged_and_small() -> None:

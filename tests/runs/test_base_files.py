@@ -5,14 +5,16 @@ import threading
 from pathlib import Path
 
 import pytest
+from records import make_run
 from small_bases import nano_copy
 
 from llm_adapters_lab.errors import LabError
 from llm_adapters_lab.events import Event, Resumed, Step
 from llm_adapters_lab.files import write_json
 from llm_adapters_lab.models.blueprint import Blueprint
-from llm_adapters_lab.runs.base_files import NAMES, changed, file_hashes, weight_hash
+from llm_adapters_lab.runs.base_files import NAMES, changed, file_hashes, unchanged, weight_hash
 from llm_adapters_lab.runs.execution import run
+from llm_adapters_lab.runs.hashes import outdated
 from llm_adapters_lab.runs.spec import RunSpec
 from llm_adapters_lab.training import checkpoints
 
@@ -47,6 +49,24 @@ def test_a_base_without_files_has_no_hashes() -> None:
     assert file_hashes(Blueprint("tiny:llama")) == weight_hash(Blueprint("tiny:llama")) == {}
     with pytest.raises(LabError):
         file_hashes(Blueprint("./nowhere"))
+
+
+def test_a_finished_run_is_unchanged_as_long_as_its_base_is(tmp_path: Path) -> None:
+    folder = nano_copy(tmp_path / "base")
+    spec = RunSpec.parse({"base": str(folder), "eval": {"tasks": ["mini-bool"], "rows": 2}})
+    record = run(spec, root=tmp_path / "runs")
+    assert unchanged(record) and not outdated(record)
+    rewrite(folder / "config.json", rms_norm_eps=0.5)
+    assert not unchanged(record) and NAMES["config"] in outdated(record)
+    (folder / "config.json").unlink()
+    assert unchanged(record) and not outdated(record)  # not known
+
+
+def test_own_rows_and_saved_adapters_are_not_looked_at_without_torch(tmp_path: Path) -> None:
+    lora = {"type": "lora"}
+    assert unchanged(make_run(tmp_path, lora, {}))
+    assert not unchanged(make_run(tmp_path, lora, {}, data={"task": "own:rows.json"}))
+    assert not unchanged(make_run(tmp_path, {"type": "composed", "rule": "a > b"}, {}))
 
 
 def test_a_training_of_an_earlier_version_is_resumed(tmp_path: Path) -> None:

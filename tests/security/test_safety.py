@@ -38,7 +38,8 @@ from llm_adapters_lab.errors import (
     ModelUnavailable,
 )
 from llm_adapters_lab.models import loading, random_models
-from llm_adapters_lab.models.blueprint import NANO, Blueprint
+from llm_adapters_lab.models.blueprint import Blueprint
+from llm_adapters_lab.models.source import NANO
 from llm_adapters_lab.results import plots
 from llm_adapters_lab.results.reports import report
 from llm_adapters_lab.runs.background import follow, launch

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from llm_adapters_lab import __version__
 from llm_adapters_lab.errors import BadSpec, ClusterError, LabError
-from llm_adapters_lab.models.blueprint import NANO
+from llm_adapters_lab.models.source import NANO
 from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.sweeps import ray_executor
 from llm_adapters_lab.sweeps.executors import Local

@@ -10,7 +10,7 @@ import pytest
 
 from llm_adapters_lab.errors import DataUnavailable
 from llm_adapters_lab.tasks.base import Example
-from llm_adapters_lab.tasks.contamination import overlap, words
+from llm_adapters_lab.tasks.contamination import overlap, overlaps, words
 from llm_adapters_lab.tasks.registry import get_task
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -80,6 +80,13 @@ def test_counts_shares_and_ids() -> None:
         "threshold": 0.7,
         "examples": {"exact": ["same", "short"], "ngram": ["longer"]},
     }
+
+
+def test_several_sets_are_counted_as_each_alone() -> None:
+    train = [row(f"{LONG} ."), row("short one"), row("one two three")]
+    tests = {"long": [row(f"{LONG} today")], "short": [row("short one"), row("three")], "none": []}
+    assert overlaps(train, tests) == {name: overlap(train, rows) for name, rows in tests.items()}
+    assert overlaps(train, {}) == {}
 
 
 def test_shares_of_no_rows_are_zero() -> None:

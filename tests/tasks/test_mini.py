@@ -15,8 +15,8 @@ from safetensors import safe_open
 from transformers import AutoTokenizer
 
 from llm_adapters_lab.errors import BadSpec
-from llm_adapters_lab.models.blueprint import FOLDERS
-from llm_adapters_lab.models.blueprint import NANO as FOLDER
+from llm_adapters_lab.models.source import FOLDERS
+from llm_adapters_lab.models.source import NANO as FOLDER
 from llm_adapters_lab.tasks import mini, mini_phrases
 from llm_adapters_lab.tasks.base import Example
 from llm_adapters_lab.tasks.prompts import prompt, target

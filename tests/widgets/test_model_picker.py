@@ -10,7 +10,8 @@ from huggingface_hub import constants
 
 from llm_adapters_lab.models import blueprint as blueprints
 from llm_adapters_lab.models import hub
-from llm_adapters_lab.models.blueprint import NANO, blueprint
+from llm_adapters_lab.models.blueprint import blueprint
+from llm_adapters_lab.models.source import NANO
 from llm_adapters_lab.models.spec import PACKAGED
 from widgets.forms.model_picker import OWN, RECENT_MODELS, TINY_MODELS, ModelPicker
 

@@ -324,5 +324,6 @@ def _warnings(spec: RunSpec, base: Blueprint, first: Rows, rows: Rows, known: Se
     found += [remark for remark in row_remarks({"rows": first.told()}) if remark not in known]
     if found and len(first.train) < len(rows.train):
         found.append(f"Only the first {len(first.train):,} of {len(rows.train):,} rows are examined.")
-    leaks = (contamination_warning(name, contamination.overlap(rows.train, test)) for name, test in rows.test.items())
+    found_in = contamination.overlaps(rows.train, rows.test)
+    leaks = (contamination_warning(name, found) for name, found in found_in.items())
     return found + [text for text in leaks if text]

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from llm_adapters_lab.models import hub
-from llm_adapters_lab.models.blueprint import FOLDERS, Blueprint, blueprint
+from llm_adapters_lab.models.blueprint import Blueprint, blueprint
 from llm_adapters_lab.models.pypi_bases import PYPI_BASES, cache_folder
 from llm_adapters_lab.models.random_models import TINY
+from llm_adapters_lab.models.source import FOLDERS
 from llm_adapters_lab.models.spec import PACKAGED, check_base
 from widgets.forms.picker import Option, Picker
 from widgets.kit.panel import Panel, error_text, schedule

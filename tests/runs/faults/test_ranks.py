@@ -31,7 +31,7 @@ from teams import (
     two,
 )
 
-from llm_adapters_lab.models.blueprint import NANO
+from llm_adapters_lab.models.source import NANO
 from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.spec import RunSpec
 

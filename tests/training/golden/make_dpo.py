@@ -22,7 +22,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from llm_adapters_lab.models.blueprint import NANO
+from llm_adapters_lab.models.source import NANO
 from llm_adapters_lab.tasks.registry import get_task
 
 HERE = Path(__file__).parent
