@@ -20,6 +20,7 @@ from llm_adapters_lab.events import FellBack
 from llm_adapters_lab.tasks.tokens import IGNORED, Sample, documents
 from llm_adapters_lab.training.batches import collate
 from llm_adapters_lab.training.distributed import sharded
+from llm_adapters_lab.training.last_mlp import last_mlp
 from llm_adapters_lab.training.loss import FastPaths, Objective, adds_router_loss, call_inputs, row_inputs
 from llm_adapters_lab.training.packing import packing_obstacle
 from llm_adapters_lab.training.spec import TrainSpec
@@ -29,6 +30,9 @@ TOLERANCE = 1e-3
 ROUNDING = 4.0
 """In lower precision: maximum ratio of a fast path's differences to `rounding_noise` (root mean squares).
 A correct fast path is near 1; one in which rows see each other was at 57 and more."""
+GRADIENT_TOLERANCE = 1e-2
+"""Admissible change of the gradients by recomputation, relative to their norm. They are equal to the bit where kernels
+are deterministic, and far off where a recipe does not compute what was there."""
 HEAD_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
 """Logits in fp32 that are there at a time. At 262,144 words that is 64 labels on a CPU, where a step took 1.13 times as
 long as with all at once (shape of Gemma-3-270M, 4 rows of 64 labels; with 128: 1.08). The value for GPUs is a guess."""
@@ -44,8 +48,8 @@ def choose_fast_paths(
     Those that inspection does not rule out are compared with the plain computation on three short rows.
     """
     able, reasons = eligible(model, injection, samples, plan)
-    held, first = FastPaths(), ""
-    able, size = replace(able, head_chunk=0), able.head_chunk
+    held, first, wanted = FastPaths(), "", able
+    able = replace(able, head_chunk=0, label_mlp=False, recompute=False)
     for paths in (able, replace(able, share_prefix=False), replace(able, packing=False, share_prefix=False)):
         fault = "" if paths == FastPaths() else _try(model, injection, samples, paths)
         if not fault:
@@ -55,10 +59,17 @@ def choose_fast_paths(
     for name in vars(able):
         if getattr(able, name) and not getattr(held, name):
             reasons[name] = f"{type(model).__name__} computes {first} with it"
-    if held.label_head and size:  # tried in small chunks, as there are few labels
-        if fault := _try(model, injection, samples, replace(held, head_chunk=4)):
-            reasons["head_chunk"] = f"{type(model).__name__} computes {fault} with its head in chunks"
-        held = held if fault else replace(held, head_chunk=size)
+    # Each of these alone; the head in small chunks, as there are few labels.
+    small = {"head_chunk": replace(held, head_chunk=4), "label_mlp": replace(held, label_mlp=True)}
+    for (name, tried), what in zip(small.items(), ("its head in chunks", "its last MLP at labels only"), strict=True):
+        if held.label_head and (value := getattr(wanted, name)):
+            if fault := _try(model, injection, samples, tried):
+                reasons[name] = f"{type(model).__name__} computes {fault} with {what}"
+            held = held if fault else replace(held, **{name: value})
+    if wanted.recompute:
+        if fault := _try_gradients(model, injection, samples, held):
+            reasons["recompute"] = f"{type(model).__name__} computes {fault} with it"
+        held = replace(held, recompute=not fault)
     return held, [FellBack(f"train.{name}", f"{reason}; computed without it.") for name, reason in reasons.items()]
 
 
@@ -66,7 +77,14 @@ def eligible(
     model: nn.Module, injection: Injection, samples: Sequence[Sample], plan: TrainSpec
 ) -> tuple[FastPaths, dict[str, str]]:
     """Return the fast paths that inspection does not rule out, and by name why it rules out others."""
-    wanted = FastPaths(plan.label_head, plan.packing, plan.packing and plan.share_prefix)
+    wanted = FastPaths(
+        label_head=plan.label_head,
+        packing=plan.packing,
+        share_prefix=plan.packing and plan.share_prefix,
+        label_mlp=plan.label_head and not (plan.compile or plan.regime or _needs_all_tokens(injection)),
+        # Compiled layers choose themselves what to keep.
+        recompute=plan.recompute and not (plan.gradient_checkpointing or plan.compile),
+    )
     reasons = {}
     if wanted.label_head and model.get_output_embeddings() is None:  # type: ignore[operator]
         reasons["label_head"] = f"{type(model).__name__} has no output head of its own"
@@ -78,6 +96,11 @@ def eligible(
     size = _head_chunk(model, samples, plan) if able.label_head else 0
     if size and sharded():
         size, reasons["head_chunk"] = 0, "the weights of the output head are spread over the processes"
+    if able.label_mlp and (reason := _last_mlp_obstacle(model, injection)):
+        reasons["label_mlp"] = reason
+    if able.recompute and sharded():
+        reasons["recompute"] = "the weights of the layers are spread over the processes"
+    able = replace(able, **dict.fromkeys(reasons.keys() - {"head_chunk"}, False))
     return replace(able, share_prefix=able.packing and able.share_prefix, head_chunk=size), reasons
 
 
@@ -114,6 +137,19 @@ def _sharing_obstacle(model: nn.Module, injection: Injection, samples: Sequence[
     return ""
 
 
+def _needs_all_tokens(injection: Injection) -> bool:
+    """Return whether an adapter looks at more than a token at a time, or runs every batch twice."""
+    kinds, modifiers = injection.adapters.values(), [modifier for _, _, modifier in modified(injection.adapters)]
+    looks = any(kind.needs_context or kind.looks_back or kind.penalty is not None for kind in kinds)
+    return looks or any(modifier.forwards > 1 for modifier in modifiers)
+
+
+def _last_mlp_obstacle(model: nn.Module, injection: Injection) -> str:
+    if adds_router_loss(model):
+        return "the router loss of the base counts every token"
+    return "" if last_mlp(injection.anatomy) else f"the last MLP of {type(model).__name__} is no module of its own"
+
+
 def find_dropout(model: nn.Module) -> str:
     """Return the name of a module with active dropout, or ""."""
     name: str
@@ -127,6 +163,8 @@ def find_dropout(model: nn.Module) -> str:
 def _try(model: nn.Module, injection: Injection, samples: Sequence[Sample], paths: FastPaths) -> str:
     """Return how the losses of three short rows differ from the plain computation, or ""."""
     rows = probe_rows(samples)
+    if paths.label_mlp:
+        rows = [replace(row, labels=(*(IGNORED,) * (len(row.ids) - 2), *row.ids[-2:])) for row in rows]
     try:
         with trial_run(model, injection):
             with Objective(model, FastPaths()).losses(model, rows) as plain:
@@ -134,6 +172,22 @@ def _try(model: nn.Module, injection: Injection, samples: Sequence[Sample], path
             with Objective(model, paths).losses(model, rows) as fast:
                 pass
             return mismatch(plain, fast, rounding_noise(model, rows))
+    except FAILURES as error:
+        return f"nothing ({type(error).__name__})"
+
+
+def _try_gradients(model: nn.Module, injection: Injection, samples: Sequence[Sample], paths: FastPaths) -> str:
+    """Return how the gradients of three short rows change with recomputation, or ""."""
+    rows, trained = probe_rows(samples), [p for p in injection.parameters() if p.requires_grad]
+    found = []
+    try:
+        with trial_run(model, injection), torch.enable_grad():
+            for recompute in (False, True):
+                with Objective(model, replace(paths, recompute=recompute)).losses(model, rows) as losses:
+                    each = torch.autograd.grad(losses.sum(), trained, allow_unused=True)
+                found.append(torch.cat([g.flatten().float() for g in each if g is not None]))
+        far = float((found[0] - found[1]).norm() / found[0].norm().clamp(min=1e-30))
+        return "" if far <= GRADIENT_TOLERANCE else f"gradients that are {far:.2g} of their norm off"
     except FAILURES as error:
         return f"nothing ({type(error).__name__})"
 

@@ -23,7 +23,9 @@ from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.tasks.tokens import IGNORED, Sample, documents
 from llm_adapters_lab.training.batches import collate, collate_extras, send
 from llm_adapters_lab.training.chunked_head import ChunkedHead, head_input
+from llm_adapters_lab.training.last_mlp import last_mlp, run_at
 from llm_adapters_lab.training.packing import Packed, pack, packed_attention
+from llm_adapters_lab.training.recompute import Recomputation
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,16 @@ class FastPaths:
         packing: lay rows end to end, so that no padding is computed.
         share_prefix: compute a common beginning of the rows of a micro-batch once; needs packing.
         head_chunk: number of labels whose logits are there at a time, see `chunked_head`; 0: all. Needs label_head.
+        label_mlp: run the last MLP only where a label is counted, see `last_mlp`.
+        recompute: do not keep what is cheap to compute again, see `recompute`.
     """
 
     label_head: bool = False
     packing: bool = False
     share_prefix: bool = False
     head_chunk: int = 0
+    label_mlp: bool = False
+    recompute: bool = False
 
 
 def token_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -83,7 +89,10 @@ class Objective:
         self.model, self.fast_paths, self.pad_id, self.injection = model, fast_paths, pad_id, injection
         found = groups(injection.adapters) if injection else []
         self._group = next((group for group in found if group[0].modifier.forwards > 1), [])
-        self._decoder: Any = model.get_submodule(Anatomy.of(model).decoder)
+        anatomy = Anatomy.of(model)
+        self._decoder: Any = model.get_submodule(anatomy.decoder)
+        self._last_mlp = model.get_submodule(last_mlp(anatomy)) if fast_paths.label_mlp else None
+        self._recomputation = Recomputation(model, anatomy) if fast_paths.recompute else None
         self._prefetched: dict[tuple[int, ...], Future[Any]] = {}
 
     def units(self, samples: Sequence[Sample]) -> int:
@@ -161,19 +170,25 @@ class Objective:
                 packed, extras = self._take_layout(samples)
                 packed = packed.repeat(copies)
                 inputs = {"input_ids": packed.ids, "position_ids": packed.positions}
-                reads, labels = packed.reads, packed.labels
+                reads, labels, read = packed.reads, packed.labels, packed.read
                 layout.enter_context(packed_attention(getattr(self._decoder, "config", self.model.config), packed))
                 layout.enter_context(call_inputs(self._decoder, extras, packed))
             else:
                 batch, extras = self._take_layout(samples := [*samples] * copies)
                 inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
                 reads, labels = _counted(documents(samples), batch["labels"])
+                read = reads
                 layout.enter_context(call_inputs(self._decoder, extras))
             if head and len(labels) > paths.head_chunk:
                 at_labels = head.left(reads)
             else:
                 at_labels = head_input(self.model, lambda x: x.flatten(0, 1).index_select(0, reads)[None])
-            with at_labels if paths.label_head else nullcontext():
+            if self._last_mlp is not None:
+                layout.enter_context(run_at(self._last_mlp, read, inputs["input_ids"].shape))
+            with ExitStack() as forward:
+                forward.enter_context(at_labels if paths.label_head else nullcontext())
+                if self._recomputation and torch.is_grad_enabled():
+                    forward.enter_context(self._recomputation.forward_pass())
                 logits = prepared(**inputs, use_cache=False).logits.flatten(0, 1)
             yield (logits if paths.label_head else logits[reads]).float(), labels
 

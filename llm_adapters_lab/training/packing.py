@@ -6,8 +6,9 @@ Three rows `T T a`, `T T b b` and `c` become one sequence of six tokens in which
     rows      [0 1 2 ·] [0 1 3 4] [5 · · ·]        ·: empty
 
 Everything that treats tokens separately (projections, norms, adapters, the output head) runs on the sequence. Only
-attention runs on rows: queries, keys and values are gathered by `rows`, which are causal and padded on the right, where
-no token looks, so no mask is needed; outputs are gathered back by `places`. Gradients of copies add up.
+attention runs on rows: queries, keys and values are gathered by `groups` of rows of similar length, which are causal
+and padded on the right, where no token looks, so no mask is needed; outputs are gathered back by `places`. Gradients of
+copies add up.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,9 +28,13 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from llm_adapters_lab.tasks.tokens import IGNORED, Sample, pad
 from llm_adapters_lab.training.batches import send
+from llm_adapters_lab.training.recompute import recomputable
 
 NAME = "lab_packed"
 """Name of the attention below in transformers. No mask function is registered for it, so models make no mask."""
+
+GROUP_COST = 4096
+"""What attending in one more group costs, as a number of pairs of tokens."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +46,22 @@ class Packed:
         positions: position of each token in its row, (1, T).
         rows: index of the token at each column of each row, (B, L); 0 after the end of a row.
         token_rows: row of each token (the first one of a shared token), (T,).
-        places: index of each token in the flattened (B, L) rows, (T,).
+        groups: the same rows for attention, those of similar length together, (B_g, L_g) each.
+        places: index of each token in the flattened groups, laid end to end, (T,).
         reads: indices of the tokens that predict the counted labels, (N,).
         labels: those labels, row by row, (N,).
+        read: the tokens among `reads`, each once and in order.
     """
 
     ids: torch.Tensor
     positions: torch.Tensor
     rows: torch.Tensor
     token_rows: torch.Tensor
+    groups: tuple[torch.Tensor, ...]
     places: torch.Tensor
     reads: torch.Tensor
     labels: torch.Tensor
+    read: torch.Tensor
 
     @property
     def counts(self) -> torch.Tensor:
@@ -64,9 +74,13 @@ class Packed:
         """Return `count` copies of the rows, one after the other; the copies share no tokens."""
         if count == 1:
             return self
-        tokens, (rows, longest) = self.ids.shape[1], self.rows.shape
+        tokens, rows = self.ids.shape[1], len(self.rows)
+        sizes = torch.tensor([group.numel() for group in self.groups], device=self.ids.device)
+        # Within a group, its copies are one after the other.
+        group = torch.bucketize(self.places, sizes.cumsum(0), right=True)
+        places = self.places + (count - 1) * (sizes.cumsum(0) - sizes)[group]
 
-        def copies(indices: torch.Tensor, step: int) -> torch.Tensor:
+        def copies(indices: torch.Tensor, step: int | torch.Tensor) -> torch.Tensor:
             return torch.cat([indices + i * step for i in range(count)])
 
         return Packed(
@@ -74,9 +88,11 @@ class Packed:
             positions=self.positions.repeat(1, count),
             rows=copies(self.rows, tokens),
             token_rows=copies(self.token_rows, rows),
-            places=copies(self.places, rows * longest),
+            groups=tuple(copies(group, tokens) for group in self.groups),
+            places=copies(places, sizes[group]),
             reads=copies(self.reads, tokens),
             labels=self.labels.repeat(count),
+            read=copies(self.read, tokens),
         )
 
 
@@ -112,15 +128,37 @@ def pack(samples: Sequence[Sample], *, share: bool, device: torch.device | str =
             parent = known[parent, token]
             row.append(parent)
         rows.append(row)
-    longest = max(map(len, rows))
-    places = [number * longest + column for number, column in zip(token_rows, positions, strict=True)]
-    indices = {"token_rows": token_rows, "places": places, "reads": reads, "labels": labels}
+    order = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
+    groups = [order[part] for part in _similar([len(rows[number]) for number in order])]
+    starts, start = {}, 0
+    for group in groups:
+        for number in group:
+            starts[number], start = start, start + len(rows[group[0]])
+    places = [starts[number] + column for number, column in zip(token_rows, positions, strict=True)]
+    indices = {"token_rows": token_rows, "places": places, "reads": reads, "labels": labels, "read": sorted({*reads})}
     tensors = {
         name: torch.tensor(values, dtype=torch.long)
         for name, values in {"ids": [ids], "positions": [positions], **indices}.items()
     }
     tensors["rows"] = pad(rows, 0, "right")
-    return Packed(**{name: send(tensor, device) for name, tensor in tensors.items()})
+    for_attention = (pad([rows[number] for number in group], 0, "right") for group in groups)
+    return Packed(
+        **{name: send(tensor, device) for name, tensor in tensors.items()},
+        groups=tuple(send(group, device) for group in for_attention),
+    )
+
+
+def _similar(lengths: Sequence[int]) -> list[slice]:
+    """Split lengths, the longest first, where that saves more attention to padding than a group costs."""
+    found, waiting = [], [(0, len(lengths))]
+    while waiting:
+        start, end = waiting.pop()
+        saved = {cut: (end - cut) * (lengths[start] ** 2 - lengths[cut] ** 2) for cut in range(start + 1, end)}
+        if saved and saved[cut := max(saved, key=saved.__getitem__)] > GROUP_COST:
+            waiting += [(cut, end), (start, cut)]
+        else:
+            found.append(slice(start, end))
+    return found
 
 
 _RUNNING: dict[int, Packed] = {}
@@ -132,15 +170,21 @@ def _attend(
 ) -> tuple[torch.Tensor, None]:
     """Attend within rows; query, key and value are (1, heads, T, width), the result is (1, T, heads, width)."""
     packed = _RUNNING[id(module.config)]
-    query, key, value = (_to_rows(part, packed.rows) for part in (query, key, value))
-    out, _ = sdpa_attention_forward(module, query, key, value, None, **options)
-    return out.flatten(0, 1).index_select(0, packed.places)[None], None
+    outputs = []
+    for rows in packed.groups:
+        q, k, v = (_to_rows(part, rows) for part in (query, key, value))
+        outputs.append(sdpa_attention_forward(module, q, k, v, None, **options)[0].flatten(0, 1))
+    return torch.cat(outputs).index_select(0, packed.places)[None], None
 
 
 def _to_rows(part: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Gather (1, heads, T, width) into (B, heads, L, width)."""
-    # Tokens first, which is the memory order that the projections leave.
-    chosen = part[0].transpose(0, 1).index_select(0, rows.flatten())
+
+    def choose(part: torch.Tensor) -> torch.Tensor:
+        # Tokens first, which is the memory order that the projections leave.
+        return part[0].transpose(0, 1).index_select(0, rows.flatten())
+
+    chosen = recomputable(choose(part), partial(choose, part.detach()))
     return chosen.view(*rows.shape, *chosen.shape[1:]).transpose(1, 2)
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from itertools import pairwise
+from unittest import mock
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 
 from llm_adapters_lab.models import random_models
 from llm_adapters_lab.tasks.tokens import IGNORED, Sample
+from llm_adapters_lab.training import packing
 from llm_adapters_lab.training.batches import micro_batches
-from llm_adapters_lab.training.packing import pack, packed_attention
+from llm_adapters_lab.training.packing import GROUP_COST, pack, packed_attention
 
 # Few different tokens, so that rows often have a common beginning.
 IDS = st.lists(st.integers(3, 5), min_size=1, max_size=9)
@@ -37,16 +39,22 @@ def test_with_sharing_every_prefix_is_stored_once(rows: list[Sample]) -> None:
     assert packed.ids.shape[1] == len(beginnings)
 
 
-@given(ROWS, st.booleans())
-def test_the_rows_can_be_recovered_from_a_packed_batch(rows: list[Sample], share: bool) -> None:
-    packed = pack(rows, share=share)
-    longest = packed.rows.shape[1]
+@pytest.mark.parametrize("cost", [GROUP_COST, 0])
+@given(rows=ROWS, share=st.booleans())
+def test_the_rows_can_be_recovered_from_a_packed_batch(rows: list[Sample], share: bool, cost: int) -> None:
+    with mock.patch.object(packing, "GROUP_COST", cost):
+        packed = pack(rows, share=share)
+    assert len(packed.groups) == (1 if cost else len({len(row.ids) for row in rows}))
     for number, row in enumerate(rows):
         found = packed.rows[number, : len(row.ids)]
         assert tuple(packed.ids[0, found].tolist()) == row.ids
         assert packed.positions[0, found].tolist() == list(range(len(row.ids)))
-    assert torch.equal(packed.rows.flatten()[packed.places], torch.arange(packed.ids.shape[1]))
-    assert all(place % longest == at for place, at in zip(packed.places, packed.positions[0], strict=True))
+    for some in (packed, packed.repeat(3)):
+        columns = torch.cat([torch.arange(group.shape[1]).repeat(len(group)) for group in some.groups])
+        assert torch.equal(columns[some.places], some.positions[0])
+        flat = torch.cat([group.flatten() for group in some.groups])
+        assert torch.equal(flat[some.places], torch.arange(some.ids.shape[1]))
+    assert {*packed.read.tolist()} == {*packed.reads.tolist()}
     wanted = [(row.ids[: c + 1], row.labels[c + 1]) for row in rows for c in range(len(row.ids) - 1)]
     wanted = [(before, label) for before, label in wanted if label != IGNORED]
     columns = packed.rows.tolist()

@@ -1,0 +1,68 @@
+"""The last MLP of a model, run only where a label is counted: no other token's output of it has any influence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from llm_adapters_lab.core.anatomy import Anatomy
+
+
+def last_mlp(anatomy: Anatomy) -> str:
+    """Return the path of the module that is the MLP, or mixture, of the last layer; "" if no module is."""
+    layer = anatomy.layers[-1]
+    number = max(site.layer for site in anatomy.projections)
+    sites = (*anatomy.projections, *anatomy.sublayers)
+    own = [site for site in sites if site.layer == number and (site.sublayer or site.role) in ("mlp", "experts")]
+    paths = [site.path.removeprefix(f"{layer}.").split(".") for site in own if site.path.startswith(f"{layer}.")]
+    shared: list[str] = []
+    for names in zip(*(path[:-1] or path for path in paths), strict=False):
+        if len({*names}) > 1:
+            break
+        shared.append(names[0])
+    return ".".join([layer, *shared]) if shared else ""
+
+
+@contextmanager
+def run_at(module: nn.Module, tokens: torch.Tensor, shape: Sequence[int]) -> Iterator[None]:
+    """Run a module for some tokens only; the others get zeros.
+
+    Adapters in the module and at it see those tokens alone.
+
+    Args:
+        module: its inputs and output are (B, T, d), and it treats every token by itself.
+        tokens: indices among all B times T, each once and in order, (N,).
+        shape: (B, T); inputs of another shape are for all tokens.
+    """
+    shape = torch.Size(shape)
+
+    def gather(x: Any) -> Any:
+        whole = isinstance(x, torch.Tensor) and x.ndim == 3 and x.shape[:2] == shape
+        return x.flatten(0, 1).index_select(0, tokens)[None] if whole else x
+
+    def before(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        return tuple(map(gather, args)), {name: gather(x) for name, x in kwargs.items()}
+
+    def after(module: nn.Module, args: Any, kwargs: Any, out: Any) -> Any:
+        first: torch.Tensor = next(iter((*args, *kwargs.values())))
+        if first.shape[:2] != (1, len(tokens)):
+            return out
+        y: torch.Tensor = out[0] if isinstance(out, tuple) else out
+        if y.shape[:-1].numel() != len(tokens):
+            raise ValueError(f"{type(module).__name__} returns {tuple(y.shape)} for {len(tokens)} tokens.")
+        whole = y.new_zeros(shape.numel(), y.shape[-1]).index_copy(0, tokens, y.flatten(0, -2)).view(*shape, -1)
+        return (whole, *out[1:]) if isinstance(out, tuple) else whole
+
+    hooks = [
+        module.register_forward_pre_hook(before, with_kwargs=True),
+        module.register_forward_hook(after, with_kwargs=True),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
