@@ -49,23 +49,31 @@ def test_four_bits_take_the_place_of_the_projections() -> None:
 
 def test_an_exponent_is_that_of_the_law() -> None:
     xs = [1.0, 2.0, 5.0, 9.0]
-    found, error = scaling.slope(xs, [3 * x**1.7 for x in xs])
-    assert found == pytest.approx(1.7) and error == pytest.approx(0, abs=1e-9)
-    assert scaling.slope(xs[:2], [1, 4]) == (pytest.approx(2.0), None)
+    assert scaling.slope(xs, [3 * x**1.7 for x in xs]) == pytest.approx(1.7)
+    assert scaling.spread([1.0, 1.0, 1.0]) == 0
+    assert scaling.spread([1.0, 2.0]) == pytest.approx(12.706 * 0.5, rel=1e-4)  # of one degree of freedom
 
 
 def test_an_axis_is_counted_and_agrees_with_the_formula() -> None:
     base = scaling.Case(hidden=64, layers=2, length=16, rows=1, data=8)
     found = scaling.along([(n, scaling.replace(base, rows=n)) for n in (1, 2, 4)], rounds=2)
-    assert found["flops_exponent"][0] == pytest.approx(1, abs=0.01)
+    assert found["flops_exponent"] == pytest.approx(1, abs=0.01)
     # What lies below the lowest adapter is not gone back through; the formula leaves that out.
     assert all(1 < ratio < 1.1 for ratio in found["formula"])
     held = scaling.growth(6)
     assert held.tensors[-1] == held.tensors[0]
 
 
+def test_of_experts_only_the_chosen_are_counted() -> None:
+    base = scaling.Case(hidden=192, layers=2, length=16, rows=1, data=8)
+    found = scaling.along([(n, scaling.replace(base, experts=n)) for n in (2, 4, 8)], rounds=2)
+    assert found["flops_exponent"] == pytest.approx(0, abs=0.01)
+    assert all(1 < ratio < 1.1 for ratio in found["formula"])
+
+
 def test_kept_scaling_figures_cover_all_axes() -> None:
     kept = json.loads((BENCHMARKS / "scaling.json").read_text(encoding="utf-8"))
     assert list(kept["axes"]) == [name for name, _ in scaling.axes(quick=False)]
-    assert scaling.table(kept) == (BENCHMARKS / "scaling.md").read_text(encoding="utf-8")
+    assert list(kept["axes"]) == list(scaling.WHY)
+    assert scaling.page(kept) == scaling.PAGE.read_text(encoding="utf-8")
     assert [p["shape"] for p in kept["projection"]] == ["7B", "13B", "70B"]
