@@ -1,13 +1,15 @@
 """How fast training is: peft with transformers' Trainer, peft in a plain loop, and the lab, on the same work.
 
     python benchmarks/training.py [--base nano] [--task mini-math] [--batch 32] [--steps 5] [--rounds 5] [--root DATA]
+    python benchmarks/training.py --base smollm2-135m --task arc-e,boolq,gsm8k-official --batch 4,16,64 --counts
 
-All train LoRA from the same first tensors on the same rows in the same order, with the same optimiser, schedule and
-precision. The ways take turns, so that what disturbs the machine disturbs all of them; ratios are of neighbours. FLOPs,
-tokens, saved and held bytes are counted in a step of their own and do not depend on the machine. The second part trains
+With TRL installed, its SFTTrainer takes part, with its defaults and at its best. All train LoRA from the same first
+tensors on the same rows in the same order, with the same optimiser, schedule and precision. The ways take turns, so
+that what disturbs the machine disturbs all of them; ratios are of neighbours. FLOPs, tokens and held bytes are counted
+in a step of their own and do not depend on the machine; --counts leaves out the timed rounds. The second part trains
 --study adapters at once over one base, as `study` does, and compares that with as many runs one after the other, and
-with one run of as many tokens in a pass. Writes the result of a base to training-BASE.json in the folder --out, and all
-results there to training.md.
+with one run of as many tokens in a pass. Writes each result to training-BASE-TASK-BATCH.json in the folder --out, and
+all results there to training.md.
 """
 
 from __future__ import annotations
@@ -51,8 +53,8 @@ from llm_adapters_lab.training.packing import pack
 from llm_adapters_lab.training.spec import TrainSpec
 
 HERE = Path(__file__).parent
-OFF = {"label_head": False, "packing": False, "share_prefix": False}
-TARGETS = {"flops": 0.5, "tokens_per_second": 1.8, "memory": 0.6}
+OFF = {"label_head": False, "packing": False, "share_prefix": False, "recompute": False}
+RIVALS = ("trainer", "trl", "trl-tuned")
 
 
 @dataclass
@@ -103,10 +105,10 @@ def trl(work: Work) -> Iterator[None]:
 
 
 def trl_tuned(work: Work) -> Iterator[None]:
-    """TRL, SFTTrainer at its best: no checkpointing, no padding, on a GPU with Liger's kernels."""
-    gpu = torch.cuda.is_available()
+    """TRL, SFTTrainer at its best: no checkpointing; on a GPU no padding, and Liger's kernels."""
+    gpu = torch.cuda.is_available()  # on a CPU, rows without padding attend to each other's masks: half as fast
     yield from _trl(
-        work, {"gradient_checkpointing": False, "padding_free": True, "max_length": None, "use_liger_kernel": gpu}
+        work, {"gradient_checkpointing": False, "padding_free": gpu, "max_length": None, "use_liger_kernel": gpu}
     )
 
 
@@ -255,26 +257,17 @@ def timed(way: str, work: Work) -> tuple[float, float, list[float]]:
 
 
 def counted(way: str, work: Work) -> dict[str, int]:
-    """Return the FLOPs of a step, the bytes it saves for backward, and the most bytes it holds beside all weights."""
+    """Return the FLOPs of a step, and the most bytes it holds beside all weights."""
     running = WAYS[way](work)
     found = _counted(running, _ready(running))
     return {**found, "flops": found["flops"] - work.trial, "trial_flops": work.trial}
 
 
 def _counted(running: Iterator[None], own: list[torch.Tensor]) -> dict[str, int]:
-    saved: dict[int, int] = {}
-    weights = {t.untyped_storage().data_ptr() for t in own}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     flops = FlopCounterMode(display=False, custom_mapping=_ATTENTION)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), Peak(own) as peak, flops:
+    with Peak(own) as peak, flops:
         next(running, None)
-    return {"flops": flops.get_total_flops(), "saved_bytes": sum(saved.values()), "peak_bytes": peak.most}
+    return {"flops": flops.get_total_flops(), "peak_bytes": peak.most}
 
 
 def _parameters(running: Any) -> list[torch.Tensor]:
@@ -390,7 +383,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     results: dict[str, dict[str, Any]] = {way: {"what": WAYS[way].__doc__, **counted(way, work(1))} for way in WAYS}
     print(json.dumps(results), flush=True)
     rounds: list[dict[str, tuple[float, float, list[float]]]] = []
-    for number in range(asked.rounds):
+    for number in range(0 if asked.counts else asked.rounds):
         # In turns, from a different one each time.
         names = [*list(WAYS)[number % len(WAYS) :], *list(WAYS)[: number % len(WAYS)]]
         rounds.append({way: timed(way, work(asked.steps)) for way in names})
@@ -401,16 +394,16 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     for way, result in results.items():
         computed = pack(first, share=True).ids.shape[1] if way == "on" else padded
         result |= {"flops_per_token": result.pop("flops") / useful, "computed_per_token": computed / useful}
-        result |= {"memory_bytes": weights + result["peak_bytes"], "losses": rounds[0][way][2]}
-        result |= {"tokens_per_second": statistics.median(tokens / r[way][0] for r in rounds)}
+        result |= {"memory_bytes": weights + result["peak_bytes"], "losses": rounds[0][way][2] if rounds else []}
+        result |= {"rounds": [tokens / r[way][0] for r in rounds]}
+        result |= {"tokens_per_second": statistics.median(result["rounds"]) if rounds else None}
         result |= {"against_trainer": _against(results["trainer"], result, rounds, way)}
     return {
         **{key: getattr(asked, key) for key in ("base", "task", "batch", "steps", "rounds", "rank")},
         "tokens_per_row": tokens / len(samples),
         "labels_per_row": sum(s.counted for s in samples) / len(samples),
         "ways": results,
-        "study": many(asked, samples, config, tokenizer.pad_token_id) if asked.study else None,
-        "targets": TARGETS,
+        "study": many(asked, samples, config, tokenizer.pad_token_id) if asked.study and not asked.counts else None,
         "environment": environment(make_accelerator("auto").device.type, loading.pick_dtype("auto")),
     }
 
@@ -419,10 +412,9 @@ def _against(trainer: dict[str, Any], way: dict[str, Any], rounds: list[Any], na
     ratios = {part: sorted(r["trainer"][i] / r[name][i] for r in rounds) for i, part in enumerate(("wall", "cpu"))}
     return {
         "flops": way["flops_per_token"] / trainer["flops_per_token"],
-        "saved": way["saved_bytes"] / trainer["saved_bytes"],
         "memory": way["memory_bytes"] / trainer["memory_bytes"],
-        "loss": max(abs(a - b) for a, b in zip(way["losses"], trainer["losses"], strict=True)),
-        **{part: {"median": statistics.median(found), "all": found} for part, found in ratios.items()},
+        "loss": max((abs(a - b) for a, b in zip(way["losses"], trainer["losses"], strict=True)), default=None),
+        **{part: {"median": statistics.median(found), "all": found} for part, found in ratios.items() if found},
     }
 
 
@@ -433,32 +425,52 @@ def table(results: list[dict[str, Any]]) -> str:
         head = f"{result['base']}, LoRA r{result['rank']} at q,k,v,up,down, {result['task']}, batch {result['batch']}"
         about = f"{result['tokens_per_row']:.0f} tokens a row, {result['labels_per_row']:.1f} of them labels; "
         about += f"{result['rounds']} rounds of {result['steps']} steps. Machine: {json.dumps(result['environment'])}."
-        columns = (
-            "MFLOPs/token | computed/token | saved MB | memory MB | tokens/s | FLOPs | memory | speed | CPU time | loss"
-        )
-        lines += ["", f"## {head}", "", about, "", f"| | {columns} |", "|---|" + "---|" * 10]
+        columns = "MFLOPs/token | computed/token | memory MB | tokens/s | FLOPs | memory | speed | CPU time | loss"
+        lines += ["", f"## {head}", "", about, "", f"| | {columns} |", "|---|" + "---|" * 9]
         for way in result["ways"].values():
             than = way["against_trainer"]
-            spread = f"{than['wall']['median']:.2f} ({than['wall']['all'][0]:.2f} to {than['wall']['all'][-1]:.2f})"
             cells = [f"{way['flops_per_token'] / 1e6:.2f}", f"{way['computed_per_token']:.2f}"]
-            cells += [f"{way['saved_bytes'] / 1e6:.0f}", f"{way['memory_bytes'] / 1e6:.0f}"]
-            cells += [f"{way['tokens_per_second']:.0f}", f"{than['flops']:.2f}", f"{than['memory']:.2f}", spread]
-            cells += [f"{1 / than['cpu']['median']:.2f}", f"{than['loss']:.0e}"]
+            cells += [f"{way['memory_bytes'] / 1e6:.0f}", f"{rate:.0f}" if (rate := way["tokens_per_second"]) else "–"]
+            cells += [f"{than['flops']:.2f}", f"{than['memory']:.2f}"]
+            if rate:
+                wall = than["wall"]
+                cells += [f"{wall['median']:.2f} ({wall['all'][0]:.2f} to {wall['all'][-1]:.2f})"]
+                cells += [f"{1 / than['cpu']['median']:.2f}", f"{than['loss']:.0e}"]
+            else:
+                cells += ["–"] * 3
             lines.append(f"| {way['what']} | {' | '.join(cells)} |")
+        lines += ["", _verdict(result)]
         lines += _many_lines(found) if (found := result.get("study")) else []
     lines += [
         "",
-        "Tokens are those of the rows, without padding. Computed: tokens that run through the layers. Saved: what the "
-        "forward pass keeps for backward, beside the weights. Memory: weights and the most that torch holds at a time. "
-        "The last five columns compare with the first line: ratios, and for the loss the largest difference of a step. "
-        "What the lab spends once on trying its shortcuts is in its seconds, and not in its FLOPs.",
+        "Tokens are those of the rows, without padding. Computed: tokens that run through the layers. Memory: weights "
+        "and the most that torch holds at a time. The last five columns compare with the first line: ratios, and for "
+        "the loss the largest difference of a step. What the lab spends once on trying its shortcuts is in its "
+        "seconds, and not in its FLOPs.",
     ]
     return "\n".join(lines) + "\n"
 
 
+def _verdict(result: dict[str, Any]) -> str:
+    """Return how the lab compares with the best of the rivals, separately in FLOPs, memory and speed."""
+    own, rivals = result["ways"]["on"], [result["ways"][name] for name in RIVALS if name in result["ways"]]
+    flops, memory = (own[key] / min(rival[key] for rival in rivals) for key in ("flops_per_token", "memory_bytes"))
+    text = f"The lab takes {flops:.2f} of the FLOPs and {memory:.2f} of the memory of the rival with the least"
+    if own["tokens_per_second"]:
+        speeds = [min(o / r for r in rs) for o, *rs in zip(*_rates(result), strict=True)]
+        text += f", and has {statistics.median(speeds):.2f} times the tokens per second of the fastest "
+        text += f"({min(speeds):.2f} to {max(speeds):.2f})"
+    return text + "."
+
+
+def _rates(result: dict[str, Any]) -> list[list[float]]:
+    """Return the tokens per second of every round, of the lab and of each rival."""
+    return [result["ways"][name]["rounds"] for name in ("on", *RIVALS) if name in result["ways"]]
+
+
 def _many_lines(found: dict[str, Any]) -> list[str]:
     count, counts, memory = found["adapters"], found["counts"], found["memory_bytes"]
-    one, study, large = (counts[way] for way in ("one", "study", "large"))
+    one, study = (counts[way] for way in ("one", "study"))
     speeds = {part: sorted(r[part] for r in found["rounds"]) for part in ("wall", "cpu")}
     middle = {part: statistics.median(each) for part, each in speeds.items()}
     return [
@@ -468,31 +480,35 @@ def _many_lines(found: dict[str, Any]) -> list[str]:
         f"({speeds['wall'][0]:.2f} to {speeds['wall'][-1]:.2f}; by processor time {middle['cpu']:.2f}), losses "
         f"{found['apart']:.0e} off at most. Memory: {memory['study'] / 1e6:.0f} MB, one run of that batch "
         f"{memory['one'] / 1e6:.0f} MB, one run of {count} times that batch, as many rows in a pass, "
-        f"{memory['large'] / 1e6:.0f} MB: {memory['study'] / memory['large']:.2f} of it. Saved for backward: "
-        f"{study['saved_bytes'] / 1e6:.0f} MB and {large['saved_bytes'] / 1e6:.0f} MB.",
+        f"{memory['large'] / 1e6:.0f} MB: {memory['study'] / memory['large']:.2f} of it.",
     ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--base", default="nano")
-    parser.add_argument("--task", default="mini-math")
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--task", default="mini-math", help="one or several, with commas")
+    parser.add_argument("--batch", default="32", help="one or several, with commas")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--study", type=int, default=8, help="adapters at once; 0: leave that part out")
+    parser.add_argument("--counts", action="store_true", help="count FLOPs and bytes, and measure no time")
     parser.add_argument("--root", type=Path, default=None, help="folder with the benchmark files")
     parser.add_argument("--out", type=Path, default=HERE)
     asked = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    result = measure(asked)
     asked.out.mkdir(parents=True, exist_ok=True)
-    (asked.out / f"training-{asked.base}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    for task in asked.task.split(","):
+        for batch in map(int, asked.batch.split(",")):
+            result = measure(argparse.Namespace(**(vars(asked) | {"task": task, "batch": batch})))
+            path = asked.out / f"training-{asked.base}-{task}-{batch}.json"
+            path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            print(table([result]), flush=True)
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(asked.out.glob("training-*.json"))]
+    found.sort(key=lambda result: (result["base"], result["task"], result["batch"]))
     (asked.out / "training.md").write_text(table(found), encoding="utf-8")
-    print(table([result]))
 
 
 if __name__ == "__main__":

@@ -67,8 +67,9 @@ class AdapterChain(nn.ModuleDict):
 
     def active(self) -> dict[str, Any]:
         """Return the enabled adapters by name, in their order."""
-        on = [name for name in self if name not in self.off and name not in self.muted]
-        return {name: self[name] for name in sorted(on, key=self.turns.__getitem__)}
+        parts = self._modules  # a ModuleDict's own methods take as long as a small adapter
+        on = [name for name in parts if name not in self.off and name not in self.muted]
+        return {name: parts[name] for name in (sorted(on, key=self.turns.__getitem__) if len(on) > 1 else on)}
 
     def gates(self) -> list[Any]:
         """Return what decides for which tokens an MLP runs, of the enabled adapters."""
@@ -99,7 +100,9 @@ class AdapterChain(nn.ModuleDict):
             y: output of the base at the site.
             names: apply only these; by default all.
         """
-        active = {name: a for name, a in self.active().items() if names is None or name in names}
+        active = self.active()
+        if names is not None:
+            active = {name: adapter for name, adapter in active.items() if name in names}
         if not self.slices:
             return self._run(active, x, y)
         # Packed rows are one sequence, which is split along the tokens.
@@ -125,14 +128,21 @@ class AdapterChain(nn.ModuleDict):
 
     def _one(self, adapter: Any, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return y in the dtype of an adapter, and what the adapter makes of it."""
-        tensors = concatenated(adapter.parameters(), adapter.buffers())
-        dtype = next((t.dtype for t in tensors if t.is_floating_point()), y.dtype)
         # Under autocast, a cast here would only be a copy of x that is kept for the backward pass.
-        dtype = y.dtype if torch.is_autocast_enabled(y.device.type) else dtype
+        dtype = y.dtype if torch.is_autocast_enabled(y.device.type) else _dtype(adapter, y.dtype)
         before = y.to(dtype)
         if self.table:
             return before, before + weights.row_scale(self.table[0]) * adapter(x, torch.zeros_like(before))
         return before, adapter(before if x is y else x.to(dtype), before)
+
+
+def _dtype(adapter: nn.Module, default: torch.dtype) -> torch.dtype:
+    """Return the dtype of an adapter's first tensor of numbers, or the default."""
+    own = (t for t in adapter._parameters.values() if t is not None)  # all that most have, and quick to read
+    for tensor in concatenated(own, adapter.parameters(), adapter.buffers()):
+        if tensor.is_floating_point():
+            return tensor.dtype
+    return default
 
 
 class Sequence(nn.ModuleList):

@@ -22,12 +22,17 @@ from llm_adapters_lab.events import FellBack
 from llm_adapters_lab.tasks.tokens import Sample
 from llm_adapters_lab.training.fast_paths import FAILURES, find_dropout, mismatch, probe_rows, rounding_noise, trial_run
 from llm_adapters_lab.training.loss import adds_router_loss
+from llm_adapters_lab.training.lower_layers import layers_below
 from llm_adapters_lab.training.spec import TrainSpec
 from llm_adapters_lab.training.step import GradientComputer
 
 TOKENS = {"cpu": 2048, "cuda": 8192}
 """Default maximum of tokens in a shared pass, including padding. On a CPU, larger ones were not faster; the value for
 GPUs is a guess."""
+
+SMALL = 400
+"""Number of tokens of an adapter up to which a shared pass is faster on a CPU, whatever its arithmetic."""
+WORTH_IT = 1.1
 
 
 class Member(GradientComputer):
@@ -101,10 +106,13 @@ class JointTrainer:
         """Start without members; `tokens` defaults to `TOKENS`."""
         self.model, self.prepared, self.closing = model, None, ExitStack()
         self.tokens = tokens or TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
+        self._weighs = not tokens and not torch.cuda.is_available()  # whether sharing a pass has to pay
         self.members: list[Member] = []
         self._due: list[Member] = []
         self._losses: dict[Member, float] = {}
         self._slices: list[str] = []
+        self._told: set[Member] = set()
+        self._once = not getattr(model.config, "is_encoder_decoder", False)
 
     def activate(self, *wanted: Injection) -> None:
         """Put these adapters into the model and take all others out."""
@@ -160,17 +168,31 @@ class JointTrainer:
         able = [m for m in self._due if (m.objective.fast_paths, m.halvings) == key]
         padded = not member.objective.fast_paths.packing
         sizes = (len(c) * max(len(s.ids) for s in c) if padded else sum(len(s.ids) for s in c) for c in chunks)
-        passes = math.ceil(len(able) / max(1, self.tokens // max(sizes)))
-        return able[: math.ceil(len(able) / passes)]
+        most = max(sizes)
+        passes = math.ceil(len(able) / max(1, self.tokens // most))
+        sharers = able[: math.ceil(len(able) / passes)]
+        if self._weighs and most > SMALL and len(sharers) > 1 and (gain := self._gain(sharers)) < WORTH_IT:
+            for each in {member, *sharers} - self._told:
+                each.warn(f"one pass for {len(sharers)} adapters would be {gain:.2f} times as fast; they take turns.")
+            self._told |= {member, *sharers}
+            return []
+        return sharers
+
+    def _gain(self, sharers: Sequence[Member]) -> float:
+        """Return how many times as fast a shared pass is by its arithmetic; the layers below have no backward pass."""
+        below, layers = self._below(sharers), len(sharers[0].injection.anatomy.layers)
+        once, each = 2 * below, 4 * (layers - below)
+        return len(sharers) * (once + each) / (once + len(sharers) * each)
 
     def _pass(
         self, sharers: Sequence[Member], accelerator: Accelerator, chunks: Sequence[Sequence[Sample]], counted: int
     ) -> dict[Member, float]:
         """Add the gradients of a step to the parameters of several adapters, and return their losses."""
         total = torch.zeros(len(sharers), device=accelerator.device)
+        below = self._below(sharers)
         with self._sliced(sharers):
             for chunk in chunks:
-                with sharers[0].objective.losses(self.prepared, chunk, len(sharers)) as each:
+                with sharers[0].objective.losses(self.prepared, chunk, len(sharers), below=below) as each:
                     losses = each.view(len(sharers), len(each) // len(sharers)).sum(1) / counted
                     accelerator.backward(losses.sum())
                     total += losses.detach()
@@ -213,14 +235,30 @@ class JointTrainer:
                     with member.objective.losses(self.model, rows) as losses:
                         alone.append(losses)
                 noise = rounding_noise(self.model, rows)
-                try:
-                    with self._sliced(sharers), sharers[0].objective.losses(self.model, rows, len(sharers)) as each:
-                        faults = [mismatch(*pair, noise) for pair in zip(alone, each.chunk(len(sharers)), strict=True)]
-                except FAILURES as error:
-                    faults = [f"nothing ({type(error).__name__})"] * len(sharers)
+                faults = self._faults(sharers, rows, alone, noise)
+                if any(faults) and self._below(sharers):
+                    self._once = False
+                    for member in sharers:
+                        member.warn(f"the layers below its sites run for every adapter: once, they compute {faults[0]}")
+                    faults = self._faults(sharers, rows, alone, noise)
                 for member, fault in zip(sharers, faults, strict=True):
                     if fault:
                         member.separate(f"a shared pass computes {fault}")
+
+    def _faults(
+        self, sharers: Sequence[Member], rows: list[Sample], alone: list[torch.Tensor], noise: float | None
+    ) -> list[str]:
+        """Return how the losses of each in a shared pass differ from those alone, or ""."""
+        losses, count = sharers[0].objective.losses, len(sharers)
+        try:
+            with self._sliced(sharers), losses(self.model, rows, count, below=self._below(sharers)) as each:
+                return [mismatch(*pair, noise) for pair in zip(alone, each.chunk(count), strict=True)]
+        except FAILURES as error:
+            return [f"nothing ({type(error).__name__})"] * count
+
+    def _below(self, sharers: Sequence[Member]) -> int:
+        """Return the number of layers that run once for all of these adapters."""
+        return layers_below(*(member.injection for member in sharers)) if self._once else 0
 
 
 def _obstacle(model: nn.Module, injection: Injection, plan: TrainSpec) -> str:

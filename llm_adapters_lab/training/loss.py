@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from llm_adapters_lab.tasks.tokens import IGNORED, Sample, documents
 from llm_adapters_lab.training.batches import collate, collate_extras, send
 from llm_adapters_lab.training.chunked_head import ChunkedHead, head_input
 from llm_adapters_lab.training.last_mlp import last_mlp, run_at
+from llm_adapters_lab.training.lower_layers import copied_above
 from llm_adapters_lab.training.packing import Packed, pack, packed_attention
 from llm_adapters_lab.training.recompute import Recomputation
 
@@ -91,6 +92,7 @@ class Objective:
         self._group = next((group for group in found if group[0].modifier.forwards > 1), [])
         anatomy = Anatomy.of(model)
         self._decoder: Any = model.get_submodule(anatomy.decoder)
+        self._layers = [model.get_submodule(path) for path in anatomy.layers]
         self._last_mlp = model.get_submodule(last_mlp(anatomy)) if fast_paths.label_mlp else None
         self._recomputation = Recomputation(model, anatomy) if fast_paths.recompute else None
         self._prefetched: dict[tuple[int, ...], Future[Any]] = {}
@@ -139,11 +141,12 @@ class Objective:
 
     @contextmanager
     def losses(
-        self, prepared: Any, samples: Sequence[Sample], copies: int = 1, temperature: float = 1.0
+        self, prepared: Any, samples: Sequence[Sample], copies: int = 1, temperature: float = 1.0, below: int = 0
     ) -> Iterator[torch.Tensor]:
         """Yield the loss of every counted label at a temperature, row by row, (labels,).
 
-        Several `copies` of the rows run in one pass, one after the other, for adapters that act on slices.
+        Several `copies` of the rows run in one pass, one after the other, for adapters that act on slices; the first
+        `below` layers, which have no adapter, run once for all of them.
         """
 
         def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -153,38 +156,53 @@ class Objective:
 
         size = self.fast_paths.head_chunk
         head = ChunkedHead(self.model, self._decoder, copies) if size else None
-        with self.predictions(prepared, samples, copies, head) as (logits, labels):
+        with self.predictions(prepared, samples, copies, head, below) as (logits, labels):
             yield head.losses(labels, size, loss) if head and len(labels) > size else loss(logits, labels)
 
     @contextmanager
     def predictions(
-        self, prepared: Any, samples: Sequence[Sample], copies: int = 1, head: ChunkedHead | None = None
+        self,
+        prepared: Any,
+        samples: Sequence[Sample],
+        copies: int = 1,
+        head: ChunkedHead | None = None,
+        below: int = 0,
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the logits that predict the counted labels, (labels, vocabulary), and the labels.
 
         If there are more labels than a chunk has, their logits are left to `head`, if given.
         """
         paths = self.fast_paths
+        once = below if copies > 1 else 0
         with ExitStack() as layout:
             if paths.packing:
-                packed, extras = self._take_layout(samples)
-                packed = packed.repeat(copies)
-                inputs = {"input_ids": packed.ids, "position_ids": packed.positions}
-                reads, labels, read = packed.reads, packed.labels, packed.read
-                layout.enter_context(packed_attention(getattr(self._decoder, "config", self.model.config), packed))
+                single, extras = self._take_layout(samples)
+                packed = single.repeat(copies)
+                first = single if once else packed
+                inputs = {"input_ids": first.ids, "position_ids": first.positions}
+                reads, labels, read, shape = packed.reads, packed.labels, packed.read, packed.ids.shape
+                config = getattr(self._decoder, "config", self.model.config)
+                use = layout.enter_context(packed_attention(config, first))
+                begin: Callable[[], None] = partial(use, packed)
                 layout.enter_context(call_inputs(self._decoder, extras, packed))
             else:
-                batch, extras = self._take_layout(samples := [*samples] * copies)
+                batch, extras = self._take_layout(samples if once else [*samples] * copies)
                 inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-                reads, labels = _counted(documents(samples), batch["labels"])
-                read = reads
+                shape = batch["input_ids"].shape
+                reads, labels = _counted(documents(samples if once else [*samples] * copies), batch["labels"])
+                if once:
+                    reads = torch.cat([reads + i * shape.numel() for i in range(copies)])
+                    labels, shape = labels.repeat(copies), torch.Size((copies * shape[0], shape[1]))
+                read, begin = reads, _nothing
                 layout.enter_context(call_inputs(self._decoder, extras))
+            if once:
+                layout.enter_context(copied_above(self._layers[once:], copies, inputs["input_ids"].shape, begin))
             if head and len(labels) > paths.head_chunk:
                 at_labels = head.left(reads)
             else:
                 at_labels = head_input(self.model, lambda x: x.flatten(0, 1).index_select(0, reads)[None])
             if self._last_mlp is not None:
-                layout.enter_context(run_at(self._last_mlp, read, inputs["input_ids"].shape))
+                layout.enter_context(run_at(self._last_mlp, read, shape))
             with ExitStack() as forward:
                 forward.enter_context(at_labels if paths.label_head else nullcontext())
                 if self._recomputation and torch.is_grad_enabled():
@@ -203,6 +221,10 @@ class Objective:
     def _take_layout(self, samples: Sequence[Sample]) -> tuple[Any, dict[str, torch.Tensor]]:
         prefetched = self._prefetched.pop(tuple(map(id, samples)), None)
         return prefetched.result() if prefetched else self._layout(samples)
+
+
+def _nothing() -> None:
+    pass
 
 
 def adds_router_loss(model: Any) -> bool:

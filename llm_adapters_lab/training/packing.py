@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -210,12 +210,15 @@ def packing_obstacle(model: nn.Module, config: Any, longest: int) -> str:
 
 
 @contextmanager
-def packed_attention(config: Any, packed: Packed) -> Iterator[None]:
-    """Make a model, whose decoder has this config, attend within rows; also in backward passes that recompute."""
+def packed_attention(config: Any, packed: Packed) -> Iterator[Callable[[Packed], None]]:
+    """Make a model, whose decoder has this config, attend within rows; also in backward passes that recompute.
+
+    Yields a function that replaces the rows by others.
+    """
     before, config._attn_implementation = config._attn_implementation, NAME
     _RUNNING[id(config)] = packed
     try:
-        yield
+        yield partial(_RUNNING.__setitem__, id(config))
     finally:
         config._attn_implementation = before
         del _RUNNING[id(config)]

@@ -32,6 +32,8 @@ def set_gradient_checkpointing(model: Any, on: bool) -> None:
     verb = "enable" if on else "disable"
     newer = getattr(model, f"activation_checkpointing_{verb}", None)
     (newer or getattr(model, f"gradient_checkpointing_{verb}"))()
+    # transformers gives the embeddings a gradient, which would run back through all layers below the adapter.
+    model.disable_input_require_grads()
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ def test_training_is_measured_beside_its_peers(tmp_path: Path) -> None:
         [*command, "--out", tmp_path], env=environment, capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    ways = json.loads((tmp_path / "training-nano.json").read_text(encoding="utf-8"))["ways"]
+    ways = json.loads((tmp_path / "training-nano-mini-math-4.json").read_text(encoding="utf-8"))["ways"]
     flops, losses = ({name: way[key] for name, way in ways.items()} for key in ("flops_per_token", "losses"))
     assert flops["trainer"] == flops["loop"] == flops["off"] > flops["on"]
     assert all(abs(found[0] - losses["trainer"][0]) < 1e-5 for found in losses.values())

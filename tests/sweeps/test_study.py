@@ -18,6 +18,7 @@ from fast_path_cases import Small, adapted, samples
 from sweep_cases import SMALL, parsed
 
 from llm_adapters_lab.cli.sweep_commands import Where
+from llm_adapters_lab.core.anatomy import Anatomy
 from llm_adapters_lab.core.injection import inject
 from llm_adapters_lab.core.registry import get_adapter
 from llm_adapters_lab.errors import BadSpec
@@ -32,6 +33,7 @@ from llm_adapters_lab.sweeps.executors import EXECUTORS, Studies
 from llm_adapters_lab.sweeps.spec import Sweep
 from llm_adapters_lab.sweeps.studies import study
 from llm_adapters_lab.sweeps.sweeping import sweep
+from llm_adapters_lab.training import joint
 from llm_adapters_lab.training.joint import JointTrainer, Member
 from llm_adapters_lab.training.loop import train
 from llm_adapters_lab.training.spec import TrainSpec
@@ -204,6 +206,49 @@ def test_out_of_memory_makes_passes_smaller_and_changes_no_loss(backward: bool) 
     agree((losses, ends), alone("llama", MIX[:4], {"packing": False}))
     assert "study: out of memory in a pass shared by 4; now with at most 500 tokens." in warned[0]
     assert max(calls[-2:]) <= 150
+
+
+HIGH: list[dict[str, Any]] = [
+    {"type": "lora", "rank": 4, "at": "attn@1"},
+    {"type": "series", "bottleneck": 4, "at": "mlp@1"},
+    {"type": "lora", "rank": 2, "at": "mlp@1"},
+]
+
+
+@pytest.mark.parametrize("plan", [{}, {"packing": False}, {"gradient_checkpointing": True}], ids=str)
+@pytest.mark.parametrize("family", [*random_models.TINY, "mixtral"])
+def test_layers_below_all_adapters_run_once_for_all_of_them(family: str, plan: dict[str, Any]) -> None:
+    seen: list[list[int]] = [[], []]
+    mix = HIGH[:1] * 2 if family == "mixtral" else HIGH
+
+    def watch(model: Any) -> None:
+        for path, found in zip(Anatomy.of(model).layers, seen, strict=False):
+            layer = model.get_submodule(path)
+            layer.register_forward_hook(
+                lambda layer, args, kwargs, out, found=found: found.append(
+                    (out[0] if isinstance(out, tuple) else out).shape[:2].numel()
+                ),
+                with_kwargs=True,
+            )
+
+    losses, ends, warned, _ = crowd(family, mix, plan, change=watch)
+    agree((losses, ends), alone(family, mix, plan))
+    if any("once, they compute" in line for line in warned):
+        assert family in ("bloom", "falcon", "mpt"), warned
+        return
+    assert not any("study" in line for line in warned)
+    below, above = (found[-1] for found in seen)
+    assert above == len(mix) * below
+
+
+def test_a_shared_pass_that_does_not_pay_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joint, "SMALL", 10)
+    losses, ends, warned, _ = crowd("llama", HIGH, {}, tokens=0)
+    agree((losses, ends), alone("llama", HIGH, {}))
+    assert not any("study" in line for line in warned)  # half of the layers run once: 1.29
+    losses, ends, warned, _ = crowd("llama", MIX[:3], {}, tokens=0)
+    agree((losses, ends), alone("llama", MIX[:3], {}))
+    assert all("one pass for 3 adapters would be 1.00 times as fast; they take turns" in line for line in warned)
 
 
 def test_after_a_failed_shared_pass_adapters_are_trained_separately() -> None:

@@ -251,8 +251,12 @@ def test_nothing_below_the_lowest_site_is_kept() -> None:
     model, injection = adapted("llama", at="q@1", rank=4)
     set_gradient_checkpointing(model, True)
     model.train()
+    reached: list[bool] = []
+    layer = model.model.layers[1]
+    layer.register_forward_pre_hook(lambda layer, args: reached.append(args[0].requires_grad))
     with Objective(model, ALL).loss(model, rows) as loss:
         loss.backward()
+    assert reached == [False]  # no gradient is computed below, either
     assert not model.get_input_embeddings().weight.requires_grad
     assert all(p.grad is not None for p in injection.parameters())
 
