@@ -2,19 +2,22 @@
 
     python benchmarks/scoring.py [--base smollm2-135m] [--task arc-e] [--rows 64] [--root DATA] [--adapter FOLDER]
 
-With an adapter the others run it in its hooks and the lab merges it for the time, as `run` does. Writes scoring.json
-and scoring.md beside this file, with an adapter scoring-adapter.json and scoring-adapter.md. Seconds are of the wall
-clock on the machine named there; forward FLOPs are counted by torch and do not depend on it; on a CPU torch leaves out
-the products inside attention.
+With an adapter the others run it in its hooks and the lab merges it for the time, as `run` does. Plain generation and
+the lab take turns, in several rounds, with the limit of the task and, where it is lower, with the one that the lab
+learns from the training rows (`eval.max_new_tokens: auto`). Writes scoring.json and scoring.md beside this file; the
+names of other tasks, and `-adapter`, are appended. Ratios are of processor seconds of the whole process, which on a
+shared machine vary less than those of the wall clock; run it with OMP_NUM_THREADS=1 there, since waiting threads use
+processor time, too. Forward FLOPs are counted by torch and depend on no machine; on a CPU torch leaves out the products
+inside attention.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,78 +29,104 @@ from llm_adapters_lab.core.saving import load_adapter
 from llm_adapters_lab.evaluation.predictions import evaluate
 from llm_adapters_lab.models import loading
 from llm_adapters_lab.runs.environment import environment
-from llm_adapters_lab.tasks import prompts
+from llm_adapters_lab.runs.rows import answer_limit
+from llm_adapters_lab.runs.spec import RunSpec
 from llm_adapters_lab.tasks.base import Example, Task
-from llm_adapters_lab.tasks.prompts import cut_at_stop
+from llm_adapters_lab.tasks.formats import get_format
 from llm_adapters_lab.tasks.registry import get_task
-from llm_adapters_lab.tasks.tokens import pad, prompt_ids
+from llm_adapters_lab.tasks.tokens import pad
 
 HERE = Path(__file__).parent
 Answers = dict[str, str]
 
 
-def original(base: Any, task: Task, rows: list[Example], batch: int) -> Answers:
+def original(base: Any, task: Task, rows: list[Example], batch: int, limit: int) -> Answers:
     """One prompt at a time, 4 beams, no cache."""
-    return _generate(base, task, rows, 1, {"num_beams": 4, "use_cache": False})
+    return _generate(base, task, rows, 1, {"num_beams": 4, "use_cache": False, "max_new_tokens": limit})
 
 
-def plain(base: Any, task: Task, rows: list[Example], batch: int) -> Answers:
+def plain(base: Any, task: Task, rows: list[Example], batch: int, limit: int) -> Answers:
     """Greedy `generate` in batches, padded on the left, in file order, until all rows have their end token."""
-    return _generate(base, task, rows, batch, {})
+    return _generate(base, task, rows, batch, {"max_new_tokens": limit})
 
 
 def _generate(base: Any, task: Task, rows: list[Example], batch: int, options: dict[str, Any]) -> Answers:
     answers: Answers = {}
+    form = get_format(base.tokenizer, task.template)
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
-        tokens = [prompt_ids(base.tokenizer, prompts.prompt(row, task.template)) for row in part]
+        tokens = [ids for _, ids in form.prompts(part)]
         ids = pad(tokens, base.tokenizer.pad_token_id, "left")
         mask = pad([[1] * len(row) for row in tokens], 0, "left")
-        settings = {"do_sample": False, "max_new_tokens": task.max_new_tokens, **options}
         with torch.no_grad():
-            out = base.model.generate(input_ids=ids, attention_mask=mask, **settings)[:, ids.shape[1] :]
-        texts = base.tokenizer.batch_decode(out, skip_special_tokens=True)
-        answers |= {row.id: cut_at_stop(text, task.template).strip() for row, text in zip(part, texts, strict=True)}
+            out = base.model.generate(input_ids=ids, attention_mask=mask, do_sample=False, **options)
+        answers |= {
+            row.id: form.answer_text(new) for row, new in zip(part, out[:, ids.shape[1] :].tolist(), strict=True)
+        }
     return answers
 
 
-def lab(base: Any, task: Task, rows: list[Example], batch: int) -> Answers:
+def lab(base: Any, task: Task, rows: list[Example], batch: int, limit: int) -> Answers:
     """The protocol lab without likelihoods."""
-    made = evaluate(base.model, base.tokenizer, task, rows, batch=batch, likelihood=False)
+    made = evaluate(base.model, base.tokenizer, task, rows, batch=batch, likelihood=False, max_new_tokens=limit)
     return {p["id"]: p["text"] for p in made}
 
 
-def likelihood(base: Any, task: Task, rows: list[Example], batch: int) -> Answers:
+def likelihood(base: Any, task: Task, rows: list[Example], batch: int, limit: int) -> Answers:
     """The protocol options: labels and option texts."""
     made = evaluate(base.model, base.tokenizer, task, rows, batch=batch, protocol="options")
     return {p["id"]: p["extracted"] for p in made}
 
 
-def measure(
-    name: str, way: Callable[..., Answers], few: int, count: int, *given: Any
-) -> tuple[dict[str, Any], Answers]:
-    base, task, rows, batch = given
-    spread = rows[:: max(1, len(rows) // few)][:few]  # of every length
-    counter, counted = FlopCounterMode(display=False), spread[:count] or spread
-    # Counting takes time of its own, little beside the passes of the original, so that they are not made twice.
-    with nullcontext() if count else counter:
-        began = time.perf_counter()
-        answers = way(base, task, spread, batch)
-        seconds = time.perf_counter() - began
-    if count:
-        with counter:
-            way(base, task, counted, batch)
-    result = {
-        "procedure": name,
-        "what": (way.__doc__ or "").strip(),
-        "samples": len(spread),
-        "seconds": round(seconds, 2),
-        "samples_per_second": round(len(spread) / seconds, 4),
-        "forward_gflops_per_sample": round(counter.get_total_flops() / len(counted) / 1e9, 1),
-        "flops_counted_on": len(counted),
+class Way:
+    """A procedure with its limit, what it answered, and what that took."""
+
+    def __init__(self, name: str, does: Callable[..., Answers], rows: list[Example], limit: int, merged: Any) -> None:
+        """Take everything that is not the same for all ways."""
+        self.name, self.does, self.rows, self.limit, self.merged = name, does, rows, limit, merged
+        self.seconds, self.processor, self.gflops = list[float](), list[float](), 0.0
+        self.answers: Answers = {}
+
+    def run(self, base: Any, task: Task, batch: int, count: bool = False) -> None:
+        """Answer all rows and measure it; the last time, count operations instead."""
+        given = base, task, self.rows, batch, self.limit
+        with temporarily_merged(self.merged):
+            if count:
+                with FlopCounterMode(display=False) as counter:
+                    self.does(*given)
+                self.gflops = counter.get_total_flops() / len(self.rows) / 1e9
+                return
+            began, used = time.perf_counter(), time.process_time()
+            self.answers = self.does(*given)
+        self.seconds.append(time.perf_counter() - began)
+        self.processor.append(time.process_time() - used)
+        print(f"{self.name}: {self.seconds[-1]:.1f} s, {self.processor[-1]:.1f} s of a processor", flush=True)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the measurements."""
+        return {
+            "procedure": self.name,
+            "what": (self.does.__doc__ or "").strip(),
+            "limit": self.limit,
+            "samples": len(self.rows),
+            "seconds": [round(value, 2) for value in self.seconds],
+            "processor_seconds": [round(value, 2) for value in self.processor],
+            "samples_per_processor_second": round(len(self.rows) / statistics.median(self.processor), 4),
+            "forward_gflops_per_sample": round(self.gflops, 1),
+        }
+
+
+def ratio(first: Way, second: Way) -> dict[str, Any]:
+    """Return how many times as fast the second way is, by round and by operations, and how many answers are equal."""
+    by_round = [a / b for a, b in zip(first.processor, second.processor, strict=True)]
+    same = sum(first.answers[row] == text for row, text in second.answers.items())
+    return {
+        "of": f"{second.name} against {first.name}",
+        "median": round(statistics.median(by_round), 2),
+        "by_round": [round(value, 2) for value in by_round],
+        "by_operations": round(first.gflops / second.gflops, 2),
+        "same_answers": f"{same} of {len(second.answers)}",
     }
-    print(json.dumps(result), flush=True)
-    return result, answers
 
 
 def main() -> None:
@@ -106,31 +135,42 @@ def main() -> None:
     parser.add_argument("--task", default="arc-e")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--slow-rows", type=int, default=2, help="rows of the original procedure")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--slow-rows", type=int, default=2, help="rows of the original procedure; 0: leave it out")
     parser.add_argument("--root", type=Path, default=None)
     parser.add_argument("--adapter", type=Path, default=None, help="adapter folder of a run")
     asked = parser.parse_args()
     base, task = loading.load_base(asked.base), get_task(asked.task)
     injection = load_adapter(base.model, asked.adapter) if asked.adapter else None
     rows = task.load("test", asked.root)[: asked.rows]
-    ways = [("original", original, asked.slow_rows, 0), ("plain", plain, asked.rows, asked.batch)]
-    ways += [("lab", lab, asked.rows, asked.batch), ("options", likelihood, asked.rows, asked.batch)]
-    results, answers = [], {}
-    for name, way, few, count in ways:
-        with temporarily_merged(injection if name in ("lab", "options") else None):
-            result, answers[name] = measure(name, way, few, count, base, task, rows, asked.batch)
-        results.append(result)
-    speed = {r["procedure"]: r["samples_per_second"] for r in results}
-    same = sum(answers["plain"][i] == text for i, text in answers["lab"].items())
+    root = str(asked.root) if asked.root else None
+    plan = {"tasks": [asked.task], "max_new_tokens": "auto", "root": root}
+    form, whole = get_format(base.tokenizer, task.template), task.max_new_tokens
+    learnt = answer_limit(RunSpec.parse({"base": asked.base, "eval": plan}), asked.task, form, rows)
+    ways = [Way("plain", plain, rows, whole, None), Way("lab", lab, rows, whole, injection)]
+    if learnt < whole:
+        ways += [Way("plain, learnt limit", plain, rows, learnt, None)]
+        ways += [Way("lab, learnt limit", lab, rows, learnt, injection)]
+    others = [Way("options", likelihood, rows, whole, injection)] if task.labels else []
+    if few := asked.slow_rows:
+        spread = rows[:: max(1, len(rows) // few)][:few]  # of every length
+        others = [Way("original", original, spread, whole, None), *others]
+    for way in others:
+        way.run(base, task, asked.batch)
+    for _ in range(asked.rounds):
+        for way in ways:
+            way.run(base, task, asked.batch)
+    for way in (*others, *ways):
+        way.run(base, task, asked.batch, count=True)
+    ratios = [ratio(ways[0], ways[1]), *([ratio(ways[2], ways[3]), ratio(ways[0], ways[3])] if ways[2:] else [])]
     summary = {
         "adapter": injection.config.model_dump(mode="json") if injection else None,
-        **{"base": asked.base, "task": asked.task, "rows": len(rows), "batch": asked.batch, "procedures": results},
-        "lab_against_original": round(speed["lab"] / speed["original"], 1),
-        "lab_against_plain": round(speed["lab"] / speed["plain"], 2),
-        "same_answers_as_plain": f"{same} of {len(rows)}",
+        **{"base": asked.base, "task": asked.task, "rows": len(rows), "batch": asked.batch, "rounds": asked.rounds},
+        "procedures": [way.summary() for way in (*others, *ways)],
+        "ratios": ratios,
         "environment": environment(str(base.model.device), base.model.dtype),
     }
-    name = "scoring-adapter" if injection else "scoring"
+    name = "scoring" + f"-{asked.task}" * (asked.task != "arc-e") + "-adapter" * bool(injection)
     (HERE / f"{name}.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     (HERE / f"{name}.md").write_text(_table(summary), encoding="utf-8")
     print(_table(summary))
@@ -145,20 +185,20 @@ def _table(summary: dict[str, Any]) -> str:
     lines = [
         f"# Scoring speed: {what}",
         "",
-        "| procedure | samples | seconds | samples/s | forward GFLOPs/sample |",
-        "|---|---|---|---|---|",
+        "| procedure | limit | samples | processor seconds | samples per processor second | forward GFLOPs/sample |",
+        "|---|---|---|---|---|---|",
     ]
     for r in summary["procedures"]:
-        cells = (r["samples"], r["seconds"], r["samples_per_second"], r["forward_gflops_per_sample"])
+        seconds = ", ".join(map(str, r["processor_seconds"]))
+        cells = (seconds, r["samples_per_processor_second"], r["forward_gflops_per_sample"])
+        cells = (r["limit"], r["samples"], *cells)
         lines.append(f"| {r['procedure']}: {r['what']} | {' | '.join(map(str, cells))} |")
-    lines += [
-        "",
-        f"The lab is {summary['lab_against_original']} times as fast as the original procedure and "
-        f"{summary['lab_against_plain']} times as fast as plain batched generation; "
-        f"{summary['same_answers_as_plain']} answers are the same as those of the latter.",
-        "",
-        f"Machine: {json.dumps(summary['environment'])}. The FLOPs of each procedure are counted in a second pass.",
-    ]
+    lines += ["", "| ratio of processor seconds | median | by round | by operations | same answers |"]
+    lines += ["|---|---|---|---|---|"]
+    for r in summary["ratios"]:
+        by_round = ", ".join(map(str, r["by_round"]))
+        lines.append(f"| {r['of']} | {r['median']} | {by_round} | {r['by_operations']} | {r['same_answers']} |")
+    lines += ["", f"Machine: {json.dumps(summary['environment'])}. FLOPs are counted in another pass."]
     return "\n".join(lines) + "\n"
 
 

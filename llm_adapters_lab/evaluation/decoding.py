@@ -1,4 +1,4 @@
-"""Batched decoding with a key/value cache: a common prefix is computed once, and finished rows leave the batch.
+"""Batched decoding with a key/value cache: a common prefix is computed once, and new rows replace finished ones.
 
 Prompts are padded on the left, so every row ends in the last column:
 
@@ -9,6 +9,9 @@ Prompts are padded on the left, so every row ends in the last column:
 The leftmost columns hold only padding and T. T runs through the model once, its keys and values are copied into those
 columns of every row, and only the remaining columns run for the whole batch. No token changes its column, so rotary,
 learned and linear-bias positions and sliding windows behave as without this shortcut.
+
+Rows that are still being answered are joined by new ones whose prompts ran on their own: the narrower of both is padded
+on the left, so that the distances between the columns of a row stay the same.
 """
 
 from __future__ import annotations
@@ -16,24 +19,57 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.functional import pad as widen
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from llm_adapters_lab.adapters.shared.virtual_tokens import VirtualEmbeddings
 from llm_adapters_lab.core.call_context import context_of, looks_back, reads_inputs
 from llm_adapters_lab.core.weights import device as device_of
 from llm_adapters_lab.errors import BadSpec, NotFinite
 from llm_adapters_lab.tasks.formats import Format, get_format
 from llm_adapters_lab.tasks.tokens import pad
 
-PLAIN = (DynamicLayer, DynamicSlidingWindowLayer)
+SPARE = 64
+"""Columns by which keys and values are extended at a time."""
+TOGETHER = 1024
+"""Number of tokens of the prompts that run together, at most, where they are joined afterwards."""
+Rows = Sequence[Sequence[int]]
 Sampler = Callable[[torch.Tensor], int]
 """Chooses a token from logits (vocabulary,)."""
-Choice = Callable[[torch.Tensor, Sequence[int], int], torch.Tensor]
-"""Takes logits (rows, vocabulary), the row numbers and the index of the token, from 0; returns token ids (rows,)."""
+Choice = Callable[[torch.Tensor, Sequence[int], Sequence[int]], torch.Tensor]
+"""Takes logits (rows, vocabulary), row numbers and the index of each one's token, from 0; returns token ids (rows,)."""
+
+
+class RoomyLayer(DynamicLayer):
+    """A layer of a cache with spare columns, so that keys and values are not copied for every token."""
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Append columns, and return all keys and values."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+            self._held: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.keys, self.values = self._append("keys", key_states), self._append("values", value_states)
+        return self.keys, self.values
+
+    def _append(self, name: str, new: torch.Tensor) -> torch.Tensor:
+        old: torch.Tensor = getattr(self, name)
+        (room, view), size = self._held.get(name, (old, None)), old.shape[-2] + new.shape[-2]
+        if view is not old or size > room.shape[-2]:  # the first time, and after a change of the rows
+            room = new.new_empty(*new.shape[:2], size + SPARE, new.shape[-1])
+            room[:, :, : old.shape[-2]] = old
+        room[:, :, old.shape[-2] : size] = new
+        self._held[name] = room, room[:, :, :size]
+        return self._held[name][1]
+
+
+PLAIN = (DynamicLayer, RoomyLayer, DynamicSlidingWindowLayer)
 
 
 @dataclass
@@ -55,6 +91,12 @@ class PromptBatch:
         index = torch.tensor(rows, device=self.mask.device)
         self.mask = self.mask[index]
         self.cache.batch_select_indices(index)
+
+    @property
+    def joinable(self) -> bool:
+        """Whether the cache has nothing but a column for each of the mask, so that other rows can be put beside."""
+        size, layers = self.mask.shape, _filled(self.cache)
+        return all((len(each.keys), each.get_seq_length()) == size and each.keys.ndim == 4 for each in layers)
 
 
 class StopRule:
@@ -107,39 +149,52 @@ def can_batch(model: Any) -> bool:
     return all(type(layer) in PLAIN for layer in _new_cache(model).layers)
 
 
-def common_prefix(rows: Sequence[Sequence[int]]) -> int:
+def common_prefix(rows: Rows) -> int:
     """Return the number of first tokens that all rows share, leaving at least one token of each row."""
     limit = max(0, min(map(len, rows)) - 1)
     return next((i for i in range(limit) if any(row[i] != rows[0][i] for row in rows)), limit)
 
 
 @torch.no_grad()
-def prefill(model: Any, rows: Sequence[Sequence[int]], pad_id: int) -> PromptBatch:
+def shared_prefix(model: Any, rows: Rows) -> PromptBatch | None:
+    """Return a batch of one row, with what all rows begin with, at least one token less than each; None for none.
+
+    Adapters may remember a prefix, or change it by an input of the row; sliding windows may drop some of it.
+    """
+    embedded = any(isinstance(module, VirtualEmbeddings) for module in model.modules())  # after the padding of each row
+    shareable = len(rows) > 1 and not embedded and not looks_back(model) and _same_inputs(model)
+    if not (length := common_prefix(rows) if shareable else 0):
+        return None
+    cache, ids = _new_cache(model), torch.tensor([rows[0][:length]], device=device_of(model))
+    with inputs_of(model, [0]):
+        logits = _forward(model, ids, torch.ones_like(ids), cache)
+    whole = all(type(each) in PLAIN and each.keys.shape[-2] == each.get_seq_length() for each in _filled(cache))
+    return PromptBatch(cache, torch.ones_like(ids), logits[:, -1]) if whole else None
+
+
+@torch.no_grad()
+def prefill(model: Any, rows: Rows, pad_id: int, prefix: PromptBatch | None = None) -> PromptBatch:
     """Run prompts through a model.
 
     Args:
         model: one that `can_batch`, in evaluation mode.
         rows: token ids of each prompt; none is empty.
         pad_id: fills the columns on the left.
+        prefix: what all of them begin with; default: it is found, and read for these rows alone.
     """
     ids = pad(rows, pad_id, "left").to(device_of(model))
     mask = pad([[1] * len(row) for row in rows], 0, "left").to(device_of(model))
-    # What adapters remember of a prefix, or make of an input of the row, differs from row to row.
-    shareable = len(rows) > 1 and not looks_back(model) and _same_inputs(model)
-    cache, shared = _new_cache(model), common_prefix(rows) if shareable else 0
-    if shared:
-        first = torch.tensor([rows[0][:shared]], device=device_of(model))
-        with inputs_of(model, [0]):
-            _forward(model, first, torch.ones_like(first), cache)
-        if not _broadcast_prefix(cache, ids.shape[1] - mask.sum(-1), shared):
-            cache, shared = _new_cache(model), 0
-    return PromptBatch(cache, mask, _forward(model, ids[:, shared:], mask, cache)[:, -1])
+    prefix = prefix or shared_prefix(model, rows)
+    cache = _broadcast(prefix, ids.shape[1] - mask.sum(-1)) if prefix else _new_cache(model)
+    rest = ids[:, prefix.mask.shape[1] if prefix else 0 :]
+    return PromptBatch(cache, mask, _forward(model, rest, mask, cache)[:, -1])
 
 
 @torch.no_grad()
-def decode_step(model: Any, batch: PromptBatch, tokens: torch.Tensor) -> None:
-    """Append one token to every row of a batch; `tokens` is (rows,)."""
-    batch.mask = torch.cat([batch.mask, batch.mask.new_ones(len(tokens), 1)], dim=1)
+def decode_step(model: Any, batch: PromptBatch, tokens: torch.Tensor, real: Sequence[bool] = ()) -> None:
+    """Append one token to every row of a batch; `tokens` is (rows,). Those that are not `real` are masked."""
+    column = batch.mask.new_tensor(real or [True] * len(tokens))
+    batch.mask = torch.cat([batch.mask, column[:, None]], dim=1)
     batch.logits = _forward(model, tokens[:, None], batch.mask, batch.cache)[:, -1]
 
 
@@ -164,13 +219,18 @@ def require_finite(values: torch.Tensor, rows: Sequence[int]) -> None:
 @torch.no_grad()
 def greedy(
     model: Any,
-    rows: Sequence[Sequence[int]],
+    rows: Rows,
     pad_id: int,
     limit: int,
     is_complete: Callable[[list[int]], bool],
-    choose: Choice = lambda logits, rows, column: logits.argmax(-1),
+    choose: Choice = lambda logits, rows, columns: logits.argmax(-1),
+    at_once: int | None = None,
+    prefix: PromptBatch | None = None,
 ) -> list[list[int]]:
     """Answer prompts with the likeliest token at every step, or one that is chosen otherwise.
+
+    With `at_once`, new rows take the place of those that are answered. Where adapters have columns of their own in the
+    cache, they wait until all rows of a batch are answered.
 
     Args:
         model: one that `can_batch`, in evaluation mode.
@@ -179,6 +239,8 @@ def greedy(
         limit: maximum number of tokens of an answer, 1 or more.
         is_complete: tells of an answer so far whether it is complete.
         choose: chooses every token; default: the likeliest.
+        at_once: maximum number of rows in memory; default: all.
+        prefix: what all prompts begin with; default: it is found for every batch.
 
     Returns:
         The tokens of each answer, including the one that completed it.
@@ -187,24 +249,69 @@ def greedy(
         NotFinite: the logits are nan or infinite.
     """
     answers: list[list[int]] = [[] for _ in rows]
-    running, batch = list(range(len(rows))), prefill(model, rows, pad_id)
+    waiting, running, over = list(range(len(rows))), list[int](), set[int]()
+    joins = False
+    if at_once:
+        with inputs_of(model, [0]):
+            joins = prefill(model, [rows[0][:1]], pad_id).joinable
+    parts: list[PromptBatch] = []
     while True:
-        chosen = choose(batch.logits, running, len(answers[running[0]]))
-        require_finite(batch.logits.gather(-1, chosen[:, None])[:, 0], running)
-        for row, token in zip(running, chosen.tolist(), strict=True):
-            answers[row].append(token)
-        left = [i for i, row in enumerate(running) if len(answers[row]) < limit and not is_complete(answers[row])]
-        if not left:
+        if waiting and (joins or not running) and (free := (at_once or len(rows)) - len(running)):
+            new, waiting = waiting[:free], waiting[free:]
+            for group in _groups(new, rows, prefix.mask.shape[1] if prefix else 0) if joins else [new]:
+                with inputs_of(model, group) if at_once else nullcontext():
+                    parts.append(prefill(model, [rows[row] for row in group], pad_id, prefix))
+            running, parts = running + new, [_joined(parts)]
+        (batch,) = parts
+        chosen = choose(batch.logits, running, [min(len(answers[row]), limit - 1) for row in running])
+        live = [i for i, row in enumerate(running) if row not in over]
+        require_finite(batch.logits.gather(-1, chosen[:, None])[live, 0], [running[i] for i in live])
+        tokens = chosen.tolist()
+        for i in live:
+            answers[running[i]].append(tokens[i])
+        over |= {row for row in running if len(answers[row]) >= limit or is_complete(answers[row])}
+        live = [i for i in live if running[i] not in over]
+        if not live and not waiting:
             return answers
-        if len(left) < len(running):
-            batch.select(left)
-            running, chosen = [running[i] for i in left], chosen[left]
-        decode_step(model, batch, chosen)
+        if 8 * len(live) <= 7 * len(running):  # leaving means copying all keys and values, so that some leave together
+            running, chosen = [running[i] for i in live], chosen[live]
+            batch.select(live) if live else parts.clear()
+        if live:
+            decode_step(model, batch, chosen, [row not in over for row in running])
+
+
+def _groups(numbers: Sequence[int], rows: Rows, shared: int) -> list[list[int]]:
+    """Return rows in groups that have up to `TOGETHER` tokens with their padding, without `shared` ones in front."""
+    groups = [[numbers[0]]]
+    for number in numbers[1:]:
+        group = [*groups[-1], number]
+        fits = len(group) * (max(len(rows[row]) for row in group) - shared) <= TOGETHER
+        groups[len(groups) - fits :] = [group if fits else [number]]
+    return groups
+
+
+def _joined(parts: Sequence[PromptBatch]) -> PromptBatch:
+    """Return the rows of all parts as one batch, in order, without columns that hold padding only."""
+    if len(parts) == 1:
+        return parts[0]
+    width = max(part.mask.shape[1] - int(part.mask.any(0).long().argmax()) for part in parts)
+    cache = parts[0].cache
+    for layer, *others in zip(*(_filled(part.cache) for part in parts), strict=True):
+        columns = width
+        if layer.is_sliding:  # of which it keeps the last ones
+            columns, layer.cumulative_length = min(width, layer.sliding_window - 1), width
+        for name in ("keys", "values"):
+            each = [getattr(of, name) for of in (layer, *others)]
+            setattr(layer, name, torch.cat([widen(x, (0, 0, columns - x.shape[-2], 0)) for x in each]))
+    for name in getattr(cache, "memory", {}):
+        cache.memory[name] = torch.cat([part.cache.memory[name] for part in parts])  # type: ignore[attr-defined]
+    mask = torch.cat([widen(part.mask, (width - part.mask.shape[1], 0)) for part in parts])
+    return PromptBatch(cache, mask, torch.cat([part.logits for part in parts]))
 
 
 @torch.no_grad()
 def likelihoods(
-    model: Any, rows: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]], pad_id: int
+    model: Any, rows: Rows, answers: Sequence[Rows], pad_id: int, prefix: PromptBatch | None = None
 ) -> list[list[float]]:
     """Return the log-likelihood of every answer after its prompt, in nats; each prompt is computed once.
 
@@ -213,8 +320,9 @@ def likelihoods(
         rows: token ids of each prompt.
         answers: token ids of the possible answers to each prompt, none of them empty.
         pad_id: fills the columns on the left of prompts and on the right of answers.
+        prefix: what all prompts begin with; default: it is found.
     """
-    batch = prefill(model, rows, pad_id)
+    batch = prefill(model, rows, pad_id, prefix)
     owner = [row for row, group in enumerate(answers) for _ in group]
     flat = [answer for group in answers for answer in group]
     targets = pad(flat, pad_id, "right").to(device_of(model))
@@ -240,11 +348,11 @@ def drawn(uniforms: torch.Tensor, temperature: float) -> Choice:
         temperature: above 0.
     """
 
-    def choose(logits: torch.Tensor, rows: Sequence[int], column: int) -> torch.Tensor:
+    def choose(logits: torch.Tensor, rows: Sequence[int], columns: int | Sequence[int]) -> torch.Tensor:
         # Sums on a GPU have no fixed order, and other devices no double precision.
         there = logits.is_cuda and not torch.are_deterministic_algorithms_enabled()
         sums = ((logits if there else logits.cpu()).double() / temperature).softmax(-1).cumsum(-1)
-        points = uniforms[list(rows), column, None].to(sums) * sums[:, -1:]
+        points = uniforms[list(rows), columns, None].to(sums) * sums[:, -1:]
         found = torch.searchsorted(sums, points, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
         return found.to(logits.device)
 
@@ -347,7 +455,17 @@ def stream(
 
 
 def _new_cache(model: Any) -> DynamicCache:
-    return DynamicCache(config=model.config.get_text_config(decoder=True))
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    for layer in cache.layers:
+        if type(layer) is DynamicLayer:
+            layer.__class__ = RoomyLayer
+    return cache
+
+
+def _filled(cache: DynamicCache) -> list[Any]:
+    """Return the layers that have keys and values; others use those of another layer."""
+    every: list[Any] = cache.layers
+    return [layer for layer in every if layer.is_initialized]
 
 
 def _forward(model: Any, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache, keep: int = 1) -> torch.Tensor:
@@ -367,22 +485,16 @@ def _same_inputs(model: Any) -> bool:
     return not reads_inputs(model) or all(bool((v == v[0]).all()) for v in context_of(model).inputs.values())
 
 
-def _broadcast_prefix(cache: DynamicCache, padding: torch.Tensor, shared: int) -> bool:
-    """Copy one row of `shared` columns into the first columns of every row, after its padding.
-
-    Virtual tokens stay in front. Returns False, with nothing done, where a sliding window has dropped some of them.
-    """
-    every: list[Any] = cache.layers
-    layers = [layer for layer in every if layer.is_initialized]
-    if any(type(layer) not in PLAIN or layer.keys.shape[-2] != layer.get_seq_length() for layer in layers):
-        return False
-    columns = torch.arange(shared, device=padding.device)[None]
+def _broadcast(prefix: PromptBatch, padding: torch.Tensor) -> DynamicCache:
+    """Return a cache with a prefix in every row, after its padding; virtual tokens stay in front."""
+    cache, length = deepcopy(prefix.cache), prefix.mask.shape[1]
+    columns = torch.arange(length, device=padding.device)[None]
     source = (columns - padding[:, None]).clamp(min=0)  # masked where there is padding
-    for layer in layers:
-        virtual = layer.keys.shape[-2] - shared
+    for layer in _filled(cache):
+        virtual = layer.keys.shape[-2] - length
         kept = torch.arange(virtual, device=padding.device).expand(len(padding), -1)
         index = torch.cat([kept, source + virtual], dim=1).to(layer.keys.device)
         layer.keys, layer.values = (t[0][:, index].transpose(0, 1).contiguous() for t in (layer.keys, layer.values))
     for name, value in getattr(cache, "memory", {}).items():
         cache.memory[name] = value.repeat_interleave(len(padding), dim=0)  # type: ignore[attr-defined]
-    return True
+    return cache

@@ -10,12 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from llm_adapters_lab.core.weights import device as device_of
-from llm_adapters_lab.evaluation.decoding import can_batch, common_prefix, inputs_of, likelihoods, require_finite
+from llm_adapters_lab.evaluation.decoding import (
+    PromptBatch,
+    can_batch,
+    common_prefix,
+    inputs_of,
+    likelihoods,
+    require_finite,
+)
 from llm_adapters_lab.evaluation.statistics import options
 from llm_adapters_lab.tasks import prompts
 from llm_adapters_lab.tasks.base import Example, Task
@@ -44,7 +52,14 @@ class Question:
 
 
 def choice_scores(
-    model: Any, tokenizer: Any, task: Task, questions: Sequence[Question], template: str | Format
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    questions: Sequence[Question],
+    template: str | Format,
+    *,
+    at_once: int = AT_ONCE,
+    prefix: PromptBatch | None = None,
 ) -> list[dict[str, dict[str, float]]]:
     """Return the log-likelihoods of each question's options in nats, summed over tokens.
 
@@ -54,6 +69,8 @@ def choice_scores(
         task: has the labels of questions that do not list their own.
         questions: the questions.
         template: of their prompts.
+        at_once: maximum number of questions in memory, if below `AT_ONCE`.
+        prefix: what all prompts begin with, if it has been read.
 
     Returns:
         {"label": {label: value}, "text": {label: value}, "text_norm": {label: value}}; the latter two are empty where
@@ -65,17 +82,18 @@ def choice_scores(
     """
     results: list[dict[str, dict[str, float]]] = []
     form = get_format(tokenizer, template)
-    for start in range(0, len(questions), AT_ONCE):
-        part = dict(enumerate(questions[start : start + AT_ONCE], start))
+    at_once = min(at_once, AT_ONCE)
+    for start in range(0, len(questions), at_once):
+        part = dict(enumerate(questions[start : start + at_once], start))
         labels = [options(question.example, task.labels) for question in part.values()]
         targets = [_label_targets(task, question.example, form) for question in part.values()]
-        by_label = _score(model, tokenizer, {i: question.ids for i, question in part.items()}, targets)
+        by_label = _score(model, tokenizer, {i: question.ids for i, question in part.items()}, targets, prefix, False)
         worded = {i: question.example for i, question in part.items() if has_option_texts(question.example)}
         asked = text_ids(tokenizer, [prompts.cloze(example) for example in worded.values()], begin=True)
         clozes = dict(zip(worded, asked, strict=True))
         texts = [[f" {text}" for _, text in example.options] for example in worded.values()]
         # Whole, because a common beginning counts where values are divided by lengths.
-        by_text = dict(zip(worded, _score(model, tokenizer, clozes, texts, whole=True), strict=True))
+        by_text = dict(zip(worded, _score(model, tokenizer, clozes, texts, None, True), strict=True))
         for (i, question), names, values in zip(part.items(), labels, by_label, strict=True):
             worded_options = question.example.options if i in by_text else ()
             text = {label: by_text[i][n] for n, (label, _) in enumerate(worded_options)}
@@ -108,7 +126,12 @@ def has_option_texts(example: Example) -> bool:
 
 
 def _score(
-    model: Any, tokenizer: Any, rows: dict[int, list[int]], targets: Sequence[Sequence[str]], whole: bool = False
+    model: Any,
+    tokenizer: Any,
+    rows: dict[int, list[int]],
+    targets: list[list[str]],
+    prefix: PromptBatch | None,
+    whole: bool,
 ) -> list[list[float]]:
     """Return the log-likelihoods of the targets of each row; rows are numbered by the model's further inputs."""
     if not rows:
@@ -117,7 +140,7 @@ def _score(
     shared = [0 if whole else common_prefix(group) for group in answers]
     asked = [row + group[0][:n] for row, group, n in zip(rows.values(), answers, shared, strict=True)]
     rest = [[answer[n:] for answer in group] for group, n in zip(answers, shared, strict=True)]
-    by = likelihoods if can_batch(model) else _uncached_likelihoods
+    by = partial(likelihoods, prefix=prefix) if can_batch(model) else _uncached_likelihoods
     with inputs_of(model, list(rows)):
         found = by(model, asked, rest, tokenizer.pad_token_id)
     require_finite(torch.tensor([sum(values) for values in found]), list(rows))

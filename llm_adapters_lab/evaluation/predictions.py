@@ -23,7 +23,15 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from llm_adapters_lab.core.weights import device as device_of
 from llm_adapters_lab.errors import NotFinite, listed
-from llm_adapters_lab.evaluation.decoding import StopRule, can_batch, context_length, greedy, inputs_of, require_finite
+from llm_adapters_lab.evaluation.decoding import (
+    StopRule,
+    can_batch,
+    context_length,
+    greedy,
+    inputs_of,
+    require_finite,
+    shared_prefix,
+)
 from llm_adapters_lab.evaluation.likelihood import Question, choice_scores, longest_options
 from llm_adapters_lab.evaluation.scoring import RULES, judge, likeliest
 from llm_adapters_lab.tasks import prompts
@@ -32,6 +40,8 @@ from llm_adapters_lab.tasks.formats import Format, get_format
 from llm_adapters_lab.tasks.tokens import pad
 
 BEAMS = 4
+BLOCK = 4
+"""Number of batches of rows that are answered as a whole: within them, new rows take the place of answered ones."""
 
 Prediction = dict[str, Any]
 Share = Callable[[Callable[[Any], Iterable[Prediction]], Sequence[Any]], Iterable[Prediction]]
@@ -74,15 +84,15 @@ def decoding_method(model: Any, protocol: str) -> str:
 
 @torch.no_grad()
 def answer(
-    model: Any, pad_id: int, rows: Sequence[list[int]], limit: int, rule: StopRule, beams: int = 1
+    model: Any, pad_id: int, rows: Sequence[list[int]], limit: int, rule: StopRule, beams: int = 1, **options: Any
 ) -> list[list[int]]:
-    """Answer prompts in one batch, padded on the left and masked; see `decoding.greedy`.
+    """Answer prompts, padded on the left and masked; see `decoding.greedy`, which takes the `options`.
 
-    Beams, and models whose cache `greedy` does not support, use transformers. With beams, only the end token and the
-    limit end an answer, as in the original code.
+    Beams, and models whose cache `greedy` does not support, use transformers, in one batch. With beams, only the end
+    token and the limit end an answer, as in the original code.
     """
     if beams == 1 and can_batch(model):
-        return greedy(model, rows, pad_id, limit, rule)
+        return greedy(model, rows, pad_id, limit, rule, **options)
     return _generate(model, pad_id, rows, limit, rule, beams)
 
 
@@ -131,6 +141,8 @@ def evaluate(
 ) -> Iterator[Prediction]:
     """Yield one prediction per row; prompts of similar length are answered together, the shortest first.
 
+    Rows are answered in blocks of `BLOCK` batches, except by transformers. What all prompts begin with is read once.
+
     Args:
         model: base or adapted model, in evaluation mode. Inputs given to it by name have a row per example.
         tokenizer: of the model.
@@ -139,13 +151,13 @@ def evaluate(
         protocol: lab, paper or options; see the table above.
         template: a name, a chat template or a format; default: the task's. The protocol paper has its own.
         system: system prompt; needs a chat template.
-        batch: number of prompts at a time.
+        batch: number of prompts in memory at a time.
         max_new_tokens: default: that of the task.
         rule: extraction; default: that of the protocol.
         likelihood: on choice sets also score every option.
         exemplars: solved rows in front of every prompt.
         done: predictions of an interrupted evaluation by id; those for the same prompt are yielded unchanged.
-        share: lets several processes work on the batches and gives all of them every prediction; see
+        share: lets several processes work on the blocks and gives all of them every prediction; see
             `training.distributed.ProcessGroup.share_work`. Default: this process does all.
 
     Yields:
@@ -171,20 +183,21 @@ def evaluate(
         if not all(kept):
             with _naming_rows(task, part), inputs_of(model, [question.number for question in part]):
                 if choose:
-                    scored = choice_scores(model, tokenizer, task, part, form)
+                    scored = choice_scores(model, tokenizer, task, part, form, at_once=batch, prefix=prefix)
                     made = [p | {"options": options} for p, options in zip(made, scored, strict=True)]
                 if protocol == "options":
                     for prediction in made:
                         prediction["extracted"] = likeliest(prediction["options"]["label"])
                         prediction["correct"] = task.same(prediction["extracted"], prediction["gold"])
                 else:
-                    said = answer(model, pad_id, [question.ids for question in part], limit, stop, beams)
+                    ids = [question.ids for question in part]
+                    said = answer(model, pad_id, ids, limit, stop, beams, at_once=batch, prefix=prefix)
                     for prediction, tokens in zip(made, said, strict=True):
                         ended = tokens[-1] in stop.tokens or (beams == 1 and stop(tokens))
                         prediction |= {"text": form.answer_text(tokens), "tokens": len(tokens)}
                         prediction["cut"] = not ended
                     made = [judge(task, prediction, rule) for prediction in made]
-        # A batch is answered as a whole, so that each row has the same company as without the interruption.
+        # A block is answered as a whole, so that each row has the same company as without the interruption.
         return [old or new for old, new in zip(kept, made, strict=True)]
 
     room = 0 if protocol == "options" else limit
@@ -192,7 +205,12 @@ def evaluate(
     fitting = [question for question, need in needed if not fits or need <= fits]
     no_answer = {"too_long": True, "text": None if protocol == "options" else ""}
     yield from (_unanswered(task, question) | no_answer for question, need in needed if fits and need > fits)
-    parts = [fitting[start : start + batch] for start in range(0, len(fitting), batch)]
+    prefix, size = None, batch
+    if can_batch(model) and beams == 1:
+        size = BLOCK * batch
+        with inputs_of(model, [question.number for question in fitting]):
+            prefix = shared_prefix(model, [question.ids for question in fitting])
+    parts = [fitting[start : start + size] for start in range(0, len(fitting), size)]
     yield from share(answer_batch, parts) if share else chain.from_iterable(map(answer_batch, parts))
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from llm_adapters_lab.config import Part
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.privacy import tilde
-from llm_adapters_lab.tasks.base import Rule
+from llm_adapters_lab.tasks.base import Rule, Task
 from llm_adapters_lab.tasks.prompts import read_template
 from llm_adapters_lab.tasks.registry import get_task, split_names
 from llm_adapters_lab.tasks.spec import Place
 
 Protocol = Literal["lab", "paper", "options"]
+LEARNT = "auto"
+"""The value of `max_new_tokens` that stands for a limit learnt from the training rows of a task."""
 
 
 class EvalSpec(Part):
@@ -23,8 +25,9 @@ class EvalSpec(Part):
     tasks: tuple[str, ...] = Field(default=(), description="tasks whose test split is scored; empty: none")
     rows: int | None = Field(default=None, ge=1, description="maximum number of rows of each task")
     batch: int = Field(default=32, ge=1, le=65536, description="number of prompts answered together")
-    max_new_tokens: int | None = Field(
-        default=None, ge=1, description="maximum number of tokens of an answer; default: that of the task"
+    max_new_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
+        default=None,
+        description="maximum number of tokens of an answer; auto: learnt from training rows; default: that of the task",
     )
     protocol: Protocol = Field(
         default="lab",
@@ -53,6 +56,10 @@ class EvalSpec(Part):
         description="text whose loss is measured with and without the adapter: stories, prose or a text file",
     )
     root: Place | None = Field(default=None, description="folder with the benchmark files; default: data.root")
+
+    def most_tokens(self, task: Task) -> int:
+        """Return the maximum number of tokens of an answer to a task; a limit that is learnt can be lower."""
+        return self.max_new_tokens if isinstance(self.max_new_tokens, int) else task.max_new_tokens
 
     @field_validator("tasks", mode="before")
     @classmethod

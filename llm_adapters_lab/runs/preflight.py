@@ -25,7 +25,7 @@ from llm_adapters_lab.models import quantization
 from llm_adapters_lab.models.blueprint import Blueprint
 from llm_adapters_lab.runs import trackers
 from llm_adapters_lab.runs.forecast.fits import require_memory
-from llm_adapters_lab.runs.rows import Rows, read_rows, scoring_format
+from llm_adapters_lab.runs.rows import Rows, answer_limit, read_rows, scoring_format
 from llm_adapters_lab.runs.spec import RunSpec
 from llm_adapters_lab.tasks.encoding import count_control_rows
 from llm_adapters_lab.tasks.formats import Format
@@ -99,7 +99,7 @@ def check_rows(spec: RunSpec, rows: Rows, base: Blueprint) -> None:
     for name, asked in rows.test.items():
         task, of = get_task(name), f"test/{name}"
         form = scoring_format(spec, name, asked, tokenizer)
-        limit = 0 if spec.eval.protocol == "options" else spec.eval.max_new_tokens or task.max_new_tokens
+        limit = 0 if spec.eval.protocol == "options" else answer_limit(spec, name, form, asked)
         if limit:
             found = unreadable(tokenizer, task, asked, of, form, rule, limit)
         else:

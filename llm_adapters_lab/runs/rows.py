@@ -17,6 +17,7 @@ import torch
 from llm_adapters_lab.config import flat
 from llm_adapters_lab.errors import BadSpec, LabError
 from llm_adapters_lab.evaluation.predictions import scoring_template
+from llm_adapters_lab.evaluation.spec import LEARNT
 from llm_adapters_lab.events import Event, LeftOut, Noticed, Unreadable
 from llm_adapters_lab.runs.groups import Groups, read_groups
 from llm_adapters_lab.runs.recipes import AUTO, origin, rate_of
@@ -29,9 +30,11 @@ from llm_adapters_lab.tasks.formats import Format, get_format
 from llm_adapters_lab.tasks.prompts import TEXT, is_chat, template_of
 from llm_adapters_lab.tasks.registry import get_task
 from llm_adapters_lab.tasks.spec import DataSpec
-from llm_adapters_lab.tasks.tokens import Sample
+from llm_adapters_lab.tasks.tokens import IGNORED, Sample
 
 T = TypeVar("T")
+MARGIN = 4
+"""Number of tokens by which a learnt limit exceeds the longest answer it is learnt from."""
 OLDER = 6
 """Number of fields of an `Example` in version 0.1.0."""
 
@@ -209,6 +212,32 @@ def scoring_format(spec: RunSpec, name: str, rows: Sequence[Example], tokenizer:
     system = spec.eval.system if spec.eval.system is not None else spec.data.system
     system = system if is_chat(template) or spec.eval.system else None
     return get_format(tokenizer, template, system, spec.data.control_tokens)
+
+
+def answer_limit(spec: RunSpec, name: str, form: Format, asked: Sequence[Example]) -> int:
+    """Return the maximum number of tokens of an answer to a task.
+
+    With `eval.max_new_tokens: auto` it is `MARGIN` more than the longest answer of the train split has with its end
+    token, and at most the limit of the task. Rows that ask a question of `asked` do not count; if none are left, or the
+    task has no train split, it is the limit of the task.
+
+    Raises:
+        LabError: the train split cannot be read, or a row cannot be written.
+    """
+    task = get_task(name)
+    most = spec.eval.most_tokens(task)
+    if spec.eval.max_new_tokens != LEARNT or "train" not in task.splits:
+        return most
+    scored = {(row.instruction, row.input) for row in asked}
+    known = [
+        row
+        for row in task.load("train", _folder(spec.eval.root or spec.data.root))
+        if (row.instruction, row.input) not in scored
+    ]
+    answers = {row.id if row.messages else row.output: row for row in known}  # equal answers have equal lengths
+    written = form.rows(list(answers.values()), "last") if answers else []
+    longest = max((sum(label != IGNORED for label in row.labels) for row in written), default=most)
+    return min(most, longest + MARGIN)
 
 
 def changed_files(spec: RunSpec, known: dict[str, str]) -> str:

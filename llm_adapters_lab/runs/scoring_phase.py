@@ -10,9 +10,10 @@ from llm_adapters_lab.core.injection import Injection
 from llm_adapters_lab.evaluation.forgetting import loss_per_token, read_text, windows
 from llm_adapters_lab.evaluation.predictions import decoding_method, evaluate
 from llm_adapters_lab.evaluation.scoring import score
+from llm_adapters_lab.evaluation.spec import LEARNT
 from llm_adapters_lab.events import Noticed, ReadText, Scored, Scoring
 from llm_adapters_lab.files import append_line
-from llm_adapters_lab.runs.rows import scoring_format
+from llm_adapters_lab.runs.rows import answer_limit, scoring_format
 from llm_adapters_lab.runs.session import RunSession
 from llm_adapters_lab.tasks.formats import Format
 from llm_adapters_lab.tasks.registry import get_task
@@ -22,7 +23,8 @@ def score_task(session: RunSession, name: str) -> dict[str, Any]:
     """Return the score of a task. Answers are recorded one by one, and recorded ones are reused.
 
     Beside the keys of `scoring.score` it has what else could move it: decoding, template, trained_with (the template of
-    the training, if its prompts are others), dtype, batch and max_new_tokens (None where nothing is generated).
+    the training, if its prompts are others), dtype, batch, max_new_tokens (None where nothing is generated) and
+    limit_from: "auto", "spec" or "task".
 
     Args:
         session: of the run.
@@ -34,9 +36,10 @@ def score_task(session: RunSession, name: str) -> dict[str, Any]:
     predictions: list[dict[str, Any]] = []
     options: dict[str, Any] = {"protocol": plan.protocol, "rule": plan.extraction, "likelihood": plan.likelihood}
     form = scoring_format(spec, name, test, base.tokenizer)
-    options |= {"template": form, "batch": plan.batch, "max_new_tokens": plan.max_new_tokens}
+    limit = None if plan.protocol == "options" else answer_limit(spec, name, form, test)
+    options |= {"template": form, "batch": plan.batch, "max_new_tokens": limit}
     options |= {"exemplars": session.rows.shots.get(name, ()), "done": done, "share": session.group.share_work}
-    asked = _asked(session, name, form)
+    asked = _asked(session, name, form) | {"max_new_tokens": limit}
     if asked["trained_with"]:
         session.emit(
             Noticed(
@@ -76,7 +79,7 @@ def measure_forgetting(session: RunSession, injection: Injection | None) -> dict
 
 
 def _asked(session: RunSession, name: str, form: Format) -> dict[str, Any]:
-    spec, model, task = session.spec, session.base.model, get_task(name)
+    spec, model = session.spec, session.base.model
     plan, first, trained = spec.eval, session.rows.test[name][:1], form
     if spec.learns and spec.data.form == "rows":
         trained = session.rows.training_format(session.base.tokenizer, spec.data)
@@ -93,5 +96,5 @@ def _asked(session: RunSession, name: str, form: Format) -> dict[str, Any]:
         "trained_with": None if same else other,
         "dtype": str(model.dtype).removeprefix("torch.") + (f" {packed}" if packed != "none" else ""),
         "batch": plan.batch,
-        "max_new_tokens": None if plan.protocol == "options" else plan.max_new_tokens or task.max_new_tokens,
+        "limit_from": LEARNT if plan.max_new_tokens == LEARNT else "spec" if plan.max_new_tokens else "task",
     }

@@ -21,6 +21,7 @@ from llm_adapters_lab.inspection.token_choice import tokens_run
 from llm_adapters_lab.runs.environment import cpu_contention
 from llm_adapters_lab.runs.forecast.memory import WORTH_IT, estimate, estimated
 from llm_adapters_lab.runs.recovery.resume import ResumePoint
+from llm_adapters_lab.runs.rows import answer_limit
 from llm_adapters_lab.runs.session import Phase, Position, RunSession
 from llm_adapters_lab.runs.summary import started, training_summary
 from llm_adapters_lab.runs.trackers import Trackers
@@ -160,5 +161,5 @@ def _answering(session: RunSession) -> Answering:
     def reward(row: str, answer: list[int]) -> float:
         return float(task.judge(form.answer_text(answer), gold[row], rule)[1])
 
-    limit = spec.eval.max_new_tokens or task.max_new_tokens
+    limit = answer_limit(spec, task.name, form, ())
     return Answering(reward, StopRule(base.model, base.tokenizer, form), limit)

@@ -9,7 +9,8 @@ import torch
 from llm_adapters_lab.core.injection import inject
 from llm_adapters_lab.core.registry import get_adapter
 from llm_adapters_lab.errors import CannotInject
-from llm_adapters_lab.evaluation.decoding import can_batch, common_prefix, greedy, likelihoods
+from llm_adapters_lab.evaluation import decoding, predictions
+from llm_adapters_lab.evaluation.decoding import can_batch, common_prefix, greedy, likelihoods, shared_prefix
 from llm_adapters_lab.models import random_models
 from llm_adapters_lab.tasks.tokens import pad
 
@@ -20,6 +21,12 @@ ADAPTERS: dict[str, dict[str, Any] | None] = {
     "parallel": {"type": "parallel", "bottleneck": 8},
     "prefix": {"type": "prefix", "virtual_tokens": 5},
 }
+OTHERS: dict[str, dict[str, Any]] = {
+    "conv": {"type": "conv", "bottleneck": 8},  # looks back
+    "prompt-tuning": {"type": "prompt-tuning", "virtual_tokens": 3},
+    "p-tuning": {"type": "p-tuning", "virtual_tokens": 3},
+    "parscale": get_adapter("parscale").cls.example | {"type": "parscale"},
+}
 SHARED = [7, 9, 11, 13, 17]
 LENGTHS = (1, 2, 4, 9, 12)
 LIMIT = 6
@@ -27,7 +34,7 @@ LIMIT = 6
 
 def adapted(family: str, adapter: str) -> Any:
     model = random_models.tiny(f"tiny:{family}")
-    if fields := ADAPTERS[adapter]:
+    if fields := (ADAPTERS | OTHERS)[adapter]:
         generator = torch.Generator().manual_seed(2)
         with torch.no_grad():
             for p in inject(model, get_adapter(fields["type"]).config(**fields)).parameters():
@@ -108,6 +115,83 @@ def test_finished_rows_leave_the_batch_without_effect_on_the_others(adapter: str
     cut = [answer[: next((i + 1 for i, t in enumerate(answer) if t in ends), LIMIT)] for answer in free]
     assert len({len(answer) for answer in cut}) > 1
     assert greedy(model, rows, 0, LIMIT, ends_with(ends)) == cut
+
+
+def many() -> list[list[int]]:
+    """Twelve prompts, the shortest first."""
+    generator = torch.Generator().manual_seed(3)
+    lengths = (1, 1, 2, 2, 3, 4, 5, 7, 8, 9, 11, 12)
+    return [SHARED + torch.randint(3, 128, (n,), generator=generator).tolist() for n in lengths]
+
+
+@pytest.mark.parametrize("family", random_models.TINY)
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_rows_that_take_the_place_of_others_get_their_own_answers(
+    family: str, adapter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "TOGETHER", 16)
+    model, rows = adapted(family, adapter), many()
+    if (family, adapter) == ("mpt", "prefix"):
+        return
+    free = plain(model, rows)
+    ends = {free[0][0], free[2][2], free[3][1], free[6][3]}
+    cut = [answer[: next((i + 1 for i, t in enumerate(answer) if t in ends), LIMIT)] for answer in free]
+    prefix, calls = shared_prefix(model, rows), list[int]()
+    assert prefix is None or prefix.mask.shape[1] == len(SHARED)
+    step, join, joined = decoding.decode_step, decoding._joined, list[int]()
+    monkeypatch.setattr(decoding, "decode_step", lambda *given: calls.append(len(given[2])) or step(*given))
+    monkeypatch.setattr(decoding, "_joined", lambda parts: joined.append(len(parts)) or join(parts))
+    for known in (prefix, None):
+        assert greedy(model, rows, 0, LIMIT, ends_with(ends), at_once=4, prefix=known) == cut
+    assert greedy(model, rows[::-1], 0, LIMIT, ends_with(ends), at_once=4) == cut[::-1]
+    assert all(count <= 4 for count in calls)
+    assert (max(joined) > 1) == (adapter != "prefix")  # an adapter with columns of its own answers batch by batch
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bloom"])
+@pytest.mark.parametrize("adapter", OTHERS)
+def test_adapters_that_remember_or_prepend_get_their_own_answers(family: str, adapter: str) -> None:
+    model, rows = adapted(family, adapter), many()
+    free = greedy(model, rows, 0, LIMIT, never)
+    ends = {free[0][0], free[2][2], free[3][1]}
+    cut = [answer[: next((i + 1 for i, t in enumerate(answer) if t in ends), LIMIT)] for answer in free]
+    assert free == [greedy(model, [row], 0, LIMIT, never)[0] for row in rows]
+    assert greedy(model, rows, 0, LIMIT, ends_with(ends), at_once=4, prefix=shared_prefix(model, rows)) == cut
+
+
+class Ended:
+    """As much of a `StopRule` as decoding needs."""
+
+    def __init__(self, tokens: set[int]) -> None:
+        self.tokens = sorted(tokens)
+
+    def __call__(self, answer: list[int]) -> bool:
+        return answer[-1] in self.tokens
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "deepseek_v3", "qwen3_next", "falcon_h1", "jamba", "mamba2"])
+def test_mixtures_and_hybrids_give_the_answers_of_transformers(family: str) -> None:
+    model, rows = random_models.tiny(f"tiny:{family}"), many()
+    free = predictions._generate(model, 0, rows, LIMIT, Ended(set()), 1)
+    ends = {free[0][0], free[2][2], free[6][3]}
+    cut = [answer[: next((i + 1 for i, t in enumerate(answer) if t in ends), LIMIT)] for answer in free]
+    assert predictions.answer(model, 0, rows, LIMIT, Ended(ends), at_once=4) == cut
+    assert can_batch(model) == (family in ("mixtral", "gpt_oss", "deepseek_v3"))
+
+
+@pytest.mark.parametrize("window", [3, 8, 16])
+def test_rows_take_the_place_of_others_in_a_sliding_window(window: int) -> None:
+    from transformers import MistralForCausalLM
+
+    config = random_models.tiny_config("tiny:mistral")
+    config.sliding_window = window
+    torch.manual_seed(0)
+    model, rows = MistralForCausalLM(config).eval(), many()
+    free = plain(model, rows)
+    ends = {free[0][1], free[4][2]}
+    cut = [answer[: next((i + 1 for i, t in enumerate(answer) if t in ends), LIMIT)] for answer in free]
+    assert greedy(model, rows, 0, LIMIT, ends_with(ends), at_once=3) == cut
+    assert greedy(model, rows[::-1], 0, LIMIT, ends_with(ends), at_once=3) == cut[::-1]
 
 
 # MPT counts distances in columns, whatever the mask says: padding stands between virtual tokens and real ones.

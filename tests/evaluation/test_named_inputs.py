@@ -63,6 +63,7 @@ def test_rows_that_end_at_different_lengths_keep_their_inputs(model: Any) -> Non
     with context_of(model).given(memory=MEMORY):
         assert greedy(model, ROWS, 0, LIMIT, never) == free
         assert greedy(model, ROWS, 0, LIMIT, is_complete) == alone
+        assert greedy(model, ROWS, 0, LIMIT, is_complete, at_once=2) == alone  # new rows bring theirs
         assert greedy(model, ROWS[::-1], 0, LIMIT, never) != free[::-1]  # to each row its own memory
     with context_of(model).given(memory=MEMORY.flip(0)):
         assert greedy(model, ROWS[::-1], 0, LIMIT, is_complete) == alone[::-1]

@@ -24,9 +24,11 @@ from llm_adapters_lab.models import loading, random_models
 from llm_adapters_lab.results.rescoring import rescore
 from llm_adapters_lab.runs.execution import run
 from llm_adapters_lab.runs.record import Run
+from llm_adapters_lab.runs.rows import MARGIN, answer_limit
 from llm_adapters_lab.runs.spec import RunSpec
 from llm_adapters_lab.tasks import prompts
 from llm_adapters_lab.tasks.base import Example
+from llm_adapters_lab.tasks.formats import get_format
 from llm_adapters_lab.tasks.registry import get_task
 from llm_adapters_lab.tasks.tokens import prompt_ids
 
@@ -216,9 +218,12 @@ def timeless(record: Run) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("adapter", [None, {"type": "lora", "rank": 4}, {"type": "prefix"}])
-@pytest.mark.parametrize("torn", [False, True])
-def test_an_interrupted_evaluation_resumes_with_the_same_result(adapter: Any, torn: bool, tmp_path: Path) -> None:
-    spec, stop, asked = RunSpec.parse({**SMALL, "adapter": adapter}), threading.Event(), []
+@pytest.mark.parametrize(("torn", "batch"), [(False, 3), (True, 3), (True, 1)])
+def test_an_interrupted_evaluation_resumes_with_the_same_result(
+    adapter: Any, torn: bool, batch: int, tmp_path: Path
+) -> None:
+    plan = {**SMALL["eval"], "batch": batch}  # 1: more than one block
+    spec, stop, asked = RunSpec.parse({**SMALL, "adapter": adapter, "eval": plan}), threading.Event(), []
 
     def listen(event: Event) -> None:
         asked.append(event)
@@ -242,6 +247,34 @@ def test_an_interrupted_evaluation_resumes_with_the_same_result(adapter: Any, to
     assert [json.loads(line)["event"] for line in (record.folder / "events.jsonl").read_text().splitlines()][
         -1
     ] == "Finished"
+
+
+def test_a_limit_learnt_from_the_training_rows(tmp_path: Path) -> None:
+    plan = {"tasks": ["mini-bool"], "rows": 6, "likelihood": False}
+    found, scores = {}, {}
+    for limit in ("auto", None, 3):
+        record = run(RunSpec.parse({"base": "nano", "eval": {**plan, "max_new_tokens": limit}}), root=tmp_path)
+        found[limit], scores[limit] = list(record.predictions()), record.summary["scores"]["mini-bool"]
+    form = get_format(loading.load_base("nano").tokenizer, BOOL.template)
+    longest = max(len(form.row(row).ids) - len(form.prompts([row])[0][1]) for row in BOOL.load("train")[:50])
+    asked = [(score["max_new_tokens"], score["limit_from"]) for score in scores.values()]
+    assert asked == [(longest + MARGIN, "auto"), (BOOL.max_new_tokens, "task"), (3, "spec")]
+    for short, whole in zip(found["auto"], found[None], strict=True):
+        assert short["tokens"] == min(whole["tokens"], longest + MARGIN)
+        assert short["cut"] == (whole["tokens"] > longest + MARGIN or whole["cut"])
+
+
+def test_scored_rows_teach_no_limit(tmp_path: Path) -> None:
+    rows = [{"instruction": f"Say {n}", "output": "a " * n, "answer": "a"} for n in range(1, 6)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    name, tokenizer = f"own:{tmp_path / 'rows.jsonl'}?form=text", loading.load_base("nano").tokenizer
+    spec = RunSpec.parse({"base": "nano", "eval": {"tasks": [name], "max_new_tokens": "auto"}})
+    examples, form = get_task(name).load("test"), get_format(tokenizer, "alpaca")
+    assert answer_limit(spec, name, form, examples) == get_task(name).max_new_tokens
+    longest = len(tokenizer("a a a", add_special_tokens=False)["input_ids"]) + 1
+    assert answer_limit(spec, name, form, examples[3:]) == pytest.approx(longest + MARGIN, abs=1)
+    with pytest.raises(BadSpec, match=r"eval.max_new_tokens .*or auto"):
+        RunSpec.parse({"base": "nano", "eval": {"tasks": [name], "max_new_tokens": "most"}})
 
 
 def test_answers_to_another_prompt_are_not_reused(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ class QuestionPicker:
     @property
     def max_new_tokens(self) -> int:
         """The maximum number of tokens of an answer in the evaluation of this run."""
-        return self._spec.eval.max_new_tokens or get_task(self.task.value).max_new_tokens
+        return self._spec.eval.most_tokens(get_task(self.task.value))
 
     def shots(self) -> Sequence[Example]:
         """Return the solved examples that precede every prompt of the task.

@@ -204,7 +204,7 @@ def _answer_tokens(spec: RunSpec, task: str) -> int:
     """Return the number of tokens that are generated for an answer, at most."""
     if spec.eval.protocol == "options":
         return 1
-    return spec.eval.max_new_tokens or get_task(task).max_new_tokens
+    return spec.eval.most_tokens(get_task(task))
 
 
 def _row_tokens(spec: RunSpec) -> float:
