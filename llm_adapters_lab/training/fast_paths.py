@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,6 +25,7 @@ from llm_adapters_lab.training.batches import collate
 from llm_adapters_lab.training.distributed import sharded
 from llm_adapters_lab.training.last_mlp import last_mlp
 from llm_adapters_lab.training.loss import FastPaths, Objective, adds_router_loss, call_inputs, row_inputs
+from llm_adapters_lab.training.lower_layers import LowerStates, layers_below
 from llm_adapters_lab.training.packing import packing_obstacle
 from llm_adapters_lab.training.spec import TrainSpec
 
@@ -190,6 +194,38 @@ def _try_gradients(model: nn.Module, injection: Injection, samples: Sequence[Sam
         return "" if far <= GRADIENT_TOLERANCE else f"gradients that are {far:.2g} of their norm off"
     except FAILURES as error:
         return f"nothing ({type(error).__name__})"
+
+
+def keep_lower(
+    model: nn.Module, injection: Injection, samples: Sequence[Sample], plan: TrainSpec, paths: FastPaths
+) -> tuple[LowerStates | None, list[FellBack]]:
+    """Return what keeps the states below an adapter for `train.cache_below`; otherwise an event with the reason."""
+    config: Any = model.config
+    obstacles = {
+        "the first layer has an adapter": not layers_below(injection),
+        "compiled layers cannot be skipped": plan.compile,
+        "the weights of the layers are spread over the processes": sharded(),
+        "the router loss of the base needs all layers": adds_router_loss(model),
+        f"{type(model).__name__} has an encoder": getattr(config, "is_encoder_decoder", False),
+        f"{(dropping := find_dropout(model))} draws its dropout in every step": bool(dropping),
+    }
+    if not (reason := next((reason for reason, holds in obstacles.items() if holds), "")):
+        rows = probe_rows(samples)
+        try:
+            with trial_run(model, injection), TemporaryDirectory() as folder:
+                with Objective(model, paths).losses(model, rows) as plain:
+                    pass
+                objective = Objective(model, paths)
+                objective.lower = LowerStates(model, injection, rows, 1, Path(folder))
+                with objective.losses(model, rows) as kept:
+                    pass
+                fault = mismatch(plain, kept, rounding_noise(model, rows))
+        except FAILURES as error:
+            fault = f"nothing ({type(error).__name__})"
+        reason = f"{type(model).__name__} computes {fault} with it" if fault else ""
+    if reason:
+        return None, [FellBack("train.cache_below", f"{reason}; the layers below run in every step.")]
+    return LowerStates(model, injection, samples, plan.cache_below), []
 
 
 def mismatch(plain: torch.Tensor, fast: torch.Tensor, noise: float | None) -> str:

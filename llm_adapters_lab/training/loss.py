@@ -24,7 +24,7 @@ from llm_adapters_lab.tasks.tokens import IGNORED, Sample, documents
 from llm_adapters_lab.training.batches import collate, collate_extras, send
 from llm_adapters_lab.training.chunked_head import ChunkedHead, head_input
 from llm_adapters_lab.training.last_mlp import last_mlp, run_at
-from llm_adapters_lab.training.lower_layers import copied_above
+from llm_adapters_lab.training.lower_layers import LowerStates, copied_above
 from llm_adapters_lab.training.packing import Packed, pack, packed_attention
 from llm_adapters_lab.training.recompute import Recomputation
 
@@ -76,12 +76,14 @@ class Objective:
         injection: the adapter that is trained; its modifiers and its penalty have a say in the loss.
         measures: names of what is measured beside the loss.
         measured: those values, summed over the `units` of the last pass.
+        lower: what the layers below the adapter make of the rows, if that is kept; see `lower_layers`.
         hits: if it is a list, whether each counted label is the likeliest token, (labels,) of every pass; row by row.
     """
 
     measures: tuple[str, ...] = ()
     measured: Sequence[torch.Tensor] = ()
     hits: list[torch.Tensor] | None = None
+    lower: LowerStates | None = None
 
     def __init__(
         self, model: nn.Module, fast_paths: FastPaths, pad_id: int = 0, injection: Injection | None = None
@@ -174,6 +176,7 @@ class Objective:
         """
         paths = self.fast_paths
         once = below if copies > 1 else 0
+        states = self.lower.read(documents(samples)) if self.lower and copies == 1 else None
         with ExitStack() as layout:
             if paths.packing:
                 single, extras = self._take_layout(samples)
@@ -195,6 +198,14 @@ class Objective:
                     labels, shape = labels.repeat(copies), torch.Size((copies * shape[0], shape[1]))
                 read, begin = reads, _nothing
                 layout.enter_context(call_inputs(self._decoder, extras))
+            if self.lower and states is not None:
+                if paths.packing:
+                    lengths = torch.tensor([len(row.ids) for row in documents(samples)], device=packed.ids.device)
+                    places = (lengths.cumsum(0) - lengths)[packed.token_rows] + packed.positions[0]
+                else:
+                    mask = batch["attention_mask"].flatten()
+                    places = mask.cumsum(0) * mask - 1
+                layout.enter_context(self.lower.used(states, places, shape))
             if once:
                 layout.enter_context(copied_above(self._layers[once:], copies, inputs["input_ids"].shape, begin))
             if head and len(labels) > paths.head_chunk:

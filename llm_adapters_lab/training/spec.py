@@ -76,6 +76,9 @@ class TrainSpec(Part):
     recompute: bool = Field(
         default=True, description="compute norms, activation functions and the like again instead of keeping them"
     )
+    cache_below: float = Field(
+        default=0, ge=0, description="GiB on disk for what the layers below the adapter make of the rows; 0: none"
+    )
     compile: bool = Field(default=False, description="compile the decoder layers with torch.compile")
     deterministic: bool = Field(
         default=False, description="use only deterministic kernels on a GPU; those of the CPU always are"

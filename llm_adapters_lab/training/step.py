@@ -20,7 +20,7 @@ from llm_adapters_lab.training.batches import micro_batches
 from llm_adapters_lab.training.compilation import CompiledLayers
 from llm_adapters_lab.training.distributed import sharded
 from llm_adapters_lab.training.dpo import PreferenceObjective
-from llm_adapters_lab.training.fast_paths import choose_fast_paths
+from llm_adapters_lab.training.fast_paths import choose_fast_paths, keep_lower
 from llm_adapters_lab.training.loss import Objective
 from llm_adapters_lab.training.regimes import Heads, HeadsObjective
 from llm_adapters_lab.training.reward import Answering, RewardObjective
@@ -107,16 +107,22 @@ class GradientComputer:
         self.objective, self.plan, self.halvings = Objective(*parts), plan, 0
         self.injection, self.prefetches = injection, weights.device(model).type == "cuda"
         self.measured: dict[str, float] = {}
-        self.heads = heads
+        self.heads, self._told_of_lower = heads, False
         if plan.objective == "dpo":
             self.objective = PreferenceObjective(plan, samples, *parts)
         elif heads:
             self.objective, self.prefetches = HeadsObjective(heads.regime.heads, *parts), False
         elif plan.objective == "reward":
             self.objective, self.prefetches = RewardObjective(plan, samples, answering, *parts), False
+        if plan.cache_below:
+            self.objective.lower, warned = keep_lower(model, injection, samples, plan, fast_paths)
+            self._warnings += warned
 
     def warnings(self) -> list[FellBack]:
         """Return, once, the settings of the plan that have turned out not to hold."""
+        if (lower := self.objective.lower) and lower.dropped and not self._told_of_lower:
+            self._told_of_lower = True
+            self._warnings.append(FellBack("train.cache_below", f"{lower.dropped}; the other rows are computed again."))
         found, self._warnings = self._warnings, []
         return found
 
