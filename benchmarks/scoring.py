@@ -198,6 +198,10 @@ def _table(summary: dict[str, Any]) -> str:
     for r in summary["ratios"]:
         by_round = ", ".join(map(str, r["by_round"]))
         lines.append(f"| {r['of']} | {r['median']} | {by_round} | {r['by_operations']} | {r['same_answers']} |")
+    lines += [
+        "",
+        "Answers that the learnt limit cuts are not the same as whole ones, but their beginnings are.",
+    ] * bool(summary["ratios"][1:])
     lines += ["", f"Machine: {json.dumps(summary['environment'])}. FLOPs are counted in another pass."]
     return "\n".join(lines) + "\n"
 

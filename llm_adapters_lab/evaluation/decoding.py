@@ -19,7 +19,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +91,16 @@ class PromptBatch:
         index = torch.tensor(rows, device=self.mask.device)
         self.mask = self.mask[index]
         self.cache.batch_select_indices(index)
+
+    def taken(self, rows: Sequence[int]) -> PromptBatch:
+        """Return a batch of these rows, which may be repeated; this one stays as it is."""
+        cache: Any = copy(self.cache)
+        cache.layers = [copy(layer) for layer in self.cache.layers]
+        if hasattr(cache, "memory"):
+            cache.memory = dict(cache.memory)
+        batch = PromptBatch(cache, self.mask, self.logits)
+        batch.select(rows)
+        return batch
 
     @property
     def joinable(self) -> bool:
@@ -323,21 +333,26 @@ def likelihoods(
         prefix: what all prompts begin with; default: it is found.
     """
     batch = prefill(model, rows, pad_id, prefix)
-    owner = [row for row, group in enumerate(answers) for _ in group]
-    flat = [answer for group in answers for answer in group]
-    targets = pad(flat, pad_id, "right").to(device_of(model))
-    counted = pad([[1] * len(answer) for answer in flat], 0, "right").to(device_of(model))
-    logits = batch.logits[torch.tensor(owner, device=device_of(model))][:, None]
-    if targets.shape[1] > 1:
-        batch.select(owner)
-        # The last token of an answer is predicted, not read.
-        mask = torch.cat([batch.mask, counted[:, 1:]], dim=1)
-        after = _forward(model, targets[:, :-1], mask, batch.cache, keep=targets.shape[1] - 1)
-        logits = torch.cat([logits, after], dim=1)
-    logits = logits.float()
-    each = logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)
-    sums = iter(each.masked_fill(counted == 0, 0).sum(-1).tolist())
-    return [[next(sums) for _ in group] for group in answers]
+    flat = [(row, answer) for row, group in enumerate(answers) for answer in group]
+    order, sums = sorted(range(len(flat)), key=lambda i: len(flat[i][1])), [0.0] * len(flat)
+    for start in range(0, len(order), len(rows)):  # of similar length, and no more than there are rows
+        part = order[start : start + len(rows)]
+        owner, each = [flat[i][0] for i in part], [flat[i][1] for i in part]
+        targets = pad(each, pad_id, "right").to(device_of(model))
+        counted = pad([[1] * len(answer) for answer in each], 0, "right").to(device_of(model))
+        logits = batch.logits[torch.tensor(owner, device=device_of(model))][:, None]
+        if targets.shape[1] > 1:
+            own = batch.taken(owner)
+            # The last token of an answer is predicted, not read.
+            mask = torch.cat([own.mask, counted[:, 1:]], dim=1)
+            after = _forward(model, targets[:, :-1], mask, own.cache, keep=targets.shape[1] - 1)
+            logits = torch.cat([logits, after], dim=1)
+        logits = logits.float()
+        values = logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)
+        for i, value in zip(part, values.masked_fill(counted == 0, 0).sum(-1).tolist(), strict=True):
+            sums[i] = value
+    found = iter(sums)
+    return [[next(found) for _ in group] for group in answers]
 
 
 def drawn(uniforms: torch.Tensor, temperature: float) -> Choice:

@@ -80,25 +80,20 @@ def choice_scores(
     Raises:
         NotFinite: a value is nan or infinite.
     """
-    results: list[dict[str, dict[str, float]]] = []
-    form = get_format(tokenizer, template)
-    at_once = min(at_once, AT_ONCE)
-    for start in range(0, len(questions), at_once):
-        part = dict(enumerate(questions[start : start + at_once], start))
-        labels = [options(question.example, task.labels) for question in part.values()]
-        targets = [_label_targets(task, question.example, form) for question in part.values()]
-        by_label = _score(model, tokenizer, {i: question.ids for i, question in part.items()}, targets, prefix, False)
-        worded = {i: question.example for i, question in part.items() if has_option_texts(question.example)}
-        asked = text_ids(tokenizer, [prompts.cloze(example) for example in worded.values()], begin=True)
-        clozes = dict(zip(worded, asked, strict=True))
-        texts = [[f" {text}" for _, text in example.options] for example in worded.values()]
-        # Whole, because a common beginning counts where values are divided by lengths.
-        by_text = dict(zip(worded, _score(model, tokenizer, clozes, texts, None, True), strict=True))
-        for (i, question), names, values in zip(part.items(), labels, by_label, strict=True):
-            worded_options = question.example.options if i in by_text else ()
-            text = {label: by_text[i][n] for n, (label, _) in enumerate(worded_options)}
-            norm = {label: text[label] / len(words) for label, words in worded_options}
-            results.append({"label": dict(zip(names, values, strict=True)), "text": text, "text_norm": norm})
+    form, at_once, results = get_format(tokenizer, template), min(at_once, AT_ONCE), []
+    targets = [_label_targets(task, question.example, form) for question in questions]
+    prompted = dict(enumerate(question.ids for question in questions))
+    by_label = _score(model, tokenizer, prompted, targets, at_once, prefix, False)
+    worded = {i: question.example for i, question in enumerate(questions) if has_option_texts(question.example)}
+    asked = text_ids(tokenizer, [prompts.cloze(example) for example in worded.values()], begin=True)
+    texts = [[f" {text}" for _, text in example.options] for example in worded.values()]
+    # Whole, because a common beginning counts where values are divided by lengths.
+    by_text = _score(model, tokenizer, dict(zip(worded, asked, strict=True)), texts, at_once, None, True)
+    for i, question in enumerate(questions):
+        names, worded_options = options(question.example, task.labels), question.example.options if i in worded else ()
+        text = {label: by_text[i][n] for n, (label, _) in enumerate(worded_options)}
+        norm = {label: text[label] / len(words) for label, words in worded_options}
+        results.append({"label": dict(zip(names, by_label[i], strict=True)), "text": text, "text_norm": norm})
     return results
 
 
@@ -130,20 +125,23 @@ def _score(
     tokenizer: Any,
     rows: dict[int, list[int]],
     targets: list[list[str]],
+    at_once: int,
     prefix: PromptBatch | None,
     whole: bool,
-) -> list[list[float]]:
+) -> dict[int, list[float]]:
     """Return the log-likelihoods of the targets of each row; rows are numbered by the model's further inputs."""
-    if not rows:
-        return []
-    answers = [text_ids(tokenizer, group) for group in targets]
-    shared = [0 if whole else common_prefix(group) for group in answers]
-    asked = [row + group[0][:n] for row, group, n in zip(rows.values(), answers, shared, strict=True)]
-    rest = [[answer[n:] for answer in group] for group, n in zip(answers, shared, strict=True)]
+    answers = dict(zip(rows, (text_ids(tokenizer, group) for group in targets), strict=True))
+    order, found = sorted(rows, key=lambda row: len(rows[row])), dict[int, list[float]]()
     by = partial(likelihoods, prefix=prefix) if can_batch(model) else _uncached_likelihoods
-    with inputs_of(model, list(rows)):
-        found = by(model, asked, rest, tokenizer.pad_token_id)
-    require_finite(torch.tensor([sum(values) for values in found]), list(rows))
+    for start in range(0, len(order), at_once):
+        part = order[start : start + at_once]
+        shared = [0 if whole else common_prefix(answers[row]) for row in part]
+        asked = [rows[row] + answers[row][0][:n] for row, n in zip(part, shared, strict=True)]
+        rest = [[answer[n:] for answer in answers[row]] for row, n in zip(part, shared, strict=True)]
+        with inputs_of(model, part):
+            values = by(model, asked, rest, tokenizer.pad_token_id)
+        require_finite(torch.tensor([sum(each) for each in values]), part)
+        found |= zip(part, values, strict=True)
     return found
 
 
