@@ -376,7 +376,7 @@ def page(result: dict[str, Any]) -> str:
     speeds = result["processes"]
     if "2" in speeds:
         cells = f"1.00 | {speeds['1'] / speeds['2']:.2f} | 1.00 in each | 1.00 in each"
-        why = "each has its share of the rows, and all of the base; `nano` by the clock, once, from 1 to 2"
+        why = "each has its share of the rows, and all of the base; by the clock, once, from 1 to 2 on busy cores"
         lines.append(f"| processes | {cells} | {why} |")
     lines.append("")
     lines += said(
