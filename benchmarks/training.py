@@ -331,6 +331,7 @@ def many(asked: argparse.Namespace, samples: list[Sample], config: LoRAConfig, p
     apart = max(abs(loss - alone[i // count]) for i, loss in enumerate(losses))
     return {
         "adapters": count,
+        "at": config.at,
         "batch": small,
         "counts": counts,
         "memory_bytes": memory,
@@ -388,6 +389,11 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         names = [*list(WAYS)[number % len(WAYS) :], *list(WAYS)[: number % len(WAYS)]]
         rounds.append({way: timed(way, work(asked.steps)) for way in names})
         print({way: [round(x, 2) for x in found[:2]] for way, found in rounds[-1].items()}, flush=True)
+    depth = len(Blueprint(asked.base).anatomy.layers)
+    upper = f"{config.at}@{depth - max(1, depth // 3)}-{depth - 1}"  # the upper third of the layers
+    places = (config.at, upper) if asked.study and not asked.counts else ()
+    shared = [LoRAConfig(rank=asked.rank, alpha=2 * asked.rank, at=at) for at in places]
+    studies = [many(asked, samples, each, tokenizer.pad_token_id) for each in shared]
     tokens, useful = sum(len(s.ids) for s in samples), sum(len(s.ids) for s in first)
     weights = sum({p.data_ptr(): p.nbytes for p in loading.load_base(asked.base).model.parameters()}.values())
     padded = len(first) * max(len(s.ids) for s in first)
@@ -403,7 +409,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         "tokens_per_row": tokens / len(samples),
         "labels_per_row": sum(s.counted for s in samples) / len(samples),
         "ways": results,
-        "study": many(asked, samples, config, tokenizer.pad_token_id) if asked.study and not asked.counts else None,
+        "studies": studies,
         "environment": environment(make_accelerator("auto").device.type, loading.pick_dtype("auto")),
     }
 
@@ -440,7 +446,8 @@ def table(results: list[dict[str, Any]]) -> str:
                 cells += ["–"] * 3
             lines.append(f"| {way['what']} | {' | '.join(cells)} |")
         lines += ["", _verdict(result)]
-        lines += _many_lines(found) if (found := result.get("study")) else []
+        for found in result["studies"]:
+            lines += _many_lines(found)
     lines += [
         "",
         "Tokens are those of the rows, without padding. Computed: tokens that run through the layers. Memory: weights "
@@ -452,13 +459,16 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def _verdict(result: dict[str, Any]) -> str:
-    """Return how the lab compares with the best of the rivals, separately in FLOPs, memory and speed."""
-    own, rivals = result["ways"]["on"], [result["ways"][name] for name in RIVALS if name in result["ways"]]
-    flops, memory = (own[key] / min(rival[key] for rival in rivals) for key in ("flops_per_token", "memory_bytes"))
-    text = f"The lab takes {flops:.2f} of the FLOPs and {memory:.2f} of the memory of the rival with the least"
+    """Return how the lab compares with the rivals, by the clock with the fastest of each round."""
+    own, rivals = result["ways"]["on"], {name: result["ways"][name] for name in RIVALS if name in result["ways"]}
+    fewest = min(rivals.values(), key=lambda rival: rival["flops_per_token"])
+    flops, memory = (own[key] / fewest[key] for key in ("flops_per_token", "memory_bytes"))
+    least = own["memory_bytes"] / min(rival["memory_bytes"] for rival in rivals.values())
+    text = f"The lab takes {flops:.2f} of the FLOPs and {memory:.2f} of the memory of the rival with the fewest FLOPs, "
+    text += f"and {least:.2f} of the memory of the one with the least"
     if own["tokens_per_second"]:
-        speeds = [min(o / r for r in rs) for o, *rs in zip(*_rates(result), strict=True)]
-        text += f", and has {statistics.median(speeds):.2f} times the tokens per second of the fastest "
+        speeds = [own / max(others) for own, *others in zip(*_rates(result), strict=True)]
+        text += f"; it has {statistics.median(speeds):.2f} times the tokens per second of the fastest "
         text += f"({min(speeds):.2f} to {max(speeds):.2f})"
     return text + "."
 
@@ -475,8 +485,9 @@ def _many_lines(found: dict[str, Any]) -> list[str]:
     middle = {part: statistics.median(each) for part, each in speeds.items()}
     return [
         "",
-        f"{count} adapters at once (`study`), batch {found['batch']} each, beside {count} runs one after the other: "
-        f"{study['flops'] / one['flops'] / count:.3f} of their FLOPs, {middle['wall']:.2f} times their speed "
+        f"{count} adapters at {found['at']} at once (`study`), batch {found['batch']} each, beside {count} runs one "
+        f"after the other: {study['flops'] / one['flops'] / count:.3f} of their FLOPs, {middle['wall']:.2f} times the "
+        "speed "
         f"({speeds['wall'][0]:.2f} to {speeds['wall'][-1]:.2f}; by processor time {middle['cpu']:.2f}), losses "
         f"{found['apart']:.0e} off at most. Memory: {memory['study'] / 1e6:.0f} MB, one run of that batch "
         f"{memory['one'] / 1e6:.0f} MB, one run of {count} times that batch, as many rows in a pass, "
