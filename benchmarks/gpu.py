@@ -137,6 +137,7 @@ def in_four_bits(model: nn.Module, dtype: torch.dtype) -> None:
         new = Linear4bit(old.in_features, old.out_features, bias=False, compute_dtype=dtype, device="meta")
         options: dict[str, Any] = {"requires_grad": False, "quant_type": "nf4", "compress_statistics": True}
         new.weight = Params4bit(old.weight.detach(), **options)
+        new.support_avx512bf16_for_cpu = False  # or evaluating repacks it on a CPU, and no gradient passes any more
         model.set_submodule(site.path, new.to(DEVICE))
 
 
