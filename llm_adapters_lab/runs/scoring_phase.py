@@ -10,7 +10,7 @@ from llm_adapters_lab.core.injection import Injection
 from llm_adapters_lab.evaluation.forgetting import loss_per_token, read_text, windows
 from llm_adapters_lab.evaluation.predictions import decoding_method, evaluate
 from llm_adapters_lab.evaluation.scoring import score
-from llm_adapters_lab.evaluation.spec import LEARNT
+from llm_adapters_lab.evaluation.spec import LEARNT, EvalSpec
 from llm_adapters_lab.events import Noticed, ReadText, Scored, Scoring
 from llm_adapters_lab.files import append_line
 from llm_adapters_lab.runs.rows import answer_limit, scoring_format
@@ -23,8 +23,8 @@ def score_task(session: RunSession, name: str) -> dict[str, Any]:
     """Return the score of a task. Answers are recorded one by one, and recorded ones are reused.
 
     Beside the keys of `scoring.score` it has what else could move it: decoding, template, trained_with (the template of
-    the training, if its prompts are others), dtype, batch, max_new_tokens (None where nothing is generated) and
-    limit_from: "auto", "spec" or "task".
+    the training, if its prompts are others), dtype, batch, and max_new_tokens and limit_from ("auto", "spec" or "task"),
+    both None where nothing is generated.
 
     Args:
         session: of the run.
@@ -39,7 +39,7 @@ def score_task(session: RunSession, name: str) -> dict[str, Any]:
     limit = None if plan.protocol == "options" else answer_limit(spec, name, form, test)
     options |= {"template": form, "batch": plan.batch, "max_new_tokens": limit}
     options |= {"exemplars": session.rows.shots.get(name, ()), "done": done, "share": session.group.share_work}
-    asked = _asked(session, name, form) | {"max_new_tokens": limit}
+    asked = _asked(session, name, form) | {"max_new_tokens": limit, "limit_from": limit and _limit_from(plan)}
     if asked["trained_with"]:
         session.emit(
             Noticed(
@@ -96,5 +96,8 @@ def _asked(session: RunSession, name: str, form: Format) -> dict[str, Any]:
         "trained_with": None if same else other,
         "dtype": str(model.dtype).removeprefix("torch.") + (f" {packed}" if packed != "none" else ""),
         "batch": plan.batch,
-        "limit_from": LEARNT if plan.max_new_tokens == LEARNT else "spec" if plan.max_new_tokens else "task",
     }
+
+
+def _limit_from(plan: EvalSpec) -> str:
+    return LEARNT if plan.max_new_tokens == LEARNT else "spec" if plan.max_new_tokens else "task"
