@@ -23,7 +23,7 @@ def score_task(session: RunSession, name: str) -> dict[str, Any]:
     """Return the score of a task. Answers are recorded one by one, and recorded ones are reused.
 
     Beside the keys of `scoring.score` it has what else could move it: decoding, template, trained_with (the template of
-    the training, if its prompts are others), dtype, batch, and max_new_tokens and limit_from ("auto", "spec" or "task"),
+    the training, if its prompts are others), dtype, batch, max_new_tokens and limit_from ("auto", "spec" or "task"),
     both None where nothing is generated.
 
     Args:
