@@ -86,8 +86,8 @@ def eligible(
         packing=plan.packing,
         share_prefix=plan.packing and plan.share_prefix,
         label_mlp=plan.label_head and not (plan.compile or plan.regime or _needs_all_tokens(injection)),
-        # Compiled layers choose themselves what to keep.
-        recompute=plan.recompute and not (plan.gradient_checkpointing or plan.compile),
+        # Compiled layers choose themselves what to keep, and spread weights are not at hand when it is needed.
+        recompute=plan.recompute and not (plan.gradient_checkpointing or plan.compile or sharded()),
     )
     reasons = {}
     if wanted.label_head and model.get_output_embeddings() is None:  # type: ignore[operator]
@@ -102,8 +102,6 @@ def eligible(
         size, reasons["head_chunk"] = 0, "the weights of the output head are spread over the processes"
     if able.label_mlp and (reason := _last_mlp_obstacle(model, injection)):
         reasons["label_mlp"] = reason
-    if able.recompute and sharded():
-        reasons["recompute"] = "the weights of the layers are spread over the processes"
     able = replace(able, **dict.fromkeys(reasons.keys() - {"head_chunk"}, False))
     return replace(able, share_prefix=able.packing and able.share_prefix, head_chunk=size), reasons
 
