@@ -380,13 +380,13 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         part = plan.model_copy(update={"max_steps": steps})
         return Work(asked.base, samples[: steps * asked.batch], part, config, tokenizer.pad_token_id)
 
-    first = work(1).batches()[0]
-    results: dict[str, dict[str, Any]] = {way: {"what": WAYS[way].__doc__, **counted(way, work(1))} for way in WAYS}
+    first, ways = work(1).batches()[0], [way for way in WAYS if way in asked.ways.split(",") or way == "trainer"]
+    results: dict[str, dict[str, Any]] = {way: {"what": WAYS[way].__doc__, **counted(way, work(1))} for way in ways}
     print(json.dumps(results), flush=True)
     rounds: list[dict[str, tuple[float, float, list[float]]]] = []
     for number in range(0 if asked.counts else asked.rounds):
         # In turns, from a different one each time.
-        names = [*list(WAYS)[number % len(WAYS) :], *list(WAYS)[: number % len(WAYS)]]
+        names = [*ways[number % len(ways) :], *ways[: number % len(ways)]]
         rounds.append({way: timed(way, work(asked.steps)) for way in names})
         print({way: [round(x, 2) for x in found[:2]] for way, found in rounds[-1].items()}, flush=True)
     depth = len(Blueprint(asked.base).anatomy.layers)
@@ -504,6 +504,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--study", type=int, default=8, help="adapters at once; 0: leave that part out")
+    parser.add_argument("--ways", default=",".join(WAYS), help="which to compare with trainer, with commas")
     parser.add_argument("--counts", action="store_true", help="count FLOPs and bytes, and measure no time")
     parser.add_argument("--root", type=Path, default=None, help="folder with the benchmark files")
     parser.add_argument("--out", type=Path, default=HERE)

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from llm_adapters_lab.adapters.lora import LoRAConfig
 from llm_adapters_lab.core.anatomy import Anatomy
 from llm_adapters_lab.core.injection import inject
+from llm_adapters_lab.core.merging import temporarily_merged
 from llm_adapters_lab.errors import BadSpec, TrainingFailed
 from llm_adapters_lab.events import FellBack, Step
 from llm_adapters_lab.models import loading, random_models
@@ -295,6 +296,27 @@ def test_a_norm_whose_result_is_changed_in_place_is_noticed() -> None:
     paths, warned = choose_fast_paths(model, injection, samples(), TrainSpec())
     assert paths == replace(ALL, recompute=False)
     assert "of their norm off" in warned[0].reason
+
+
+def test_a_frozen_adapter_under_the_trained_one_can_be_merged_meanwhile() -> None:
+    def losses(merged: bool) -> tuple[list[float], torch.Tensor]:
+        model, first = adapted("llama", at="q,v,down", rank=4)
+        before = [p.detach().clone() for p in first.parameters()]
+        for p in first.parameters():
+            p.requires_grad_(False)
+        plan = TrainSpec(learning_rate=1e-2, batch=6, max_steps=3)
+        with temporarily_merged(first if merged else None) as done:
+            assert done == merged
+            torch.manual_seed(1)
+            second = inject(model, LoRAConfig(rank=2, at="q,v,up"), name="second")
+            events = list(train(model, second, samples(), plan))
+        assert all(map(torch.equal, before, (p for a in first.adapters.values() for p in a.parameters())))
+        ends = torch.cat([tensor.flatten() for tensor in second.state_dict().values()])
+        return [event.loss for event in events if isinstance(event, Step)], ends
+
+    (hooked, one), (merged, other) = losses(False), losses(True)
+    assert merged == pytest.approx(hooked, rel=1e-6)
+    assert torch.allclose(one, other, atol=1e-4)
 
 
 def test_the_last_mlp_runs_only_for_tokens_that_predict_a_label() -> None:
