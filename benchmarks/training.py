@@ -70,7 +70,8 @@ class Work:
     trial: int = 0  # FLOPs of the lab's trial of its shortcuts, once in a training
     wall: float = 0.0
     cpu: float = 0.0
-    ends: list[tuple[float, float]] = field(default_factory=list)  # of every step, in seconds of clock and processor
+    ends: list[float] = field(default_factory=list)  # of every step, by the clock
+    spent: list[float] = field(default_factory=list)  # of the processor, by then
 
     def load(self) -> loading.Base:
         """Return the base, afresh."""
@@ -85,6 +86,11 @@ class Work:
             torch.cuda.synchronize()
         self.wall += time.perf_counter() - wall
         self.cpu += time.process_time() - cpu
+
+    def end_step(self) -> None:
+        """Note the times at the end of a step."""
+        self.ends.append(self.wall)
+        self.spent.append(self.cpu)
 
     def batches(self) -> list[list[Sample]]:
         """Return the rows of each step."""
@@ -164,7 +170,7 @@ class _Clock(TrainerCallback):
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         self.running.__exit__(None, None, None)
-        self.work.ends.append((self.work.wall, self.work.cpu))
+        self.work.end_step()
 
 
 def loop(work: Work) -> Iterator[None]:
@@ -185,7 +191,7 @@ def loop(work: Work) -> Iterator[None]:
             optimizer.step()
             optimizer.zero_grad()
             work.losses.append(float(loss.detach()))
-        work.ends.append((work.wall, work.cpu))
+        work.end_step()
 
 
 def off(work: Work) -> Iterator[None]:
@@ -225,7 +231,7 @@ def _lab(work: Work, changes: dict[str, Any]) -> Iterator[None]:
             return
         if isinstance(event, Step):
             work.losses.append(event.loss)
-            work.ends.append((work.wall, work.cpu))
+            work.end_step()
         if isinstance(event, FellBack):
             print(event)
 
@@ -253,8 +259,8 @@ def timed(way: str, work: Work) -> tuple[float, float, list[float]]:
     running = WAYS[way](work)
     next(running)
     next(running, None)
-    (wall, cpu), (wall_1, cpu_1) = work.ends[-1], work.ends[0] if len(work.ends) > 1 else (0.0, 0.0)
-    return wall - wall_1, cpu - cpu_1, work.losses
+    wall, cpu = ([0.0, *times] if len(times) == 1 else times for times in (work.ends, work.spent))
+    return wall[-1] - wall[0], cpu[-1] - cpu[0], work.losses
 
 
 def counted(way: str, work: Work) -> dict[str, int]:
@@ -454,8 +460,8 @@ def table(results: list[dict[str, Any]]) -> str:
         "",
         "Tokens are those of the rows, without padding. Computed: tokens that run through the layers. Memory: weights "
         "and the most that torch holds at a time. The last five columns compare with the first line: ratios, and for "
-        "the loss the largest difference of a step. Seconds are from the second step on: in the first, the lab tries its "
-        "shortcuts once.",
+        "the loss the largest difference of a step. Seconds are from the second step on: in the first, the lab tries "
+        "its shortcuts.",
     ]
     return "\n".join(lines) + "\n"
 
