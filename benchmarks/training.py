@@ -438,7 +438,9 @@ def table(results: list[dict[str, Any]]) -> str:
     for result in results:
         head = f"{result['base']}, LoRA r{result['rank']} at q,k,v,up,down, {result['task']}, batch {result['batch']}"
         about = f"{result['tokens_per_row']:.0f} tokens a row, {result['labels_per_row']:.1f} of them labels; "
-        about += f"{result['rounds']} rounds of {result['steps']} steps. Machine: {json.dumps(result['environment'])}."
+        timed = result["ways"]["on"]["tokens_per_second"]
+        about += f"{result['rounds']} rounds of {result['steps']} steps" if timed else "counted only"
+        about += f". Machine: {json.dumps(result['environment'])}."
         columns = "MFLOPs/token | computed/token | memory MB | tokens/s | FLOPs | memory | speed | CPU time | loss"
         lines += ["", f"## {head}", "", about, "", f"| | {columns} |", "|---|" + "---|" * 9]
         for way in result["ways"].values():
