@@ -227,7 +227,7 @@ class LowerStates:
         return True
 
     def _make_room(self, size: int) -> None:
-        """Delete the oldest files that this training does not use, until there is room for so many bytes."""
+        """Delete the oldest files that this training does not use, until there is room for `size` bytes."""
         files = {path: stat for path in self.folder.iterdir() if (stat := path.stat())}
         self._total = sum(stat.st_size for stat in files.values())
         for path in sorted(files.keys() - self._mine, key=lambda path: files[path].st_mtime):
