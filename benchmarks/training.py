@@ -460,7 +460,7 @@ def table(results: list[dict[str, Any]]) -> str:
             lines += _many_lines(found)
     lines += [
         "",
-        "Tokens are those of the rows, without padding. Computed: tokens that run through the layers. Memory: weights "
+        "Tokens are counted without padding. Computed: tokens that run through the layers. Memory: weights "
         "and the most that torch holds at a time. The last five columns compare with the first line: ratios, and for "
         "the loss the largest difference of a step. Seconds are from the second step on: in the first, the lab tries "
         "its shortcuts.",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -104,7 +104,7 @@ class LowerStates:
         self._files: dict[int, Any] = {}
         self._mine: set[Path] = set()
         self._limit, self._total = gib * 2**30, -1
-        self._pair = False  # whether layers return tuples
+        self._pair: bool | None = None  # whether layers return tuples; None: not known yet
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         self.folder = folder or Path(home) / "llm_adapters_lab" / "lower_layers"
         self._base = self._hash()
@@ -131,6 +131,8 @@ class LowerStates:
         """
         if not self.known(samples):
             return None
+        if self._pair is None:  # also where all that is needed is on disk
+            self._compute(self._blocks[0][:1])
         return torch.cat([self._state(sample.ids) for sample in samples]).to(weights.device(self.model))
 
     @contextmanager
@@ -175,14 +177,21 @@ class LowerStates:
         cast = (torch.is_autocast_enabled(kind := weights.device(self.model).type), torch.get_autocast_dtype(kind))
         key = sha256(repr((self._base, cast, self._blocks[block])).encode()).hexdigest()
         path = self.folder / f"{key}.safetensors"
-        if not path.exists():
-            states = self._compute(self._blocks[block])
-            if not self._write(path, states):
-                return states
+        with suppress(OSError, SafetensorError):  # not there, deleted by another training, or damaged
+            return self._opened(path)
+        states = self._compute(self._blocks[block])
+        if not self._write(path, states):
+            return states
+        try:
+            return self._opened(path)
+        except (OSError, SafetensorError):
+            return states
+
+    def _opened(self, path: Path) -> Any:
+        found = safe_open(path, "pt")
         self._mine.add(path)
-        with suppress(OSError):
-            path.touch()  # the newest are deleted last
-        return safe_open(path, "pt")
+        path.touch()  # the newest are deleted last
+        return found
 
     @torch.no_grad()
     def _compute(self, block: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:

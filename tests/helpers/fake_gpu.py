@@ -243,7 +243,7 @@ def misplaced() -> None:
         return
     finally:
         batches.send = before
-    raise AssertionError("The rows were on the CPU, and nobody has noticed.")
+    raise AssertionError("The rows were on the CPU, and nothing has failed.")
 
 
 LORA = {"type": "lora", "rank": 4, "at": "q,v,up,down"}

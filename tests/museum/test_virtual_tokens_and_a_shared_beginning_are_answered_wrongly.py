@@ -4,7 +4,7 @@ Area: scoring
 Elsewhere: found here.
 Before: the common beginning was read once for prompts of different lengths, but prompt tuning and P-tuning put their
     virtual tokens after the padding of each row, so keys and values stood in the wrong columns: up to 9 of 12 answers
-    of a batch were not those of the prompts alone, and a benchmark had P-tuning at 4.5 instead of 11.2 %.
+    of a batch differed from those of the prompts alone, and a benchmark had P-tuning at 4.5 instead of 11.2 %.
 Here: such prompts are read whole; in a batch they have the answers and likelihoods that they have alone.
 Verdict: silent → right
 """

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 import torch
 from fast_path_cases import adapted, samples
+from transformers import AutoModelForCausalLM
 
+from llm_adapters_lab.adapters.lora import LoRAConfig
+from llm_adapters_lab.core.injection import inject
 from llm_adapters_lab.events import FellBack, Step
 from llm_adapters_lab.models import random_models
 from llm_adapters_lab.training import lower_layers
@@ -78,9 +81,40 @@ def test_changed_rows_and_a_changed_base_are_computed_anew(home: Path) -> None:
     assert len(list(home.iterdir())) == 3
 
 
+def test_a_damaged_file_is_written_again(home: Path) -> None:
+    losses = trained()[0]
+    (path,) = home.iterdir()
+    content = path.read_bytes()
+    path.write_bytes(content[:50])
+    again, _, warned, _ = trained()
+    assert (again, warned) == (losses, [])
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("family", ["bloom", "codegen", "falcon", "gpt2", "gptj", "mpt", "opt", "llama"])
+def test_several_layers_are_skipped_with_states_from_disk(family: str) -> None:
+    config = random_models.tiny_config(f"tiny:{family}")
+    config.num_hidden_layers = 4
+
+    def losses(gib: float) -> list[float]:
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval()
+        injection = inject(model, LoRAConfig(at="attn@3", rank=4))
+        find = dict.fromkeys(("p", "dropout", "hidden_dropout", "attention_dropout"), 0.0)
+        for module in model.modules():
+            vars(module).update({name: off for name, off in find.items() if isinstance(vars(module).get(name), float)})
+        events = list(train(model, injection, samples(4), TrainSpec(batch=1, max_steps=4, epochs=9, cache_below=gib)))
+        assert not [event for event in events if isinstance(event, FellBack) and "cache_below" in event.setting]
+        return [event.loss for event in events if isinstance(event, Step)]
+
+    plain, computed, read = losses(0), losses(1), losses(1)
+    assert computed == pytest.approx(plain, rel=1e-6)
+    assert read == computed
+
+
 def test_a_full_disk_ends_the_cache_and_not_the_training(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     plain = trained(gib=0)[0]
-    left, write = 2, lower_layers.save_file  # the first is that of the trial
+    left, write = 2, lower_layers.save_file  # the first write belongs to the trial
 
     def full(*given: Any) -> None:
         nonlocal left
