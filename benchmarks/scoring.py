@@ -1,14 +1,16 @@
 """How fast scoring is: the original procedure, plain batched generation, and the lab, on the same model and rows.
 
     python benchmarks/scoring.py [--base smollm2-135m] [--task arc-e] [--rows 64] [--root DATA] [--adapter FOLDER]
+                                 [--likelihoods]
 
 With an adapter the others run it in its hooks and the lab merges it for the time, as `run` does. Plain generation and
 the lab take turns, in several rounds, with the limit of the task and, where it is lower, with the one that the lab
-learns from the training rows (`eval.max_new_tokens: auto`). Writes scoring.json and scoring.md beside this file; the
-names of other tasks, and `-adapter`, are appended. Ratios are of processor seconds of the whole process, which on a
-shared machine vary less than those of the wall clock; run it with OMP_NUM_THREADS=1 there, since waiting threads use
-processor time, too. Forward FLOPs are counted by torch and depend on no machine; on a CPU torch leaves out the products
-inside attention.
+learns from the training rows (`eval.max_new_tokens: auto`). With `--likelihoods` both also score all options, by label
+and by text: the lab as it does by default, the other as lm-evaluation-harness does; at the limit of the task only.
+Writes scoring.json and scoring.md beside this file; the names of other tasks, `-adapter` and `-likelihoods` are
+appended. Ratios are of processor seconds of the whole process, which on a shared machine vary less than those of the
+wall clock; run it with OMP_NUM_THREADS=1 there, since waiting threads use processor time, too. Forward FLOPs are
+counted by torch and depend on no machine; on a CPU torch leaves out the products inside attention.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import json
 import math
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,18 +30,23 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llm_adapters_lab.core.merging import temporarily_merged
 from llm_adapters_lab.core.saving import load_adapter
+from llm_adapters_lab.evaluation.decoding import common_prefix
+from llm_adapters_lab.evaluation.likelihood import has_option_texts
 from llm_adapters_lab.evaluation.predictions import evaluate
+from llm_adapters_lab.evaluation.statistics import options as labels_of
 from llm_adapters_lab.models import loading
 from llm_adapters_lab.runs.environment import environment
 from llm_adapters_lab.runs.rows import answer_limit
 from llm_adapters_lab.runs.spec import RunSpec
+from llm_adapters_lab.tasks import prompts
 from llm_adapters_lab.tasks.base import Example, Task
 from llm_adapters_lab.tasks.formats import get_format
 from llm_adapters_lab.tasks.registry import get_task
-from llm_adapters_lab.tasks.tokens import pad
+from llm_adapters_lab.tasks.tokens import pad, text_ids
 
 HERE = Path(__file__).parent
-Answers = dict[str, str]
+Answers = dict[str, dict[str, Any]]
+"""By row: text and, where they are scored, options, as in a prediction."""
 
 
 def original(base: Any, task: Task, rows: list[Example], batch: int, limit: int) -> Answers:
@@ -51,6 +59,33 @@ def plain(base: Any, task: Task, rows: list[Example], batch: int, limit: int) ->
     return _generate(base, task, rows, batch, {"max_new_tokens": limit})
 
 
+def plain_scores(base: Any, task: Task, rows: list[Example], batch: int, limit: int) -> Answers:
+    """Plain, then every option after its prompt in a pass without a cache, padded on the right, the longest first."""
+    answers, passes = plain(base, task, rows, batch, limit), defaultdict[Any, list[Any]](list)
+    form, tokenizer = get_format(base.tokenizer, task.template), base.tokenizer
+    for row, (_, prompt) in zip(rows, form.prompts(rows), strict=True):
+        labels, options = labels_of(row, task.labels), {"label": {}, "text": {}}
+        targets = text_ids(tokenizer, [form.label_target(label, row) for label in labels])
+        shared, pairs = common_prefix(targets), zip(labels, targets, strict=True)
+        asked = [("label", prompt + ids[:shared], label, ids[shared:]) for label, ids in pairs]
+        if has_option_texts(row):
+            (cloze,) = text_ids(tokenizer, [prompts.cloze(row)], begin=True)
+            texts = text_ids(tokenizer, [f" {text}" for _, text in row.options])
+            asked += [("text", cloze, label, ids) for (label, _), ids in zip(row.options, texts, strict=True)]
+        for kind, context, label, ids in asked:  # those that differ only in their last token share a pass, as there
+            passes[(*context, *ids[:-1])].append((options[kind], label, ids))
+        answers[row.id]["options"] = options
+    order = sorted(passes, key=len, reverse=True)
+    for part in (order[start : start + batch] for start in range(0, len(order), batch)):
+        with torch.no_grad():
+            logits = base.model(input_ids=pad(part, tokenizer.pad_token_id, "right"), use_cache=False).logits
+        for read, each in zip(part, logits, strict=True):
+            for found, label, ids in passes[read]:
+                values = each[len(read) - len(ids) : len(read)].float().log_softmax(-1)
+                found[label] = float(values[range(len(ids)), ids].sum())
+    return answers
+
+
 def _generate(base: Any, task: Task, rows: list[Example], batch: int, options: dict[str, Any]) -> Answers:
     answers: Answers = {}
     form = get_format(base.tokenizer, task.template)
@@ -61,22 +96,27 @@ def _generate(base: Any, task: Task, rows: list[Example], batch: int, options: d
         mask = pad([[1] * len(row) for row in tokens], 0, "left")
         with torch.no_grad():
             out = base.model.generate(input_ids=ids, attention_mask=mask, do_sample=False, **options)
-        answers |= {
-            row.id: form.answer_text(new) for row, new in zip(part, out[:, ids.shape[1] :].tolist(), strict=True)
-        }
+        made = zip(part, out[:, ids.shape[1] :].tolist(), strict=True)
+        answers |= {row.id: {"text": form.answer_text(new)} for row, new in made}
     return answers
 
 
 def lab(base: Any, task: Task, rows: list[Example], batch: int, limit: int) -> Answers:
     """The protocol lab without likelihoods."""
     made = evaluate(base.model, base.tokenizer, task, rows, batch=batch, likelihood=False, max_new_tokens=limit)
-    return {p["id"]: p["text"] for p in made}
+    return {p["id"]: p for p in made}
+
+
+def lab_scores(base: Any, task: Task, rows: list[Example], batch: int, limit: int) -> Answers:
+    """The protocol lab as it comes: with the likelihoods of labels and option texts."""
+    made = evaluate(base.model, base.tokenizer, task, rows, batch=batch, max_new_tokens=limit)
+    return {p["id"]: p for p in made}
 
 
 def likelihood(base: Any, task: Task, rows: list[Example], batch: int, limit: int) -> Answers:
     """The protocol options: labels and option texts."""
     made = evaluate(base.model, base.tokenizer, task, rows, batch=batch, protocol="options")
-    return {p["id"]: p["extracted"] for p in made}
+    return {p["id"]: p for p in made}
 
 
 class Way:
@@ -120,13 +160,16 @@ class Way:
 def ratio(first: Way, second: Way) -> dict[str, Any]:
     """Return how many times as fast the second way is, by round and by operations, and how many answers are equal."""
     by_round = [a / b for a, b in zip(first.processor, second.processor, strict=True)]
-    same = sum(first.answers[row] == text for row, text in second.answers.items())
+    pairs = [(first.answers[row], answer) for row, answer in second.answers.items()]
+    scored = [(a["options"], b["options"]) for a, b in pairs if "options" in a]
+    differences = [abs(a[kind][label] - b[kind][label]) for a, b in scored for kind in a for label in a[kind]]
     return {
         "of": f"{second.name} against {first.name}",
         "median": round(statistics.median(by_round), 2),
         "by_round": [round(value, 2) for value in by_round],
         "by_operations": None if math.isnan(first.gflops) else round(first.gflops / second.gflops, 2),
-        "same_answers": f"{same} of {len(second.answers)}",
+        "same_answers": f"{sum(a['text'] == b['text'] for a, b in pairs)} of {len(pairs)}",
+        "largest_difference_nats": max(differences, default=None),
     }
 
 
@@ -141,6 +184,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=None)
     parser.add_argument("--adapter", type=Path, default=None, help="adapter folder of a run")
     parser.add_argument("--no-flops", action="store_true", help="do not count operations, which takes another pass")
+    parser.add_argument("--likelihoods", action="store_true", help="measure answers with the likelihoods of options")
     asked = parser.parse_args()
     base, task = loading.load_base(asked.base), get_task(asked.task)
     injection = load_adapter(base.model, asked.adapter) if asked.adapter else None
@@ -149,12 +193,13 @@ def main() -> None:
     plan = {"tasks": [asked.task], "max_new_tokens": "auto", "root": root}
     form, whole = get_format(base.tokenizer, task.template), task.max_new_tokens
     learnt = answer_limit(RunSpec.parse({"base": asked.base, "eval": plan}), asked.task, form, rows)
-    ways = [Way("plain", plain, rows, whole, None), Way("lab", lab, rows, whole, injection)]
-    if learnt < whole:
-        ways += [Way("plain, learnt limit", plain, rows, learnt, None)]
-        ways += [Way("lab, learnt limit", lab, rows, learnt, injection)]
-    others = [Way("options", likelihood, rows, whole, injection)] if task.labels else []
-    if few := asked.slow_rows:
+    by_plain, by_lab = (plain_scores, lab_scores) if asked.likelihoods else (plain, lab)
+    ways = [Way("plain", by_plain, rows, whole, None), Way("lab", by_lab, rows, whole, injection)]
+    if learnt < whole and not asked.likelihoods:
+        ways += [Way("plain, learnt limit", by_plain, rows, learnt, None)]
+        ways += [Way("lab, learnt limit", by_lab, rows, learnt, injection)]
+    others = [Way("options", likelihood, rows, whole, injection)] if task.labels and not asked.likelihoods else []
+    if (few := asked.slow_rows) and not asked.likelihoods:
         spread = rows[:: max(1, len(rows) // few)][:few]  # of every length
         others = [Way("original", original, spread, whole, None), *others]
     for way in others:
@@ -173,6 +218,7 @@ def main() -> None:
         "environment": environment(str(base.model.device), base.model.dtype),
     }
     name = "scoring" + f"-{asked.task}" * (asked.task != "arc-e") + "-adapter" * bool(injection)
+    name += "-likelihoods" * asked.likelihoods
     (HERE / f"{name}.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     (HERE / f"{name}.md").write_text(_table(summary), encoding="utf-8")
     print(_table(summary))
@@ -204,7 +250,11 @@ def _table(summary: dict[str, Any]) -> str:
         "",
         "Answers that the learnt limit cuts are not the same as whole ones, but their beginnings are.",
     ] * bool(summary["ratios"][1:])
-    lines += ["", f"Machine: {json.dumps(summary['environment'])}. FLOPs are counted in another pass."]
+    if (largest := summary["ratios"][0]["largest_difference_nats"]) is not None:
+        lines += ["", f"The log-likelihoods of both differ by {largest:.1g} nats at most."]
+    lines += ["", f"Machine: {json.dumps(summary['environment'])}."]
+    if any(r["forward_gflops_per_sample"] is not None for r in summary["procedures"]):
+        lines[-1] += " FLOPs are counted in another pass."
     return "\n".join(lines).replace("| None |", "| not counted |") + "\n"
 
 

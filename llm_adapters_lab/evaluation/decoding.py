@@ -17,7 +17,7 @@ on the left, so that the distances between the columns of a row stay the same.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy, deepcopy
 from dataclasses import dataclass
@@ -44,6 +44,8 @@ Sampler = Callable[[torch.Tensor], int]
 """Chooses a token from logits (vocabulary,)."""
 Choice = Callable[[torch.Tensor, Sequence[int], Sequence[int]], torch.Tensor]
 """Takes logits (rows, vocabulary), row numbers and the index of each one's token, from 0; returns token ids (rows,)."""
+Reader = Callable[["PromptBatch", Mapping[int, int]], None]
+"""Takes a batch, which it leaves unchanged, and the position in it of each prompt just read, by row number."""
 
 
 class RoomyLayer(DynamicLayer):
@@ -65,7 +67,7 @@ class RoomyLayer(DynamicLayer):
             room = new.new_empty(*new.shape[:2], size + SPARE, new.shape[-1])
             room[:, :, : old.shape[-2]] = old
         room[:, :, old.shape[-2] : size] = new
-        self._held[name] = room, room[:, :, :size]
+        self._held = {**self._held, name: (room, room[:, :, :size])}  # a copy of this layer keeps its own
         return self._held[name][1]
 
 
@@ -89,7 +91,7 @@ class PromptBatch:
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order; a row may be repeated."""
         index = torch.tensor(rows, device=self.mask.device)
-        self.mask = self.mask[index]
+        self.mask, self.logits = self.mask[index], self.logits[index]
         self.cache.batch_select_indices(index)
 
     def taken(self, rows: Sequence[int]) -> PromptBatch:
@@ -202,10 +204,11 @@ def prefill(model: Any, rows: Rows, pad_id: int, prefix: PromptBatch | None = No
 
 @torch.no_grad()
 def decode_step(model: Any, batch: PromptBatch, tokens: torch.Tensor, real: Sequence[bool] = ()) -> None:
-    """Append one token to every row of a batch; `tokens` is (rows,). Those that are not `real` are masked."""
+    """Append tokens to a batch, (rows,) or (rows, columns). Those of rows that are not `real` are masked."""
+    tokens = tokens.reshape(len(tokens), -1)
     column = batch.mask.new_tensor(real or [True] * len(tokens))
-    batch.mask = torch.cat([batch.mask, column[:, None]], dim=1)
-    batch.logits = _forward(model, tokens[:, None], batch.mask, batch.cache)[:, -1]
+    batch.mask = torch.cat([batch.mask, column[:, None].expand_as(tokens)], dim=1)
+    batch.logits = _forward(model, tokens, batch.mask, batch.cache)[:, -1]
 
 
 def require_finite(values: torch.Tensor, rows: Sequence[int]) -> None:
@@ -236,6 +239,7 @@ def greedy(
     choose: Choice = lambda logits, rows, columns: logits.argmax(-1),
     at_once: int | None = None,
     prefix: PromptBatch | None = None,
+    read: Reader | None = None,
 ) -> list[list[int]]:
     """Answer prompts with the likeliest token at every step, or one that is chosen otherwise.
 
@@ -251,6 +255,7 @@ def greedy(
         choose: chooses every token; default: the likeliest.
         at_once: maximum number of rows in memory; default: all.
         prefix: what all prompts begin with; default: it is found for every batch.
+        read: called with every prompt once, before its answer begins.
 
     Returns:
         The tokens of each answer, including the one that completed it.
@@ -272,6 +277,8 @@ def greedy(
                 with inputs_of(model, group) if at_once else nullcontext():
                     parts.append(prefill(model, [rows[row] for row in group], pad_id, prefix))
             running, parts = running + new, [_joined(parts)]
+            if read:
+                read(parts[0], {row: i for i, row in enumerate(running) if row in new})
         (batch,) = parts
         chosen = choose(batch.logits, running, [min(len(answers[row]), limit - 1) for row in running])
         live = [i for i, row in enumerate(running) if row not in over]
@@ -321,22 +328,22 @@ def _joined(parts: Sequence[PromptBatch]) -> PromptBatch:
 
 @torch.no_grad()
 def likelihoods(
-    model: Any, rows: Rows, answers: Sequence[Rows], pad_id: int, prefix: PromptBatch | None = None
+    model: Any, rows: Rows | PromptBatch, answers: Sequence[Rows], pad_id: int, prefix: PromptBatch | None = None
 ) -> list[list[float]]:
     """Return the log-likelihood of every answer after its prompt, in nats; each prompt is computed once.
 
     Args:
         model: one that `can_batch`, in evaluation mode.
-        rows: token ids of each prompt.
+        rows: token ids of each prompt, or a batch of prompts, which stays as it is.
         answers: token ids of the possible answers to each prompt, none of them empty.
         pad_id: fills the columns on the left of prompts and on the right of answers.
         prefix: what all prompts begin with; default: it is found.
     """
-    batch = prefill(model, rows, pad_id, prefix)
+    batch = rows if isinstance(rows, PromptBatch) else prefill(model, rows, pad_id, prefix)
     flat = [(row, answer) for row, group in enumerate(answers) for answer in group]
     order, sums = sorted(range(len(flat)), key=lambda i: len(flat[i][1])), [0.0] * len(flat)
-    for start in range(0, len(order), len(rows)):  # of similar length, and no more than there are rows
-        part = order[start : start + len(rows)]
+    for start in range(0, len(order), len(answers)):  # of similar length, and no more than there are rows
+        part = order[start : start + len(answers)]
         owner, each = [flat[i][0] for i in part], [flat[i][1] for i in part]
         targets = pad(each, pad_id, "right").to(device_of(model))
         counted = pad([[1] * len(answer) for answer in each], 0, "right").to(device_of(model))

@@ -8,7 +8,7 @@ text; an adapter that raises the first and not the second has taught the form.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from llm_adapters_lab.evaluation.decoding import (
     PromptBatch,
     can_batch,
     common_prefix,
+    decode_step,
     inputs_of,
     likelihoods,
     require_finite,
@@ -60,6 +61,7 @@ def choice_scores(
     *,
     at_once: int = AT_ONCE,
     prefix: PromptBatch | None = None,
+    known: Mapping[int, Sequence[float]] | None = None,
 ) -> list[dict[str, dict[str, float]]]:
     """Return the log-likelihoods of each question's options in nats, summed over tokens.
 
@@ -71,6 +73,7 @@ def choice_scores(
         template: of their prompts.
         at_once: maximum number of questions in memory, if below `AT_ONCE`.
         prefix: what all prompts begin with, if it has been read.
+        known: values of the labels by question, from `read_labels`; default: the prompts are read here.
 
     Returns:
         {"label": {label: value}, "text": {label: value}, "text_norm": {label: value}}; the latter two are empty where
@@ -83,7 +86,7 @@ def choice_scores(
     form, at_once, results = get_format(tokenizer, template), min(at_once, AT_ONCE), []
     targets = [_label_targets(task, question.example, form) for question in questions]
     prompted = dict(enumerate(question.ids for question in questions))
-    by_label = _score(model, tokenizer, prompted, targets, at_once, prefix, False)
+    by_label = known or _score(model, tokenizer, prompted, targets, at_once, prefix, False)
     worded = {i: question.example for i, question in enumerate(questions) if has_option_texts(question.example)}
     asked = text_ids(tokenizer, [prompts.cloze(example) for example in worded.values()], begin=True)
     texts = [[f" {text}" for _, text in example.options] for example in worded.values()]
@@ -95,6 +98,29 @@ def choice_scores(
         norm = {label: text[label] / len(words) for label, words in worded_options}
         results.append({"label": dict(zip(names, by_label[i], strict=True)), "text": text, "text_norm": norm})
     return results
+
+
+def read_labels(
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    questions: Sequence[Question],
+    form: Format,
+    found: dict[int, list[float]],
+    batch: PromptBatch,
+    places: Mapping[int, int],
+) -> None:
+    """Add the log-likelihoods of labels to `found`; called by `greedy`, which has read the prompts to answer them."""
+    parted = {row: _parted(tokenizer, _label_targets(task, questions[row].example, form)) for row in places}
+    for length in {len(begun) for begun, _ in parted.values()}:  # padding between tokens would count as distance
+        rows = [row for row in places if len(parted[row][0]) == length]
+        for part in (rows[start : start + AT_ONCE] for start in range(0, len(rows), AT_ONCE)):
+            own = batch.taken([places[row] for row in part])
+            if length:
+                decode_step(model, own, torch.tensor([parted[row][0] for row in part], device=device_of(model)))
+            values = likelihoods(model, own, [parted[row][1] for row in part], tokenizer.pad_token_id)
+            require_finite(torch.tensor([sum(each) for each in values]), part)
+            found |= zip(part, values, strict=True)
 
 
 def longest_options(tokenizer: Any, task: Task, questions: Sequence[Question], template: str | Format) -> list[int]:
@@ -130,19 +156,24 @@ def _score(
     whole: bool,
 ) -> dict[int, list[float]]:
     """Return the log-likelihoods of the targets of each row; rows are numbered by the model's further inputs."""
-    answers = dict(zip(rows, (text_ids(tokenizer, group) for group in targets), strict=True))
+    answers = dict(zip(rows, (_parted(tokenizer, group, whole) for group in targets), strict=True))
     order, found = sorted(rows, key=lambda row: len(rows[row])), dict[int, list[float]]()
     by = partial(likelihoods, prefix=prefix) if can_batch(model) else _uncached_likelihoods
     for start in range(0, len(order), at_once):
         part = order[start : start + at_once]
-        shared = [0 if whole else common_prefix(answers[row]) for row in part]
-        asked = [rows[row] + answers[row][0][:n] for row, n in zip(part, shared, strict=True)]
-        rest = [[answer[n:] for answer in answers[row]] for row, n in zip(part, shared, strict=True)]
+        asked, rest = [rows[row] + answers[row][0] for row in part], [answers[row][1] for row in part]
         with inputs_of(model, part):
             values = by(model, asked, rest, tokenizer.pad_token_id)
         require_finite(torch.tensor([sum(each) for each in values]), part)
         found |= zip(part, values, strict=True)
     return found
+
+
+def _parted(tokenizer: Any, targets: Sequence[str], whole: bool = False) -> tuple[list[int], list[list[int]]]:
+    """Return the token ids that all targets begin with, none if they stay `whole`, and those that follow in each."""
+    answers = text_ids(tokenizer, targets)
+    shared = 0 if whole else common_prefix(answers)
+    return answers[0][:shared], [answer[shared:] for answer in answers]
 
 
 @torch.no_grad()

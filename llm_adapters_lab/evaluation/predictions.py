@@ -14,6 +14,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from hashlib import sha256
 from itertools import chain
 from typing import Any
@@ -32,7 +33,7 @@ from llm_adapters_lab.evaluation.decoding import (
     require_finite,
     shared_prefix,
 )
-from llm_adapters_lab.evaluation.likelihood import Question, choice_scores, longest_options
+from llm_adapters_lab.evaluation.likelihood import Question, choice_scores, longest_options, read_labels
 from llm_adapters_lab.evaluation.scoring import RULES, judge, likeliest
 from llm_adapters_lab.tasks import prompts
 from llm_adapters_lab.tasks.base import Example, Rule, Task
@@ -141,7 +142,8 @@ def evaluate(
 ) -> Iterator[Prediction]:
     """Yield one prediction per row; prompts of similar length are answered together, the shortest first.
 
-    Rows are answered in blocks of `BLOCK` batches, except by transformers. What all prompts begin with is read once.
+    Rows are answered in blocks of `BLOCK` batches, except by transformers. What all prompts begin with is read once, as
+    is the rest of each, for its answer and the likelihoods of its labels.
 
     Args:
         model: base or adapted model, in evaluation mode. Inputs given to it by name have a row per example.
@@ -182,16 +184,18 @@ def evaluate(
         kept = [_matching(prediction, done or {}) for prediction in made]
         if not all(kept):
             with _naming_rows(task, part), inputs_of(model, [question.number for question in part]):
+                ids, known = [question.ids for question in part], dict[int, list[float]]()
+                if protocol != "options":
+                    read = partial(read_labels, model, tokenizer, task, part, form, known) if choose else None
+                    said = answer(model, pad_id, ids, limit, stop, beams, at_once=batch, prefix=prefix, read=read)
                 if choose:
-                    scored = choice_scores(model, tokenizer, task, part, form, at_once=batch, prefix=prefix)
-                    made = [p | {"options": options} for p, options in zip(made, scored, strict=True)]
+                    found = choice_scores(model, tokenizer, task, part, form, at_once=batch, prefix=prefix, known=known)
+                    made = [p | {"options": options} for p, options in zip(made, found, strict=True)]
                 if protocol == "options":
                     for prediction in made:
                         prediction["extracted"] = likeliest(prediction["options"]["label"])
                         prediction["correct"] = task.same(prediction["extracted"], prediction["gold"])
                 else:
-                    ids = [question.ids for question in part]
-                    said = answer(model, pad_id, ids, limit, stop, beams, at_once=batch, prefix=prefix)
                     for prediction, tokens in zip(made, said, strict=True):
                         ended = tokens[-1] in stop.tokens or (beams == 1 and stop(tokens))
                         prediction |= {"text": form.answer_text(tokens), "tokens": len(tokens)}
