@@ -76,9 +76,8 @@ class LoRA(Adapter):
         """Return y + s B A x, for PiSSA and OLoRA minus s B_0 A_0 x; for token ids x, rows of s B A instead."""
         if self.dropout and self.training and x.is_floating_point():
             x = dropout(x, self.dropout)
-        change = product(x, self.A, self.B)
-        change = change - product(x, self.A0, self.B0) if self.moved else change
-        return y + change * self.scale
+        change = product(x, self.A, self.B, self.scale)
+        return y + (change - product(x, self.A0, self.B0, self.scale) if self.moved else change)
 
     def merged(self, own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return W + s B A, for PiSSA and OLoRA minus s B_0 A_0."""

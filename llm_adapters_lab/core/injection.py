@@ -348,7 +348,8 @@ def _check_experts(entry: Entry, config: AdapterConfig, sites: Iterable[Site]) -
 
 def _check_outer(entry: Entry, config: AdapterConfig, sites: Iterable[Site], tokens: Iterable[int]) -> None:
     """Check that an adapter can be put at the token embedding or the output head, if it is."""
-    outer = [site for site in sites if site.role in OUTER]
+    if not (outer := [site for site in sites if site.role in OUTER]):
+        return
     able = ", ".join(sorted(name for name, other in all_adapters().items() if other.cls.embeds))
     if any(site.tied for site in outer) and not (len(outer) == 2 and entry.cls.embeds):
         raise CannotInject(
@@ -357,7 +358,7 @@ def _check_outer(entry: Entry, config: AdapterConfig, sites: Iterable[Site], tok
         )
     if any(site.role == "embed" for site in outer) and not entry.cls.embeds:
         raise CannotInject(f"{config.type!r} cannot be at `embed`, whose input are token ids. There can be: {able}.")
-    if outer and tokens:
+    if tokens:
         raise CannotInject(
             f"{config.type!r} at {outer[0].role!r} and rows of new tokens would change the same weight. Place it "
             "elsewhere, or train all parameters."

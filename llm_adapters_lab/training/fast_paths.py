@@ -169,9 +169,9 @@ def _try(model: nn.Module, injection: Injection, samples: Sequence[Sample], path
         rows = [replace(row, labels=(*(IGNORED,) * (len(row.ids) - 2), *row.ids[-2:])) for row in rows]
     try:
         with trial_run(model, injection):
-            with Objective(model, FastPaths()).losses(model, rows) as plain:
+            with Objective(model, FastPaths(), 0, injection).losses(model, rows) as plain:
                 pass
-            with Objective(model, paths).losses(model, rows) as fast:
+            with Objective(model, paths, 0, injection).losses(model, rows) as fast:
                 pass
             return mismatch(plain, fast, rounding_noise(model, rows))
     except FAILURES as error:
@@ -185,7 +185,7 @@ def _try_gradients(model: nn.Module, injection: Injection, samples: Sequence[Sam
     try:
         with trial_run(model, injection), torch.enable_grad():
             for recompute in (False, True):
-                with Objective(model, replace(paths, recompute=recompute)).losses(model, rows) as losses:
+                with Objective(model, replace(paths, recompute=recompute), 0, injection).losses(model, rows) as losses:
                     each = torch.autograd.grad(losses.sum(), trained, allow_unused=True)
                 found.append(torch.cat([g.flatten().float() for g in each if g is not None]))
         far = float((found[0] - found[1]).norm() / found[0].norm().clamp(min=1e-30))
@@ -211,9 +211,9 @@ def keep_lower(
         rows = probe_rows(samples)
         try:
             with trial_run(model, injection), TemporaryDirectory() as folder:
-                with Objective(model, paths).losses(model, rows) as plain:
+                with Objective(model, paths, 0, injection).losses(model, rows) as plain:
                     pass
-                objective = Objective(model, paths)
+                objective = Objective(model, paths, 0, injection)
                 objective.lower = LowerStates(model, injection, rows, 1, Path(folder))
                 with objective.losses(model, rows) as kept:
                     pass

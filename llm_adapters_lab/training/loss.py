@@ -92,7 +92,7 @@ class Objective:
         self.model, self.fast_paths, self.pad_id, self.injection = model, fast_paths, pad_id, injection
         found = groups(injection.adapters) if injection else []
         self._group = next((group for group in found if group[0].modifier.forwards > 1), [])
-        anatomy = Anatomy.of(model)
+        anatomy = injection.anatomy if injection else Anatomy.of(model)
         self._decoder: Any = model.get_submodule(anatomy.decoder)
         self._layers = [model.get_submodule(path) for path in anatomy.layers]
         self._last_mlp = model.get_submodule(last_mlp(anatomy)) if fast_paths.label_mlp else None

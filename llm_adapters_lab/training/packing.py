@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -62,6 +62,11 @@ class Packed:
     reads: torch.Tensor
     labels: torch.Tensor
     read: torch.Tensor
+
+    @cached_property
+    def columns(self) -> torch.Tensor:
+        """The groups, flattened and laid end to end."""
+        return torch.cat([rows.flatten() for rows in self.groups])
 
     @property
     def counts(self) -> torch.Tensor:
@@ -170,22 +175,21 @@ def _attend(
 ) -> tuple[torch.Tensor, None]:
     """Attend within rows; query, key and value are (1, heads, T, width), the result is (1, T, heads, width)."""
     packed = _RUNNING[id(module.config)]
-    outputs = []
-    for rows in packed.groups:
-        q, k, v = (_to_rows(part, rows) for part in (query, key, value))
-        outputs.append(sdpa_attention_forward(module, q, k, v, None, **options)[0].flatten(0, 1))
+    groups = zip(*(_to_rows(part, packed) for part in (query, key, value)), strict=True)
+    outputs = [sdpa_attention_forward(module, *group, None, **options)[0].flatten(0, 1) for group in groups]
     return torch.cat(outputs).index_select(0, packed.places)[None], None
 
 
-def _to_rows(part: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Gather (1, heads, T, width) into (B, heads, L, width)."""
+def _to_rows(part: torch.Tensor, packed: Packed) -> list[torch.Tensor]:
+    """Gather (1, heads, T, width) into (B_g, heads, L_g, width) for each group."""
 
     def choose(part: torch.Tensor) -> torch.Tensor:
         # Tokens first, which is the memory order that the projections leave.
-        return part[0].transpose(0, 1).index_select(0, rows.flatten())
+        return part[0].transpose(0, 1).index_select(0, packed.columns)
 
     chosen = recomputable(choose(part), partial(choose, part.detach()))
-    return chosen.view(*rows.shape, *chosen.shape[1:]).transpose(1, 2)
+    each = chosen.split([rows.numel() for rows in packed.groups])
+    return [x.unflatten(0, rows.shape).transpose(1, 2) for x, rows in zip(each, packed.groups, strict=True)]
 
 
 AttentionInterface.register(NAME, _attend)

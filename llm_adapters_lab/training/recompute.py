@@ -25,6 +25,8 @@ KEEP_OUTPUT = ("ReluBackward0", "TanhBackward0", "SigmoidBackward0")
 """Autograd keeps the output of these, so there is nothing to gain."""
 Compute = Callable[[], torch.Tensor]
 _running: ContextVar[Recomputation | None] = ContextVar("_running", default=None)
+_looking: ContextVar[bool] = ContextVar("_looking", default=False)
+"""Whether a recipe reads another, which will be read again by the product that both were made for."""
 
 
 class _Recipe:
@@ -41,7 +43,7 @@ class _Recipe:
         if (value := self.value) is None:
             with torch.no_grad(), self.casting:
                 value = self.compute()
-        self.readers -= 1
+        self.readers -= not _looking.get()
         self.value = value if self.readers > 0 else None
         return value
 
@@ -111,7 +113,16 @@ class Recomputation:
             return
         # Both factors are kept where both have a gradient.
         if len(made.next_functions) == 2 and all(node is not None for node, _ in made.next_functions):
-            self.add(x, lambda: made._saved_self * made._saved_other)  # type: ignore[attr-defined]
+
+            def compute() -> torch.Tensor:
+                token = _looking.set(True)
+                try:
+                    again: torch.Tensor = made._saved_self * made._saved_other  # type: ignore[attr-defined]
+                    return again
+                finally:
+                    _looking.reset(token)
+
+            self.add(x, compute)
 
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor | _Part:
         _, recipe = self._known.get(tensor.untyped_storage()._cdata, (None, None))

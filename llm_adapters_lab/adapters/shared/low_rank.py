@@ -88,9 +88,16 @@ def initial_factors(
     return a, b
 
 
-def product(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Return B A x, (..., d_out); for token ids x (...), the rows x of B A, (..., d_in)."""
-    return linear(linear(x, a), b) if x.is_floating_point() else embedding(x, b) @ a
+def product(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float | torch.Tensor = 1.0) -> torch.Tensor:
+    """Return s B A x, (..., d_out); for token ids x (...), the rows x of s B A, (..., d_in).
+
+    peft multiplies what B returns by s. A power of two can be multiplied into the r numbers before B: all bits are the
+    same, and nothing as large as the output is written once more.
+    """
+    if not x.is_floating_point():
+        return embedding(x, b) @ a * scale
+    early = isinstance(scale, float) and math.frexp(scale)[0] == 0.5
+    return linear(linear(x, a) * scale, b) if early else linear(linear(x, a), b) * scale
 
 
 def units(config: Any) -> Units | None:
