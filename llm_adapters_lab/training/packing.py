@@ -176,7 +176,7 @@ def _attend(
     """Attend within rows; query, key and value are (1, heads, T, width), the result is (1, T, heads, width)."""
     packed = _RUNNING[id(module.config)]
     groups = zip(*(_to_rows(part, packed) for part in (query, key, value)), strict=True)
-    outputs = [sdpa_attention_forward(module, *group, None, **options)[0].flatten(0, 1) for group in groups]
+    outputs = [sdpa_attention_forward(module, q, k, v, None, **options)[0].flatten(0, 1) for q, k, v in groups]
     return torch.cat(outputs).index_select(0, packed.places)[None], None
 
 
@@ -188,8 +188,8 @@ def _to_rows(part: torch.Tensor, packed: Packed) -> list[torch.Tensor]:
         return part[0].transpose(0, 1).index_select(0, packed.columns)
 
     chosen = recomputable(choose(part), partial(choose, part.detach()))
-    each = chosen.split([rows.numel() for rows in packed.groups])
-    return [x.unflatten(0, rows.shape).transpose(1, 2) for x, rows in zip(each, packed.groups, strict=True)]
+    each = torch.split(chosen, [rows.numel() for rows in packed.groups])
+    return [x.view(*rows.shape, *x.shape[1:]).transpose(1, 2) for x, rows in zip(each, packed.groups, strict=True)]
 
 
 AttentionInterface.register(NAME, _attend)
