@@ -60,7 +60,7 @@ def plain(base: Any, task: Task, rows: list[Example], batch: int, limit: int) ->
 
 
 def plain_scores(base: Any, task: Task, rows: list[Example], batch: int, limit: int) -> Answers:
-    """Plain, then every option after its prompt in a pass without a cache, padded on the right, the longest first."""
+    """Plain, then options as lm-evaluation-harness scores them: the longest first, padded on the right, no cache."""
     answers, passes = plain(base, task, rows, batch, limit), defaultdict[Any, list[Any]](list)
     form, tokenizer = get_format(base.tokenizer, task.template), base.tokenizer
     for row, (_, prompt) in zip(rows, form.prompts(rows), strict=True):
@@ -72,7 +72,7 @@ def plain_scores(base: Any, task: Task, rows: list[Example], batch: int, limit: 
             (cloze,) = text_ids(tokenizer, [prompts.cloze(row)], begin=True)
             texts = text_ids(tokenizer, [f" {text}" for _, text in row.options])
             asked += [("text", cloze, label, ids) for (label, _), ids in zip(row.options, texts, strict=True)]
-        for kind, context, label, ids in asked:  # those that differ only in their last token share a pass, as there
+        for kind, context, label, ids in asked:  # options that differ only in their last token share a pass there, too
             passes[(*context, *ids[:-1])].append((options[kind], label, ids))
         answers[row.id]["options"] = options
     order = sorted(passes, key=len, reverse=True)
