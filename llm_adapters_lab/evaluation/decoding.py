@@ -39,6 +39,12 @@ SPARE = 64
 """Columns by which keys and values are extended at a time."""
 TOGETHER = 1024
 """Number of tokens of the prompts that run together, at most, where they are joined afterwards."""
+LOGITS = 256
+"""Number of tokens of the answers whose logits are there at a time, at most, unless a single answer has more."""
+ENOUGH = 64
+"""Number of tokens of the answers that are worth a pass of their own."""
+COLUMNS = 4096
+"""Number of columns of the cache, over all answers, of which copies can be made."""
 Rows = Sequence[Sequence[int]]
 Sampler = Callable[[torch.Tensor], int]
 """Chooses a token from logits (vocabulary,)."""
@@ -341,9 +347,8 @@ def likelihoods(
     """
     batch = rows if isinstance(rows, PromptBatch) else prefill(model, rows, pad_id, prefix)
     flat = [(row, answer) for row, group in enumerate(answers) for answer in group]
-    order, sums = sorted(range(len(flat)), key=lambda i: len(flat[i][1])), [0.0] * len(flat)
-    for start in range(0, len(order), len(answers)):  # of similar length, and no more than there are rows
-        part = order[start : start + len(answers)]
+    sums, width = [0.0] * len(flat), batch.mask.shape[1]
+    for part in _portions([len(answer) for _, answer in flat], len(answers), width):
         owner, each = [flat[i][0] for i in part], [flat[i][1] for i in part]
         targets = pad(each, pad_id, "right").to(device_of(model))
         counted = pad([[1] * len(answer) for answer in each], 0, "right").to(device_of(model))
@@ -360,6 +365,23 @@ def likelihoods(
             sums[i] = value
     found = iter(sums)
     return [[next(found) for _ in group] for group in answers]
+
+
+def _portions(lengths: Sequence[int], rows: int, width: int) -> list[list[int]]:
+    """Return the numbers of the answers that run together, those of similar length.
+
+    Not more have a copy of the cache, `width` columns, than there are `rows`, unless it is small.
+    """
+    found: list[list[int]] = [[]]
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        part, most = found[-1], min(max(rows, COLUMNS // (width + lengths[i])), LOGITS // lengths[i])
+        before = lengths[part[-1]] if part else lengths[i]
+        # Tokens of padding cost time; so do passes of few tokens. An answer of one token needs no pass.
+        apart = before < lengths[i] and (before == 1 or len(part) * (before - 1) >= ENOUGH)
+        if part and (apart or len(part) >= most):
+            found.append([])
+        found[-1].append(i)
+    return found if lengths else []
 
 
 def drawn(uniforms: torch.Tensor, temperature: float) -> Choice:

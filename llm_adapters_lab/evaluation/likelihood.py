@@ -32,7 +32,7 @@ from llm_adapters_lab.tasks.formats import Format, get_format
 from llm_adapters_lab.tasks.tokens import pad, text_ids
 
 AT_ONCE = 16
-"""Maximum number of prompts whose options run together: the logits are options x tokens x vocabulary numbers."""
+"""Number of prompts whose labels run together, at most: they need a copy of the cache."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def choice_scores(
         task: has the labels of questions that do not list their own.
         questions: the questions.
         template: of their prompts.
-        at_once: maximum number of questions in memory, if below `AT_ONCE`.
+        at_once: maximum number of questions in memory.
         prefix: what all prompts begin with, if it has been read.
         known: values of the labels by question, from `read_labels`; default: the prompts are read here.
 
@@ -83,7 +83,7 @@ def choice_scores(
     Raises:
         NotFinite: a value is nan or infinite.
     """
-    form, at_once, results = get_format(tokenizer, template), min(at_once, AT_ONCE), []
+    form, results = get_format(tokenizer, template), []
     targets = [_label_targets(task, question.example, form) for question in questions]
     prompted = dict(enumerate(question.ids for question in questions))
     by_label = known or _score(model, tokenizer, prompted, targets, at_once, prefix, False)

@@ -23,7 +23,7 @@ from llm_adapters_lab.events import FellBack
 from llm_adapters_lab.tasks.tokens import IGNORED, Sample, documents
 from llm_adapters_lab.training.batches import collate
 from llm_adapters_lab.training.distributed import sharded
-from llm_adapters_lab.training.last_mlp import last_mlp
+from llm_adapters_lab.training.last_layer import last_parts
 from llm_adapters_lab.training.loss import FastPaths, Objective, adds_router_loss, call_inputs, row_inputs
 from llm_adapters_lab.training.lower_layers import LowerStates, layers_below
 from llm_adapters_lab.training.packing import packing_obstacle
@@ -53,7 +53,7 @@ def choose_fast_paths(
     """
     able, reasons = eligible(model, injection, samples, plan)
     held, first, wanted = FastPaths(), "", able
-    able = replace(able, head_chunk=0, label_mlp=False, recompute=False)
+    able = replace(able, head_chunk=0, label_layer=False, recompute=False)
     for paths in (able, replace(able, share_prefix=False), replace(able, packing=False, share_prefix=False)):
         fault = "" if paths == FastPaths() else _try(model, injection, samples, paths)
         if not fault:
@@ -64,8 +64,8 @@ def choose_fast_paths(
         if getattr(able, name) and not getattr(held, name):
             reasons[name] = f"{type(model).__name__} computes {first} with it"
     # Each of these alone; the head in small chunks, as there are few labels.
-    small = {"head_chunk": replace(held, head_chunk=4), "label_mlp": replace(held, label_mlp=True)}
-    for (name, tried), what in zip(small.items(), ("its head in chunks", "its last MLP at labels only"), strict=True):
+    small = {"head_chunk": replace(held, head_chunk=4), "label_layer": replace(held, label_layer=True)}
+    for (name, tried), what in zip(small.items(), ("its head in chunks", "its last layer at labels only"), strict=True):
         if held.label_head and (value := getattr(wanted, name)):
             if fault := _try(model, injection, samples, tried):
                 reasons[name] = f"{type(model).__name__} computes {fault} with {what}"
@@ -85,7 +85,7 @@ def eligible(
         label_head=plan.label_head,
         packing=plan.packing,
         share_prefix=plan.packing and plan.share_prefix,
-        label_mlp=plan.label_head and not (plan.compile or plan.regime or _needs_all_tokens(injection)),
+        label_layer=plan.label_head and not (plan.compile or plan.regime or _needs_all_tokens(injection)),
         # Compiled layers choose themselves what to keep, and spread weights are not at hand when it is needed.
         recompute=plan.recompute and not (plan.gradient_checkpointing or plan.compile or sharded()),
     )
@@ -100,8 +100,8 @@ def eligible(
     size = _head_chunk(model, samples, plan) if able.label_head else 0
     if size and sharded():
         size, reasons["head_chunk"] = 0, "the weights of the output head are spread over the processes"
-    if able.label_mlp and (reason := _last_mlp_obstacle(model, injection)):
-        reasons["label_mlp"] = reason
+    if able.label_layer and (reason := _last_layer_obstacle(model, injection)):
+        reasons["label_layer"] = reason
     able = replace(able, **dict.fromkeys(reasons.keys() - {"head_chunk"}, False))
     return replace(able, share_prefix=able.packing and able.share_prefix, head_chunk=size), reasons
 
@@ -146,10 +146,10 @@ def _needs_all_tokens(injection: Injection) -> bool:
     return looks or any(modifier.forwards > 1 for modifier in modifiers)
 
 
-def _last_mlp_obstacle(model: nn.Module, injection: Injection) -> str:
+def _last_layer_obstacle(model: nn.Module, injection: Injection) -> str:
     if adds_router_loss(model):
         return "the router loss of the base counts every token"
-    return "" if last_mlp(injection.anatomy) else f"the last MLP of {type(model).__name__} is no module of its own"
+    return "" if last_parts(injection.anatomy) else f"the last MLP of {type(model).__name__} is no module of its own"
 
 
 def find_dropout(model: nn.Module) -> str:
@@ -165,7 +165,7 @@ def find_dropout(model: nn.Module) -> str:
 def _try(model: nn.Module, injection: Injection, samples: Sequence[Sample], paths: FastPaths) -> str:
     """Return how the losses of three short rows differ from the plain computation, or ""."""
     rows = probe_rows(samples)
-    if paths.label_mlp:
+    if paths.label_layer:
         rows = [replace(row, labels=(*(IGNORED,) * (len(row.ids) - 2), *row.ids[-2:])) for row in rows]
     try:
         with trial_run(model, injection):

@@ -23,7 +23,7 @@ from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.tasks.tokens import IGNORED, Sample, documents
 from llm_adapters_lab.training.batches import collate, collate_extras, send
 from llm_adapters_lab.training.chunked_head import ChunkedHead, head_input
-from llm_adapters_lab.training.last_mlp import last_mlp, run_at
+from llm_adapters_lab.training.last_layer import last_parts, run_at
 from llm_adapters_lab.training.lower_layers import LowerStates, copied_above
 from llm_adapters_lab.training.packing import Packed, pack, packed_attention
 from llm_adapters_lab.training.recompute import Recomputation
@@ -38,7 +38,7 @@ class FastPaths:
         packing: lay rows end to end, so that no padding is computed.
         share_prefix: compute a common beginning of the rows of a micro-batch once; needs packing.
         head_chunk: number of labels whose logits are there at a time, see `chunked_head`; 0: all. Needs label_head.
-        label_mlp: run the last MLP only where a label is counted, see `last_mlp`.
+        label_layer: run the last layer only where a label is counted, see `last_layer`.
         recompute: do not keep what is cheap to compute again, see `recompute`.
     """
 
@@ -46,7 +46,7 @@ class FastPaths:
     packing: bool = False
     share_prefix: bool = False
     head_chunk: int = 0
-    label_mlp: bool = False
+    label_layer: bool = False
     recompute: bool = False
 
 
@@ -95,7 +95,7 @@ class Objective:
         anatomy = injection.anatomy if injection else Anatomy.of(model)
         self._decoder: Any = model.get_submodule(anatomy.decoder)
         self._layers = [model.get_submodule(path) for path in anatomy.layers]
-        self._last_mlp = model.get_submodule(last_mlp(anatomy)) if fast_paths.label_mlp else None
+        self._last = [*map(model.get_submodule, last_parts(anatomy))] if fast_paths.label_layer else []
         self._recomputation = Recomputation(model, anatomy) if fast_paths.recompute else None
         self._prefetched: dict[tuple[int, ...], Future[Any]] = {}
 
@@ -212,8 +212,8 @@ class Objective:
                 at_labels = head.left(reads)
             else:
                 at_labels = head_input(self.model, lambda x: x.flatten(0, 1).index_select(0, reads)[None])
-            if self._last_mlp is not None:
-                layout.enter_context(run_at(self._last_mlp, read, shape))
+            for part in self._last:
+                layout.enter_context(run_at(part, read, shape))
             with ExitStack() as forward:
                 forward.enter_context(at_labels if paths.label_head else nullcontext())
                 if self._recomputation and torch.is_grad_enabled():

@@ -68,7 +68,7 @@ class TrainSpec(Part):
         default="auto", description="precision of the computation; auto: bf16 on a GPU that supports it, else fp32"
     )
     gradient_checkpointing: bool = Field(default=False, description="recompute activations to save memory")
-    label_head: bool = Field(default=True, description="run output head and last MLP only where a label is counted")
+    label_head: bool = Field(default=True, description="run output head and last layer only where a label is counted")
     packing: bool = Field(default=True, description="lay rows end to end instead of padding them")
     share_prefix: bool = Field(
         default=True, description="compute a common beginning of the rows of a micro-batch once; needs packing"

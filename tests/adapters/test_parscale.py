@@ -249,7 +249,7 @@ def test_a_training_reaches_all_tensors_and_is_saved(family: str, tmp_path: Path
     events = list(train(model, injection, samples(8), plan))
     fallen = {event.setting: event.reason for event in events if isinstance(event, FellBack)}
     assert "puts virtual tokens before every row" in fallen.pop("train.packing")
-    assert [*fallen] == (["train.label_mlp"] if family == "opt" else [])
+    assert [*fallen] == (["train.label_layer"] if family == "opt" else [])
     assert all(not torch.equal(tensor, before[name]) for name, tensor in injection.state_dict().items())
     assert all(torch.equal(p, base[name]) for name, p in model.named_parameters() if name in base)
     save_adapter(injection, tmp_path / "adapter")

@@ -246,7 +246,7 @@ def test_half_precision_is_compared_with_its_own_rounding() -> None:
 def test_adapters_that_do_not_read_the_call_ignore_inputs_and_share_beginnings() -> None:
     rows, plan = samples(), TrainSpec(batch=6, max_steps=2)
     model, injection = adapted(LoRAConfig())
-    every = FastPaths(True, True, True, label_mlp=True, recompute=True)
+    every = FastPaths(True, True, True, label_layer=True, recompute=True)
     assert choose_fast_paths(model, injection, with_memory(rows), plan) == (every, [])
     with_inputs = [e.loss for e in train(model, injection, with_memory(rows), plan) if isinstance(e, Step)]
     assert with_inputs == [e.loss for e in train(*adapted(LoRAConfig()), rows, plan) if isinstance(e, Step)]

@@ -119,7 +119,7 @@ def test_the_estimate_follows(tmp_path: Path) -> None:
     found = estimate(spec, rows, Blueprint(str(tmp_path)))
     model = AutoModelForCausalLM.from_config(config()).train()
     paths, warned = choose_fast_paths(model, inject(model, spec.adapter), rows, spec.train)
-    assert paths == FastPaths(label_head=True, head_chunk=64, label_mlp=True, recompute=True)
+    assert paths == FastPaths(label_head=True, head_chunk=64, label_layer=True, recompute=True)
     assert [event.setting for event in warned] == ["train.packing"]
     assert found is not None
     assert found.step == pytest.approx(allocated(model, paths, rows), rel=0.1)
@@ -138,6 +138,6 @@ def test_a_model_that_fails_with_chunks_says_so(monkeypatch: pytest.MonkeyPatch)
     assert choose_fast_paths(model, injection, samples(4, "all"), TrainSpec())[0].head_chunk == 5
     monkeypatch.setattr(type(model), "forward", forward)
     paths, warned = choose_fast_paths(model, injection, samples(4, "all"), TrainSpec(packing=False))
-    assert paths == FastPaths(label_head=True, label_mlp=True, recompute=True)
+    assert paths == FastPaths(label_head=True, label_layer=True, recompute=True)
     assert [event.setting for event in warned] == ["train.head_chunk"]
     assert "nats off with its head in chunks" in warned[0].reason

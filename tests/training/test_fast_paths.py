@@ -32,7 +32,7 @@ from llm_adapters_lab.training.spec import TrainSpec
 from llm_adapters_lab.training.step import GradientComputer, set_gradient_checkpointing
 
 PLAIN = {"label_head": False, "packing": False, "share_prefix": False, "recompute": False}
-ALL = FastPaths(True, True, True, label_mlp=True, recompute=True)
+ALL = FastPaths(True, True, True, label_layer=True, recompute=True)
 HEAD = replace(ALL, packing=False, share_prefix=False)
 # Llama is grouped-query here, as are the other gated families; Phi is not, and has biases everywhere.
 PACKS = {*("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3", "phi", "phi3", "olmo2", "stablelm", "granite")}
@@ -58,7 +58,7 @@ def test_every_fast_path_is_exact_in_every_family_that_packs(family: str, loss_o
     paths += [FastPaths(recompute=True)]
     chosen, warned = choose_fast_paths(model, injection, rows, TrainSpec())
     if family == "opt":  # has its MLP in the layer itself
-        assert (chosen, [e.setting for e in warned]) == (replace(ALL, label_mlp=False), ["train.label_mlp"])
+        assert (chosen, [e.setting for e in warned]) == (replace(ALL, label_layer=False), ["train.label_layer"])
         paths.remove(ALL)
     else:
         assert (chosen, warned) == (ALL, [])
@@ -319,17 +319,22 @@ def test_a_frozen_adapter_under_the_trained_one_can_be_merged_meanwhile() -> Non
     assert torch.allclose(one, other, atol=1e-4)
 
 
-def test_the_last_mlp_runs_only_for_tokens_that_predict_a_label() -> None:
-    model, _ = adapted("llama", at="down", rank=4)
-    seen: list[int] = []
+def test_the_last_layer_runs_only_for_tokens_that_predict_a_label() -> None:
+    model, _ = adapted("llama", at="q,down", rank=4)
+    seen: dict[str, list[int]] = {}
     for layer in model.model.layers:
-        layer.mlp.register_forward_hook(lambda module, args, out: seen.append(args[0].shape[1]))
+        attention = layer.self_attn
+        parts = {"q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj, "o": attention.o_proj}
+        for name, part in (parts | {"mlp": layer.mlp}).items():
+            add = seen.setdefault(name, []).append
+            part.register_forward_hook(lambda module, args, out, add=add: add(args[0].shape[1]))
     rows = samples(6)
     with Objective(model, ALL).loss(model, rows):
         pass
     packed = pack(rows, share=True)
-    assert seen == [packed.ids.shape[1], len({*packed.reads.tolist()})]
-    assert seen[0] > seen[1]
+    every, few = packed.ids.shape[1], len({*packed.reads.tolist()})
+    assert every > few
+    assert seen == {name: [every, every if name in "kv" else few] for name in ("q", "k", "v", "o", "mlp")}
 
 
 def test_sites_that_read_the_same_input_keep_it_once() -> None:

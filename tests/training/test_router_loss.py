@@ -110,7 +110,7 @@ def test_training_says_what_it_computes_plainly() -> None:
     model, injection = mixture()
     events = list(train(model, injection, samples(), TrainSpec(batch=6, max_steps=2, learning_rate=1e-3)))
     reasons = {event.setting: event.reason for event in events if isinstance(event, FellBack)}
-    assert list(reasons) == ["train.share_prefix", "train.label_mlp"]
+    assert list(reasons) == ["train.share_prefix", "train.label_layer"]
     assert all("router loss" in reason for reason in reasons.values())
     assert next(event.loss for event in events if isinstance(event, Step)) > WEIGHT * 2
     members = [inject(model, LoRAConfig(rank=2), name=name) for name in ("a", "b")]

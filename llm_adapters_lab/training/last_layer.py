@@ -1,9 +1,13 @@
-"""The last MLP of a model, run only where a label is counted: no other token's output of it has any influence."""
+"""The last layer of a model, run only where a label is counted: no other token's output of it has any influence.
+
+Keys and values are those of all tokens; the queries, the output of attention and the MLP are those of a few.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from posixpath import commonpath
 from typing import Any
 
 import torch
@@ -12,19 +16,19 @@ from torch import nn
 from llm_adapters_lab.core.anatomy import Anatomy
 
 
-def last_mlp(anatomy: Anatomy) -> str:
-    """Return the path of the module that is the MLP, or mixture, of the last layer; "" if no module is."""
+def last_parts(anatomy: Anatomy) -> list[str]:
+    """Return the paths of the last layer's MLP, or mixture, and its queries and output of attention, if it has such.
+
+    Nothing is returned if the MLP is no module.
+    """
     layer = anatomy.layers[-1]
     number = max(site.layer for site in anatomy.projections)
-    sites = (*anatomy.projections, *anatomy.sublayers)
-    own = [site for site in sites if site.layer == number and (site.sublayer or site.role) in ("mlp", "experts")]
-    paths = [site.path.removeprefix(f"{layer}.").split(".") for site in own if site.path.startswith(f"{layer}.")]
-    shared: list[str] = []
-    for names in zip(*(path[:-1] or path for path in paths), strict=False):
-        if len({*names}) > 1:
-            break
-        shared.append(names[0])
-    return ".".join([layer, *shared]) if shared else ""
+    sites = [site for site in (*anatomy.projections, *anatomy.sublayers) if site.layer == number]
+    own = [(site, site.path.removeprefix(f"{layer}.")) for site in sites if site.path.startswith(f"{layer}.")]
+    mlp = [path.rpartition(".")[0] or path for site, path in own if (site.sublayer or site.role) in ("mlp", "experts")]
+    shared = commonpath([path.replace(".", "/") for path in mlp]).replace("/", ".") if mlp else ""
+    attention = [path for site, path in own if site.sublayer == "attn" and site.role in ("q", "o")]
+    return [f"{layer}.{path}" for path in (shared, *attention)] if shared else []
 
 
 @contextmanager
