@@ -32,7 +32,7 @@ from llm_adapters_lab.tasks.formats import Format, get_format
 from llm_adapters_lab.tasks.tokens import pad, text_ids
 
 AT_ONCE = 16
-"""Number of prompts whose labels run together, at most: they need a copy of the cache."""
+"""Maximum number of prompts whose options run together: they need copies of the cache, and more have more padding."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def choice_scores(
         task: has the labels of questions that do not list their own.
         questions: the questions.
         template: of their prompts.
-        at_once: maximum number of questions in memory.
+        at_once: maximum number of questions in memory, if below `AT_ONCE`.
         prefix: what all prompts begin with, if it has been read.
         known: values of the labels by question, from `read_labels`; default: the prompts are read here.
 
@@ -83,7 +83,7 @@ def choice_scores(
     Raises:
         NotFinite: a value is nan or infinite.
     """
-    form, results = get_format(tokenizer, template), []
+    form, at_once, results = get_format(tokenizer, template), min(at_once, AT_ONCE), []
     targets = [_label_targets(task, question.example, form) for question in questions]
     prompted = dict(enumerate(question.ids for question in questions))
     by_label = known or _score(model, tokenizer, prompted, targets, at_once, prefix, False)
