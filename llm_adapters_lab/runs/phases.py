@@ -40,7 +40,6 @@ def run_phases(session: RunSession, fresh: bool = False) -> Generator[Position]:
     group.on_lost(lambda error: note_failure(spec, record, stage, error, group))
     try:
         resumed = find_resume_point(record, spec, hashes, fresh, group)
-        leaks = overlaps(rows.train, rows.test) if spec.learns else {}
         torch.manual_seed(spec.seed)
         injection = None
         if spec.injected:
@@ -61,6 +60,7 @@ def run_phases(session: RunSession, fresh: bool = False) -> Generator[Position]:
         if group.is_main:
             record.keep_last_answers()
             hashes = hashes | weight_hash(base.blueprint)
+            leaks = overlaps(rows.train, rows.test) if spec.learns else {}
             told = forgotten | {"leaks": leaks, "rows": rows.told()}
             record.write("summary.json", summary(spec, base, injection, scores, trained, hashes) | told)
             record.append(finished)
