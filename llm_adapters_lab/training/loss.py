@@ -213,7 +213,8 @@ class Objective:
             else:
                 at_labels = head_input(self.model, lambda x: x.flatten(0, 1).index_select(0, reads)[None])
             for part in self._last:
-                layout.enter_context(run_at(part, read, shape))
+                if not hasattr(part, "sublayer_adapters"):  # which know the input of the sublayer, of all tokens
+                    layout.enter_context(run_at(part, read, shape))
             with ExitStack() as forward:
                 forward.enter_context(at_labels if paths.label_head else nullcontext())
                 if self._recomputation and torch.is_grad_enabled():

@@ -337,6 +337,18 @@ def test_the_last_layer_runs_only_for_tokens_that_predict_a_label() -> None:
     assert seen == {name: [every, every if name in "kv" else few] for name in ("q", "k", "v", "o", "mlp")}
 
 
+@pytest.mark.parametrize("kind", ["series", "parallel"])
+def test_the_last_mlp_does_so_beside_an_adapter_of_the_whole_attention_too(kind: str) -> None:
+    model, injection = adapted("llama", kind, at="attn")
+    rows = samples(6)
+    assert choose_fast_paths(model, injection, rows, TrainSpec())[0] == ALL
+    seen: list[int] = []
+    model.model.layers[-1].mlp.register_forward_hook(lambda module, args, out: seen.append(args[0].shape[1]))
+    with Objective(model, FastPaths()).loss(model, rows) as plain, Objective(model, ALL).loss(model, rows) as loss:
+        assert float(loss.detach()) == pytest.approx(float(plain.detach()), rel=1e-6)
+    assert seen[1] == len({*pack(rows, share=True).reads.tolist()})
+
+
 def test_sites_that_read_the_same_input_keep_it_once() -> None:
     rows = samples(6)
     per_token = 32 * 4  # hidden size in fp32
