@@ -11,6 +11,7 @@ from llm_adapters_lab.adapters.adapter_bias import AdapterBiasConfig
 from llm_adapters_lab.adapters.conv import ConvConfig
 from llm_adapters_lab.adapters.hydra import HydraConfig
 from llm_adapters_lab.adapters.prompt_tuning import PromptTuningConfig
+from llm_adapters_lab.adapters.shared.low_rank import product
 from llm_adapters_lab.core import weights
 from llm_adapters_lab.core.injection import inject
 from llm_adapters_lab.core.registry import get_adapter
@@ -135,3 +136,14 @@ def test_adapter_plus_has_a_factor_for_each_feature() -> None:
     fields = expand({"type": "adapter-plus"})
     injection = inject(random_models.tiny("tiny:llama"), get_adapter("series").config(**fields))
     assert all(a.bottleneck.scale.shape == (32,) for a in injection.adapters.values())
+
+
+@pytest.mark.parametrize("scale", [0.25, 1.0, 2.0, 64.0])
+def test_a_power_of_two_before_b_changes_no_bit_of_lora(scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, a, b = (torch.randn(*shape, generator=generator).requires_grad_() for shape in ((9, 24), (3, 24), (40, 3)))
+    early, late = product(x, a, b, scale), product(x, a, b, torch.tensor(scale))
+    assert torch.equal(early, late)
+    seed = torch.randn(early.shape, generator=generator)
+    pairs = zip(*(torch.autograd.grad(y, (x, a, b), seed) for y in (early, late)), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs)

@@ -88,11 +88,11 @@ def initial_factors(
     return a, b
 
 
-def product(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float | torch.Tensor = 1.0) -> torch.Tensor:
+def product(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
     """Return s B A x, (..., d_out); for token ids x (...), the rows x of s B A, (..., d_in).
 
-    peft multiplies what B returns by s. A power of two can be multiplied into the r numbers before B: all bits are the
-    same, and nothing as large as the output is written once more.
+    peft multiplies what B returns by s. A power of two is multiplied into the r numbers before B instead: short of
+    overflow and underflow all bits are the same, and a pass over the output is saved.
     """
     if not x.is_floating_point():
         return embedding(x, b) @ a * scale
