@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -233,18 +234,14 @@ def _moved(units: Units, own: Tensors, moves: tuple[torch.Tensor, torch.Tensor] 
 def _activations(model: nn.Module, folder: str, ids: torch.Tensor | None) -> dict[str, torch.Tensor]:
     """Return what the units of an adapter, alone in the model, read at each site: (tokens, units)."""
     injection, found = load_adapter(model, folder, name="blended"), dict[str, torch.Tensor]()
-    handles = []
-    for key, adapter in injection.adapters.items():
-        units = adapter.units(injection.config_of(key))
-        name = next((n for n, axis in units.axes.items() if axis == 0), "").rpartition(".")[0] if units else ""
-        if name:
-            handles.append(adapter.get_submodule(name).register_forward_hook(partial(_keep, found, key)))
-    try:
+    with ExitStack() as ended:
+        ended.callback(injection.eject)
+        for key, adapter in injection.adapters.items():
+            units = adapter.units(injection.config_of(key))
+            name = next((n for n, axis in units.axes.items() if axis == 0), "").rpartition(".")[0] if units else ""
+            if name:
+                ended.enter_context(adapter.get_submodule(name).register_forward_hook(partial(_keep, found, key)))
         model(input_ids=ids)
-    finally:
-        for handle in handles:
-            handle.remove()
-        injection.eject()
     return found
 
 

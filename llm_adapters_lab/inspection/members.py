@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -29,12 +30,10 @@ def member_weights(injection: Injection, ids: torch.Tensor) -> dict[str, torch.T
     weighing = {key: a for key, a in adapters if hasattr(a, "weights") or hasattr(a, "token_weights")}
     if not weighing:
         raise NoView(f"{injection.config.type!r} has no members between which it could choose.")
-    handles = [a.register_forward_pre_hook(partial(_keep, found, key)) for key, a in weighing.items()]
-    try:
+    with ExitStack() as hooks:
+        for key, adapter in weighing.items():
+            hooks.enter_context(adapter.register_forward_pre_hook(partial(_keep, found, key)))
         injection.model(input_ids=ids)
-    finally:
-        for handle in handles:
-            handle.remove()
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -27,12 +28,10 @@ def tokens_run(injection: Injection, ids: torch.Tensor) -> dict[str, torch.Tenso
     choosing = {key: adapter for key, adapter in injection.adapters.items() if hasattr(adapter, "tokens_run")}
     if not choosing:
         raise NoView(f"{injection.config.type!r} runs all tokens, and chooses none.")
-    handles = [a.register_forward_pre_hook(partial(_keep, found, key)) for key, a in choosing.items()]
-    try:
+    with ExitStack() as hooks:
+        for key, adapter in choosing.items():
+            hooks.enter_context(adapter.register_forward_pre_hook(partial(_keep, found, key)))
         injection.model(input_ids=ids)
-    finally:
-        for handle in handles:
-            handle.remove()
     return found
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -212,15 +211,15 @@ def stream_norm(injection: Injection, site: Site, of: str) -> str | None:
         z = args[0] if args else kwargs.get("hidden_states")
         result.append(seen.get((z.data_ptr(), z.numel())) if isinstance(z, torch.Tensor) else None)
 
-    with _hooks() as hooks, injection.disabled():
+    with ExitStack() as hooks, injection.disabled():
         for path, module in model.named_modules():
             if _is_norm(module, injection.anatomy.hidden):
-                hooks.append(module.register_forward_hook(lambda m, a, out, path=path: note(path, out)))
+                hooks.enter_context(module.register_forward_hook(lambda m, a, out, path=path: note(path, out)))
         for path in injection.anatomy.layers:
             layer = model.get_submodule(path)
             entry: Any = lambda m, a, kw: note("", a[0] if a else kw.get("hidden_states"))  # noqa: E731
-            hooks.append(layer.register_forward_pre_hook(entry, with_kwargs=True))
-        hooks.append(model.get_submodule(reader).register_forward_pre_hook(look, prepend=True, with_kwargs=True))
+            hooks.enter_context(layer.register_forward_pre_hook(entry, with_kwargs=True))
+        hooks.enter_context(model.get_submodule(reader).register_forward_pre_hook(look, prepend=True, with_kwargs=True))
         model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device_of(model)), use_cache=False)
     if result and result[0] is None and (site.role in WHOLE or site.role.rpartition(".")[2] in _FIRST):
         return ""  # norms follow the sublayers of such a model
@@ -230,16 +229,6 @@ def stream_norm(injection: Injection, site: Site, of: str) -> str | None:
 def _is_norm(module: nn.Module, width: int) -> bool:
     own = [*module._parameters.values()]
     return bool(own) and not list(module.children()) and all(p is None or p.shape == (width,) for p in own)
-
-
-@contextmanager
-def _hooks() -> Iterator[list[Any]]:
-    handles: list[Any] = []
-    try:
-        yield handles
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def reading_sites(injection: Injection) -> list[str]:

@@ -25,11 +25,8 @@ SCALE = 1024.0
 def head_input(model: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
     """Change the input of the output head of a model."""
     head: nn.Module = model.get_output_embeddings()
-    hook = head.register_forward_pre_hook(lambda head, args: (change(args[0]), *args[1:]))
-    try:
+    with head.register_forward_pre_hook(lambda head, args: (change(args[0]), *args[1:])):
         yield
-    finally:
-        hook.remove()
 
 
 class ChunkedHead:
@@ -49,12 +46,9 @@ class ChunkedHead:
             self._hidden = hidden.flatten(0, 1).index_select(0, reads)
             return self._hidden[None, : self.copies]
 
-        hook = self.decoder.register_forward_hook(lambda decoder, args, out: setattr(self, "_output", type(out)))
-        try:
-            with head_input(self.model, keep):
-                yield
-        finally:
-            hook.remove()
+        look = self.decoder.register_forward_hook(lambda decoder, args, out: setattr(self, "_output", type(out)))
+        with look, head_input(self.model, keep):
+            yield
 
     def losses(self, labels: torch.Tensor, size: int, loss: Callable[..., torch.Tensor]) -> torch.Tensor:
         """Return the loss of every label, (labels,), by `loss(logits, labels)` of at most `size` at a time."""

@@ -61,12 +61,6 @@ def run_at(module: nn.Module, tokens: torch.Tensor, shape: Sequence[int]) -> Ite
         whole = y.new_zeros(shape.numel(), y.shape[-1]).index_copy(0, tokens, y.flatten(0, -2)).view(*shape, -1)
         return (whole, *out[1:]) if isinstance(out, tuple) else whole
 
-    hooks = [
-        module.register_forward_pre_hook(before, with_kwargs=True),
-        module.register_forward_hook(after, with_kwargs=True),
-    ]
-    try:
+    entry = module.register_forward_pre_hook(before, with_kwargs=True)
+    with entry, module.register_forward_hook(after, with_kwargs=True):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()

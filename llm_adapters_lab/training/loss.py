@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -185,8 +185,9 @@ class Objective:
                 inputs = {"input_ids": first.ids, "position_ids": first.positions}
                 reads, labels, read, shape = packed.reads, packed.labels, packed.read, packed.ids.shape
                 config = getattr(self._decoder, "config", self.model.config)
-                use = layout.enter_context(packed_attention(config, first))
-                begin: Callable[[], None] = partial(use, packed)
+                attend_to = layout.enter_context(packed_attention(config, first))
+                if once:  # the layers above attend within all copies
+                    layout.enter_context(self._layers[once].register_forward_pre_hook(lambda *_: attend_to(packed)))
                 layout.enter_context(call_inputs(self._decoder, extras, packed))
             else:
                 batch, extras = self._take_layout(samples if once else [*samples] * copies)
@@ -196,7 +197,7 @@ class Objective:
                 if once:
                     reads = torch.cat([reads + i * shape.numel() for i in range(copies)])
                     labels, shape = labels.repeat(copies), torch.Size((copies * shape[0], shape[1]))
-                read, begin = reads, _nothing
+                read = reads
                 layout.enter_context(call_inputs(self._decoder, extras))
             if self.lower and states is not None:
                 if paths.packing:
@@ -207,7 +208,7 @@ class Objective:
                     places = mask.cumsum(0) * mask - 1
                 layout.enter_context(self.lower.used(states, places, shape))
             if once:
-                layout.enter_context(copied_above(self._layers[once:], copies, inputs["input_ids"].shape, begin))
+                layout.enter_context(copied_above(self._layers[once:], copies, inputs["input_ids"].shape))
             if head and len(labels) > paths.head_chunk:
                 at_labels = head.left(reads)
             else:
@@ -233,10 +234,6 @@ class Objective:
     def _take_layout(self, samples: Sequence[Sample]) -> tuple[Any, dict[str, torch.Tensor]]:
         prefetched = self._prefetched.pop(tuple(map(id, samples)), None)
         return prefetched.result() if prefetched else self._layout(samples)
-
-
-def _nothing() -> None:
-    pass
 
 
 def adds_router_loss(model: Any) -> bool:
@@ -267,11 +264,8 @@ def _router_losses(model: Any) -> Iterator[list[torch.Tensor]]:
                 )
             found.append(given[0] * loss)
 
-    hook = model.register_forward_hook(keep)
-    try:
+    with model.register_forward_hook(keep):
         yield found
-    finally:
-        hook.remove()
 
 
 def _configs(model: Any) -> list[Any]:

@@ -8,7 +8,7 @@ so that a resumed or repeated run reads or computes the same bits.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
@@ -37,16 +37,13 @@ def layers_below(*injections: Injection) -> int:
 
 
 @contextmanager
-def copied_above(
-    layers: Sequence[nn.Module], copies: int, shape: Sequence[int], begin: Callable[[], None] = lambda: None
-) -> Iterator[None]:
+def copied_above(layers: Sequence[nn.Module], copies: int, shape: Sequence[int]) -> Iterator[None]:
     """Give copies of the rows, one after the other, to these layers; what lies below them runs once.
 
     Args:
         layers: in their order, up to the last one.
         copies: their number.
         shape: of the token ids, (B, L); with one packed sequence (1, T), copies are laid end to end.
-        begin: called before the first of the layers runs.
     """
     rows, length = shape
 
@@ -60,16 +57,12 @@ def copied_above(
         return value.repeat(copies, *[1] * (value.ndim - 1))
 
     def before(layer: nn.Module, args: Any, kwargs: Any) -> Any:
-        if layer is layers[0]:
-            begin()
         return copy(args), {name: copy(value) for name, value in kwargs.items()}
 
-    hooks = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
-    try:
+    with ExitStack() as hooks:
+        for layer in layers:
+            hooks.enter_context(layer.register_forward_pre_hook(before, with_kwargs=True))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 class _Reached(Exception):
@@ -119,17 +112,16 @@ class LowerStates:
                 found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         return found.hexdigest()
 
-    def known(self, samples: Sequence[Sample]) -> bool:
-        """Return whether all of these rows are rows of the training, and on disk if nothing more is written there."""
-        places = [self._places.get(sample.ids) for sample in samples]
-        return all(place is not None and (not self.dropped or place[0] in self._files) for place in places)
-
     def read(self, samples: Sequence[Sample]) -> torch.Tensor | None:
-        """Return the states of some rows, documents, laid end to end, (tokens, d); None if they are not all `known`.
+        """Return the states of some rows, documents, laid end to end, (tokens, d).
 
         What is not on disk is computed, so this is no part of another pass.
+
+        Returns:
+            None if one is no row of the training, or is not on disk although nothing more is written there.
         """
-        if not self.known(samples):
+        places = [self._places.get(sample.ids) for sample in samples]
+        if any(place is None or (self.dropped and place[0] not in self._files) for place in places):
             return None
         if self._pair is None:  # also where all that is needed is on disk
             self._compute(self._blocks[0][:1])
@@ -154,13 +146,12 @@ class LowerStates:
             return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
         lower, before = self.layers[:-1], [layer._compiled_call_impl for layer in self.layers[:-1]]
-        hook = self.layers[-1].register_forward_pre_hook(enter, with_kwargs=True)
         try:
             for layer in lower:
                 layer._compiled_call_impl = skip
-            yield
+            with self.layers[-1].register_forward_pre_hook(enter, with_kwargs=True):
+                yield
         finally:
-            hook.remove()
             for layer, call in zip(lower, before, strict=True):
                 layer._compiled_call_impl = call
 
@@ -180,12 +171,10 @@ class LowerStates:
         with suppress(OSError, SafetensorError):  # not there, deleted by another training, or damaged
             return self._opened(path)
         states = self._compute(self._blocks[block])
-        if not self._write(path, states):
-            return states
-        try:
+        self._write(path, states)
+        with suppress(OSError, SafetensorError):
             return self._opened(path)
-        except (OSError, SafetensorError):
-            return states
+        return states
 
     def _opened(self, path: Path) -> Any:
         found = safe_open(path, "pt")
@@ -205,17 +194,15 @@ class LowerStates:
         def look(layer: nn.Module, args: Any, out: Any) -> None:
             self._pair = isinstance(out, tuple)
 
-        with ExitStack() as hooks:
-            hooks.callback(self.layers[-1].register_forward_pre_hook(stop, with_kwargs=True).remove)
-            hooks.callback(self.layers[0].register_forward_hook(look).remove)
-            with suppress(_Reached):
-                self.decoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+        end = self.layers[-1].register_forward_pre_hook(stop, with_kwargs=True)
+        with end, self.layers[0].register_forward_hook(look), suppress(_Reached):
+            self.decoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
         return [state[: len(ids)].contiguous() for state, ids in zip(reached[0], block, strict=True)]
 
-    def _write(self, path: Path, states: Sequence[torch.Tensor]) -> bool:
-        """Write a block, in place of the oldest ones if there is no room; return whether that was possible."""
+    def _write(self, path: Path, states: Sequence[torch.Tensor]) -> None:
+        """Write a block, in place of the oldest ones if there is no room; `dropped` says why it could not be done."""
         if self.dropped:
-            return False
+            return
         part = path.with_suffix(f".{os.getpid()}")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -224,7 +211,7 @@ class LowerStates:
                 self._make_room(size)
             if self._total + size > self._limit:
                 self.dropped = f"the rows need more than {self._limit / 2**30:g} GiB in {self.folder}"
-                return False
+                return
             save_file({str(row): state.cpu() for row, state in enumerate(states)}, part)
             part.replace(path)
             self._total += path.stat().st_size
@@ -232,8 +219,6 @@ class LowerStates:
             self.dropped = f"{self.folder} cannot be written ({error.strerror or error})"
             with suppress(OSError):
                 part.unlink(missing_ok=True)
-            return False
-        return True
 
     def _make_room(self, size: int) -> None:
         """Delete the oldest files that this training does not use, until there is room for `size` bytes."""

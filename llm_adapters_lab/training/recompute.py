@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -73,17 +73,15 @@ class Recomputation:
     @contextmanager
     def forward_pass(self) -> Iterator[None]:
         """Keep recipes in the forward pass within `with`."""
-        handles = [m.register_forward_hook(self._after, with_kwargs=True) for m in self._cheap]
-        handles += [m.register_forward_pre_hook(self._before) for m in self._projections]
-        token = _running.set(self)
-        try:
-            with torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack):
-                yield
-        finally:
-            _running.reset(token)
-            for handle in handles:
-                handle.remove()
-            self._known.clear()
+        with ExitStack() as ended:
+            for module in self._cheap:
+                ended.enter_context(module.register_forward_hook(self._after, with_kwargs=True))
+            for module in self._projections:
+                ended.enter_context(module.register_forward_pre_hook(self._before))
+            ended.callback(self._known.clear)
+            ended.callback(_running.reset, _running.set(self))
+            ended.enter_context(torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack))
+            yield
 
     def add(self, value: torch.Tensor, compute: Compute) -> None:
         """Note how a tensor can be computed again, in the same memory order."""
