@@ -150,20 +150,16 @@ class Anatomy:
         if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
             raise UnknownAnatomy(none)
         device = weights.device(model)
-        modes = {module: module.training for module in model.modules()}
         chain: Any = getattr(model.get_submodule(self.decoder), "model_adapters", {})
         whole = [*chain]  # adapters of the whole model, which may change the shapes
         muted = chain.muted if whole else []
-        model.eval()
         muted += whole
         try:
-            with torch.no_grad():
+            with weights.evaluating(model), torch.no_grad():
                 output = model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=True)
         finally:
             for name in whole:
                 muted.remove(name)
-            for module, mode in modes.items():
-                module.training = mode
         cache: Any = getattr(output, "past_key_values", None)
         layers: Any = cache.layers if type(cache) in (DynamicCache, AdapterCache) else ()
         found = {

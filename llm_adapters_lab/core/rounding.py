@@ -102,13 +102,10 @@ def probe(model: Any) -> torch.Tensor | None:
     table = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     if not isinstance(table, nn.Embedding) or weights.device(model).type == "meta":
         return None
-    modes = {module: module.training for module in model.modules()}
     try:
-        ids = torch.arange(32, device=weights.device(model)) * 7919 % table.num_embeddings
-        found: torch.Tensor = model.eval()(input_ids=ids[None]).logits.float()
-        return found
+        with weights.evaluating(model):
+            ids = torch.arange(32, device=weights.device(model)) * 7919 % table.num_embeddings
+            found: torch.Tensor = model(input_ids=ids[None]).logits.float()
+            return found
     except (AttributeError, LabError, TypeError, ValueError):
         return None
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

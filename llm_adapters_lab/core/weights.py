@@ -7,6 +7,8 @@ transpose. Packed weights are read as the matrix they represent, offloaded ones 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -19,6 +21,18 @@ from llm_adapters_lab.errors import CannotMerge
 
 on_device = align_module_device
 """Context manager: holds the parameters of an offloaded module on its device; does nothing for other modules."""
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, without dropout; afterwards each module is in its own mode again."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def dims(module: nn.Module) -> tuple[int, int] | None:

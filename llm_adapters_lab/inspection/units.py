@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from llm_adapters_lab.core.injection import Injection
 from llm_adapters_lab.core.sites import WHOLE, Site
 from llm_adapters_lab.core.weights import device as device_of
+from llm_adapters_lab.core.weights import evaluating
 from llm_adapters_lab.errors import NoView
 
 _LINEAR = {functional.linear, torch._C._nn.linear}
@@ -84,15 +85,11 @@ def readers(injection: Injection, key: str) -> list[Reader]:
     random = torch.Generator().manual_seed(0)
     x, y = (torch.randn(1, 2, d, generator=random).to(place.device, place.dtype) for d in (site.d_in, site.d_out))
     y = x if site.side == "in" else y
-    training = adapter.training
-    adapter.eval()
     try:
-        with _Watch({"y": y, "x": x}) as seen:
+        with evaluating(adapter), _Watch({"y": y, "x": x}) as seen:
             adapter(x, y)
     except Exception:  # it needs more than x and y
         return []
-    finally:
-        adapter.train(training)
     return [Reader(weight.detach().float(), of) for weight, of in seen.found]
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from llm_adapters_lab.core.injection import Injection
+from llm_adapters_lab.core.weights import evaluating
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.models.loading import Base
 from llm_adapters_lab.results.appearance import looks
@@ -23,6 +23,7 @@ from llm_adapters_lab.runs.restoring import load_base, restore
 from llm_adapters_lab.tasks.encoding import encode
 from llm_adapters_lab.tasks.formats import get_format
 from llm_adapters_lab.tasks.prompts import template_of
+from llm_adapters_lab.tasks.readers import folder_of
 from llm_adapters_lab.tasks.registry import get_task
 from llm_adapters_lab.tasks.tokens import Sample
 from llm_adapters_lab.training.loss import FastPaths, Objective
@@ -100,7 +101,7 @@ def loss_matrix(runs: Sequence[Run], tasks: Sequence[str] = (), rows: int = 96) 
 
 def _samples(run: Run, base: Base, name: str, count: int) -> list[Sample]:
     data, task = run.spec.data, get_task(name)
-    rows = task.load("test", Path(data.root).expanduser() if data.root else None)[:count]
+    rows = task.load("test", folder_of(data.root))[:count]
     form = get_format(base.tokenizer, template_of(data.template, task, rows), data.system, data.control_tokens)
     found, left_out = encode(base.tokenizer, rows, form, data.max_tokens, data.loss_on)
     if not found:
@@ -114,12 +115,8 @@ def _mean_loss(base: Base, injection: Injection | None, task: str, samples: Sequ
     known = {group for adapter in injection.adapters.values() for group in adapter.groups} if injection else set()
     samples = [replace(sample, group=task if task in known else "") for sample in samples]
     objective, total = Objective(model, FastPaths(), base.tokenizer.pad_token_id, injection), []
-    was = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for first in range(0, len(samples), BATCH):
             with objective.loss(model, samples[first : first + BATCH]) as loss:
                 total.append(loss.item())
-    finally:
-        model.train(was)
     return math.fsum(total) / sum(sample.counted for sample in samples)

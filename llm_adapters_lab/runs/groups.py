@@ -6,15 +6,14 @@ eval.group: mini-addsub    # the part that answers; by default as data.group; me
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from llm_adapters_lab.errors import BadSpec, choices, listed
 from llm_adapters_lab.runs.spec import RunSpec
 from llm_adapters_lab.tasks.base import Example
 from llm_adapters_lab.tasks.custom import check_group, groups_of
+from llm_adapters_lab.tasks.readers import folder_of
 
 NO_GROUP, MEAN = "none", "mean"
 
@@ -58,7 +57,7 @@ def read_groups(spec: RunSpec, train: Sequence[Example], test: Mapping[str, Sequ
     root = spec.eval.root or spec.data.root
     if not spec.learns:
         return Groups(known, {}, _asked(spec, known, test, root))
-    learnt = groups_of(by, spec.data.task, "train", _path(spec.data.root), train)
+    learnt = groups_of(by, spec.data.task, "train", folder_of(spec.data.root), train)
     own = dict(zip((row.id for row in train), learnt, strict=True))
     names = known or tuple(sorted({*own.values()}))
     if MEAN in names:
@@ -79,13 +78,9 @@ def _asked(
         found[name] = [asked] * len(rows)
         if asked == "task" or asked.startswith("column:"):
             check_group("eval.group", asked, name)
-            found[name] = groups_of(asked, name, "test", _path(root), rows)
+            found[name] = groups_of(asked, name, "test", folder_of(root), rows)
         if strange := sorted({*found[name]} - {*names}):
             why = "of which there is no training row" if spec.learns else "which no adapter is for"
             unknown = f"{name} is scored as the group {strange[0]!r}, {why}."
             raise BadSpec(f"{unknown} {choices(strange[0], names)} Set eval.group to one of them, or to mean.")
     return found
-
-
-def _path(root: str | None) -> Path | None:
-    return Path(os.path.expanduser(root)) if root else None

@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -28,6 +27,7 @@ from llm_adapters_lab.tasks.custom import PREFIX
 from llm_adapters_lab.tasks.encoding import encode, encode_text
 from llm_adapters_lab.tasks.formats import Format, get_format
 from llm_adapters_lab.tasks.prompts import TEXT, is_chat, template_of
+from llm_adapters_lab.tasks.readers import folder_of
 from llm_adapters_lab.tasks.registry import get_task
 from llm_adapters_lab.tasks.spec import DataSpec
 from llm_adapters_lab.tasks.tokens import IGNORED, Sample
@@ -146,13 +146,13 @@ def read_rows(spec: RunSpec) -> Rows:
     """
     rows = Rows()
     for name in spec.eval.tasks:
-        rows.test[name] = get_task(name).load("test", _folder(spec.eval.root or spec.data.root))[: spec.eval.rows]
+        rows.test[name] = get_task(name).load("test", folder_of(spec.eval.root or spec.data.root))[: spec.eval.rows]
         if not rows.test[name]:
             raise BadSpec(f"No rows to score on for {name}: the file is empty.")
         if spec.eval.shots:
             rows.shots[name] = _shots(spec, name, rows.test[name])
     if spec.learns:
-        found = get_task(spec.data.task).load("train", _folder(spec.data.root))
+        found = get_task(spec.data.task).load("train", folder_of(spec.data.root))
         if not found:
             raise BadSpec(f"No rows to train on for {spec.data.task}: the file is empty.")
         wanted = (spec.data.rows or len(found)) + spec.data.validation
@@ -201,7 +201,7 @@ def _row_count(task: str, split: str, root: str | None) -> int:
 
 @lru_cache(maxsize=64)
 def _count(task: str, split: str, root: str | None, *_: object) -> int:
-    return len(get_task(task).load(split, _folder(root)))
+    return len(get_task(task).load(split, folder_of(root)))
 
 
 def scoring_format(spec: RunSpec, name: str, rows: Sequence[Example], tokenizer: Any) -> Format:
@@ -231,7 +231,7 @@ def answer_limit(spec: RunSpec, name: str, form: Format, asked: Sequence[Example
     scored = {(row.instruction, row.input) for row in asked}
     known = [
         row
-        for row in task.load("train", _folder(spec.eval.root or spec.data.root))
+        for row in task.load("train", folder_of(spec.eval.root or spec.data.root))
         if (row.instruction, row.input) not in scored
     ]
     answers = {row.id if row.messages else row.output: row for row in known}  # equal answers have equal lengths
@@ -240,35 +240,22 @@ def answer_limit(spec: RunSpec, name: str, form: Format, asked: Sequence[Example
     return min(most, longest + MARGIN)
 
 
-def changed_files(spec: RunSpec, known: dict[str, str]) -> str:
-    """Return the names of custom files whose rows have changed since an earlier run; "" for none.
-
-    Args:
-        spec: of the run; if it names no custom files, nothing is read.
-        known: `Rows.digests` of that run.
-    """
-    tasks = {key: spec.data.task if key == "train" else key.partition("/")[2] for key in known}
-    if not any(task.startswith(PREFIX) for task in tasks.values()):
-        return ""
-    try:
-        now = read_rows(spec).digests()
-    except LabError:  # missing or damaged, but the result is still valid
-        return ""
-    changed = {task for key, task in tasks.items() if task.startswith(PREFIX) and now.get(key) != known[key]}
-    return " and ".join(sorted(changed))
-
-
 def outdated(record: Run) -> str:
     """Return a warning if custom files, which a spec knows by name only, have changed since a run; else ""."""
-    changed = changed_files(record.spec, record.summary.get("hashes", {}).get("data", {}))
-    return changed and (
-        f"{changed} has changed since the run {record.id}, whose result belongs to the earlier rows. "
-        "Run it again with --fresh (fresh=True), or save the new rows under a new name."
+    spec, known = record.spec, record.summary.get("hashes", {}).get("data", {})
+    tasks = {key: spec.data.task if key == "train" else key.partition("/")[2] for key in known}
+    custom = {key: task for key, task in tasks.items() if task.startswith(PREFIX)}
+    try:
+        now = read_rows(spec).digests() if custom else {}
+    except LabError:  # missing or damaged, but the result is still valid
+        return ""
+    changed = {task for key, task in custom.items() if now.get(key) != known[key]}
+    if not changed:
+        return ""
+    return (
+        f"{' and '.join(sorted(changed))} has changed since the run {record.id}, whose result belongs to the earlier "
+        "rows. Run it again with --fresh (fresh=True), or save the new rows under a new name."
     )
-
-
-def _folder(root: str | None) -> Path | None:
-    return Path(os.path.expanduser(root)) if root else None
 
 
 def _shuffled(rows: list[Example], seed: int) -> list[Example]:
@@ -289,7 +276,7 @@ def _apart(rows: list[T], validation: int, question: Callable[[T], tuple[str, st
 
 def _shots(spec: RunSpec, name: str, test: list[Example]) -> list[Example]:
     """Choose few-shot examples by the seed of the run, none of them among the questions."""
-    root, asked = _folder(spec.eval.root or spec.data.root), {(row.instruction, row.input) for row in test}
+    root, asked = folder_of(spec.eval.root or spec.data.root), {(row.instruction, row.input) for row in test}
     # Shuffled before questions are left out, so that the examples depend on the seed alone wherever possible.
     rows = _shuffled(get_task(name).load("train", root), spec.seed)
     found = list({(r.instruction, r.input): r for r in rows if (r.instruction, r.input) not in asked}.values())

@@ -122,6 +122,11 @@ def _shown(value: object) -> str:
     return str(value)[:60] if isinstance(value, Decimal) else f"{value!r:.60}"
 
 
+def folder_of(root: str | None) -> Path | None:
+    """Return the data folder that a spec names, if any."""
+    return Path(os.path.expanduser(root)) if root else None
+
+
 def data_root(root: Path | None) -> Path | None:
     """Return the data folder: `root`, else the environment variable LAB_DATA, else None."""
     return root or (Path(os.environ["LAB_DATA"]) if os.environ.get("LAB_DATA") else None)

@@ -19,6 +19,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from llm_adapters_lab.core.injection import Injection
+from llm_adapters_lab.core.weights import evaluating
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.tasks.tokens import Sample, documents
 from llm_adapters_lab.training.loss import Objective
@@ -57,14 +58,9 @@ class PreferenceObjective(Objective):
     @contextmanager
     def loss(self, prepared: Any, samples: Sequence[Sample]) -> Iterator[torch.Tensor]:
         """Yield the loss, summed over pairs, in nats; see `Objective.loss`."""
-        training = self.model.training
-        self.model.eval()  # no dropout in the reference
-        try:
-            # Before the pass that is learnt from, whose penalties are those of the last pass.
-            with torch.no_grad(), self.injection.disabled(), self.losses(prepared, samples) as each:
-                self._reference = preferences(each, samples)
-        finally:
-            self.model.train(training)
+        # Before the pass that is learnt from, whose penalties are those of the last pass.
+        with evaluating(self.model), torch.no_grad(), self.injection.disabled(), self.losses(prepared, samples) as each:
+            self._reference = preferences(each, samples)
         with super().loss(prepared, samples) as loss:
             yield loss
 

@@ -265,16 +265,10 @@ def rounding_noise(model: nn.Module, rows: Sequence[Sample]) -> float | None:
 @contextmanager
 def trial_run(model: nn.Module, *injections: Injection) -> Iterator[None]:
     """Run a model without dropout and gradients, its adapters moved away from their start; restore both to the bit."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad(), ExitStack() as moved:
-            for injection in injections:
-                moved.enter_context(_perturbed(injection))
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with weights.evaluating(model), torch.no_grad(), ExitStack() as moved:
+        for injection in injections:
+            moved.enter_context(_perturbed(injection))
+        yield
 
 
 def probe_rows(samples: Sequence[Sample]) -> list[Sample]:

@@ -116,17 +116,13 @@ class RewardObjective(Objective):
         mine = range(accelerator.process_index, len(samples), accelerator.num_processes)
         numbers = [number * count + i for number in mine for i in range(count)]
         size, found = self.plan.micro_batch or len(numbers), list[list[int]]()
-        training = self.model.training
-        self.model.eval()
-        try:
+        with weights.evaluating(self.model):
             for start in range(0, len(numbers), size):
                 part = numbers[start : start + size]
                 rows, choose = [samples[n // count] for n in part], drawn(uniforms[part], self.plan.temperature)
                 asked, done = [question(row) for row in rows], self.answering.is_complete
                 with call_inputs(self._decoder, row_inputs(self._decoder, rows, weights.device(self.model))):
                     found += greedy(self.model, asked, self.pad_id, limit, done, choose)
-        finally:
-            self.model.train(training)
         said = dict(gather_object(list(zip(numbers, found, strict=True))))
         groups = [[said[number * count + i] for i in range(count)] for number in range(len(samples))]
         return [rollout for pair in zip(samples, groups, strict=True) for rollout in self._judged(*pair)]

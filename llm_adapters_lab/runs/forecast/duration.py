@@ -24,6 +24,7 @@ from llm_adapters_lab.runs.event_log import last_event
 from llm_adapters_lab.runs.forecast import rough
 from llm_adapters_lab.runs.rows import Rows, scored_rows, training_rows
 from llm_adapters_lab.runs.spec import RunSpec
+from llm_adapters_lab.tasks.readers import folder_of
 from llm_adapters_lab.tasks.registry import get_task
 from llm_adapters_lab.training.batches import step_count
 
@@ -215,8 +216,7 @@ def _row_tokens(spec: RunSpec) -> float:
 def _mean_tokens(spec: RunSpec) -> float:
     key = json.dumps([spec.base_parts, spec.data.model_dump(mode="json")])
     if key not in _LENGTHS:
-        folder = Path(os.path.expanduser(spec.data.root)) if spec.data.root else None
-        rows = Rows(get_task(spec.data.task).load("train", folder)[:SAMPLE])
+        rows = Rows(get_task(spec.data.task).load("train", folder_of(spec.data.root))[:SAMPLE])
         tokenizer = blueprint(*spec.base_parts).tokenizer_if_any
         plain = spec.data.model_copy(update={"validation": 0})
         lengths = [len(sample.ids) for sample in rows.samples(tokenizer, plain)[0]] if tokenizer else []
