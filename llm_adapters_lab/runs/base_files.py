@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,22 +75,33 @@ def changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [name for key, name in NAMES.items() if key in before and before[key] != now.get(key)]
 
 
+def changed_since(record: Run, adapters: Callable[[], dict[str, Any]] = dict) -> list[str] | None:
+    """Return the names of what has changed since a finished run, its rows apart; None if the files cannot be read.
+
+    Args:
+        record: of the run.
+        adapters: returns the digests of the saved adapters that it names.
+    """
+    spec, known = record.spec, record.summary.get("hashes", {})
+    if not known.keys() & NAMES.keys() or spec.base in PYPI_BASES:  # whose file has a known hash
+        return []
+    try:
+        plan = Source(*spec.base_parts)
+        now = file_hashes(plan) | weight_hash(plan)
+        return changed(known, now | adapters()) if now else []
+    except (LabError, OSError, ValueError):
+        return None
+
+
 def unchanged(record: Run) -> bool:
     """Return whether nothing that a finished run was made from has changed; False also where finding out takes torch.
 
     For an answer at once; `hashes.outdated` and `rows.outdated` say what has changed.
     """
-    spec, known = record.spec, record.summary.get("hashes", {})
+    spec = record.spec
     if (spec.adapter and spec.adapter.saved) or any(t.startswith(PREFIX) for t in (spec.data.task, *spec.eval.tasks)):
         return False
-    if not known.keys() & NAMES.keys() or spec.base in PYPI_BASES:  # whose file has a known hash
-        return True
-    try:
-        plan = Source(*spec.base_parts)
-        now = file_hashes(plan) | weight_hash(plan)
-        return not (now and changed(known, now))
-    except (LabError, OSError, ValueError):
-        return False
+    return changed_since(record) == []
 
 
 def _place(plan: Source) -> Path | None:

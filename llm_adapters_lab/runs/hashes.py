@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llm_adapters_lab.core.fingerprint import base_hash
 from llm_adapters_lab.core.saved_adapters import digests, looking_in
-from llm_adapters_lab.errors import LabError
-from llm_adapters_lab.models.pypi_bases import PYPI_BASES
 from llm_adapters_lab.models.source import Source
-from llm_adapters_lab.runs.base_files import NAMES, changed, file_hashes, weight_hash
+from llm_adapters_lab.runs.base_files import changed_since, file_hashes
 from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.rows import Rows
 from llm_adapters_lab.runs.spec import RunSpec
@@ -30,19 +29,10 @@ def adapter_hashes(spec: RunSpec, root: Path) -> dict[str, Any]:
 
 def outdated(record: Run) -> str:
     """Return a warning if the files of a base have changed since a finished run; else ""."""
-    known, spec = record.summary.get("hashes", {}), record.spec
-    if not known.keys() & NAMES.keys() or spec.base in PYPI_BASES:  # whose file has a known hash
-        return ""
-    try:
-        plan = Source(*spec.base_parts)
-        now = file_hashes(plan) | weight_hash(plan)
-        now = now and now | adapter_hashes(spec, record.folder.parent)
-    except (LabError, OSError, ValueError):  # missing or damaged, but the result is still valid
-        return ""
-    names = changed(known, now) if now else []
-    if not names:
+    names = changed_since(record, partial(adapter_hashes, record.spec, record.folder.parent))
+    if not names:  # also if they are missing or damaged: the result is still valid
         return ""
     return (
-        f"In {spec.base}, {' and '.join(names)} changed since the run {record.id}, whose result belongs to the earlier "
-        "files. Run it again with --fresh (fresh=True), or keep the changed base in a folder of its own."
+        f"In {record.spec.base}, {' and '.join(names)} changed since the run {record.id}, whose result belongs to the "
+        "earlier files. Run it again with --fresh (fresh=True), or keep the changed base in a folder of its own."
     )
