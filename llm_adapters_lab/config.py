@@ -7,7 +7,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
@@ -24,6 +24,15 @@ class Part(BaseModel):
     """A part of a spec: unknown keys are refused, so are true and false for a number; values do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls, fields: Mapping[str, Any]) -> Self:
+        """Make one from plain data.
+
+        Raises:
+            BadSpec: a key is unknown or a value invalid; the message names the key, the value and the nearest choices.
+        """
+        return parse(cls, fields)
 
     @field_validator("*", mode="before")
     @classmethod

@@ -123,11 +123,16 @@ def shared_tasks(groups: Sequence[EntryGroup]) -> tuple[str, ...]:
 
 def short_labels(groups: Sequence[EntryGroup]) -> list[str]:
     """Return the names of groups without the words with which all of them begin."""
-    parts = [group.name.split(" ") for group in groups]
+    return without_beginning([group.name for group in groups], " ")
+
+
+def without_beginning(names: Sequence[str], separator: str) -> list[str]:
+    """Return names without the words, up to a separator, with which all of them begin."""
+    parts = [name.split(separator) for name in names]
     shared = 0
     while len(parts) > 1 and all(len(own) > shared + 1 and own[shared] == parts[0][shared] for own in parts):
         shared += 1
-    return [" ".join(own[shared:]) for own in parts]
+    return [separator.join(own[shared:]) for own in parts]
 
 
 def field_name(key: str) -> str:

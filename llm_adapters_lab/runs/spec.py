@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
-from llm_adapters_lab.config import Part, change, parse
+from llm_adapters_lab.config import Part, change
 from llm_adapters_lab.core.adapter_config import AdapterConfig
 from llm_adapters_lab.core.registry import adapter_config, all_adapters, get_adapter
 from llm_adapters_lab.errors import BadSpec, choices
@@ -186,15 +186,6 @@ class RunSpec(Part):
         digest = hashlib.sha256(self.canonical().encode()).hexdigest()[:10]
         base = re.sub(r"[^a-z0-9]+", "-", Path(self.base).name.lower()).strip("-")[:32] or "base"
         return f"{base}-{self.adapter.type if self.adapter else 'base'}-{digest}"
-
-    @classmethod
-    def parse(cls, fields: dict[str, Any]) -> RunSpec:
-        """Make a spec from plain data.
-
-        Raises:
-            BadSpec: a key is unknown or a value invalid; the message names the key, the value and the nearest choices.
-        """
-        return parse(cls, fields)
 
     @classmethod
     @checked

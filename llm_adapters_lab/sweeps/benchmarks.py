@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
-from llm_adapters_lab.config import Part, change, parse
+from llm_adapters_lab.config import Part, change
 from llm_adapters_lab.errors import BadSpec, LabError
 from llm_adapters_lab.models.blueprint import blueprint
 from llm_adapters_lab.runs.preflight import check_rows
@@ -123,15 +123,6 @@ class Benchmark(Part):
         for contest in self.contests():
             self._check(self.points(contest, [{}])[0].spec)
         return self
-
-    @classmethod
-    def parse(cls, fields: Mapping[str, Any]) -> Benchmark:
-        """Make a benchmark from plain data.
-
-        Raises:
-            BadSpec: a key is unknown or a value not allowed.
-        """
-        return parse(cls, fields)
 
     @classmethod
     @checked

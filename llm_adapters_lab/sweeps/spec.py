@@ -20,7 +20,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
-from llm_adapters_lab.config import Part, change, parse
+from llm_adapters_lab.config import Part, change
 from llm_adapters_lab.errors import BadSpec, LabError
 from llm_adapters_lab.runs.presets import read_spec
 from llm_adapters_lab.runs.spec import RunSpec
@@ -151,15 +151,6 @@ class Sweep(Part):
             "random": set(self.random.fields) if self.random else set(),
             "seeds": {"seed"} if self.seeds else set(),
         }
-
-    @classmethod
-    def parse(cls, fields: Mapping[str, Any]) -> Sweep:
-        """Make a sweep from plain data.
-
-        Raises:
-            BadSpec: a key is unknown or a value not allowed.
-        """
-        return parse(cls, fields)
 
     @classmethod
     @checked

@@ -11,6 +11,7 @@ import torch
 
 from llm_adapters_lab.inspection.group_parts import GroupEmbeddings
 from llm_adapters_lab.results.appearance import colour
+from llm_adapters_lab.results.entry_groups import without_beginning
 from llm_adapters_lab.results.formatting import percent
 from llm_adapters_lab.results.plots.style import GRID, LESS_MORE, around, every, heatmap, new
 
@@ -40,7 +41,7 @@ def group_weights(
     Returns:
         A heat map over skills and groups for each panel, side by side; equal weights are pale.
     """
-    names, count = short(groups), len(panels)
+    names, count = without_beginning(groups, "-"), len(panels)
     skills = max(panel.shape[1] for panel in panels.values())
     height = 150 + max(120, min(30 * len(names), 900))
     figure = new(escape(title or f"Skills: {kind or 'adapter'}"), escape(words), "skill", "group", height)
@@ -74,7 +75,7 @@ def group_similarity(found: GroupEmbeddings, kind: str | None, *, title: str = "
     Returns:
         A heat map of the cosine of each pair, -1 to 1.
     """
-    names, places = [escape(name) for name in short(found.names)], list(range(len(found.names)))
+    names, places = [escape(name) for name in without_beginning(found.names, "-")], list(range(len(found.names)))
     chance = 1 / math.sqrt(found.vectors.shape[1])
     words = f"cosine of the angle between the vectors of two groups; of random ones about ± {chance:.2f}"
     height = 160 + 30 * min(len(names), 30) + 7 * min(max(map(len, names)), 24)  # names may stand upright
@@ -109,7 +110,7 @@ def group_map(found: GroupEmbeddings, kind: str | None, *, title: str = "") -> g
     """
     at, shares = found.plane()
     x, y = at.T.tolist()
-    names = [escape(name) for name in short(found.names)]
+    names = [escape(name) for name in without_beginning(found.names, "-")]
     words = f"the two directions in which they differ most hold {percent(float(shares.sum()))} of the variance"
     first, second = (f"component {number} ({percent(float(share))})" for number, share in enumerate(shares, 1))
     figure = new(escape(title or f"Map of groups: {kind or 'adapter'}"), words, first, second, 440)
@@ -129,12 +130,3 @@ def group_map(found: GroupEmbeddings, kind: str | None, *, title: str = "") -> g
     figure.update_xaxes(showgrid=True, zeroline=True, zerolinecolor=GRID, range=[min(x) - room, max(x) + room])
     figure.update_yaxes(zeroline=True, zerolinecolor=GRID, scaleanchor="x")
     return figure
-
-
-def short(names: Sequence[str]) -> list[str]:
-    """Return names without the words, up to a dash, with which all of them begin."""
-    parts = [name.split("-") for name in names]
-    shared = 0
-    while len(parts) > 1 and all(len(own) > shared + 1 and own[shared] == parts[0][shared] for own in parts):
-        shared += 1
-    return ["-".join(own[shared:]) for own in parts]

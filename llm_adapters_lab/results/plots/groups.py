@@ -25,8 +25,6 @@ NAMED = 8
 """Maximum number of groups in a legend, and of names beside points."""
 POINTS = 12_000
 """Number of points of all curves together."""
-LEVELS = 9
-"""Number of colours of the lines of `parallel`."""
 LONGEST = 30
 """Characters of a name at an axis."""
 LOW_HIGH = ("#8f7ee7", "#5f8fd6", "#35a0b0", "#2fa36b", "#86a82c", "#c79a00", "#d9702b")

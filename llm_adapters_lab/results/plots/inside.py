@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,13 +13,10 @@ from llm_adapters_lab.inspection.dataset_activity import Activity
 from llm_adapters_lab.inspection.units import UnitTokens
 from llm_adapters_lab.results.appearance import colour
 from llm_adapters_lab.results.plots import style
-from llm_adapters_lab.results.plots.style import MONO, bar, every, heatmap, new, ramp, text
+from llm_adapters_lab.results.plots.style import MONO, bar, every, heatmap, new, ramp, short, text
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-LONGEST = 7
-"""Maximum number of characters of a token in a cell."""
 
 
 def layer_heads(
@@ -82,7 +80,7 @@ def unit_tokens(found: UnitTokens, tokens: Mapping[int, str], *, title: str, wor
         colorbar=bar("score (σ)"),
         xgap=1,
         ygap=1,
-        text=[[_short(tokens[token]) for token in row] for row in ids],
+        text=[[short(tokens[token]) for token in row] for row in ids],
         texttemplate="%{text}",
         textfont={"family": MONO, "size": 12},
         customdata=[[text(tokens[token]) for token in row] for row in ids],
@@ -122,7 +120,8 @@ def activity(
     words = f"mean over {counts[-1]:,} tokens"
     title = f"{token_kind.capitalize()} tokens"
     parts = [
-        style.grid({key: value(moment) for key, moment in found.items()}, roles) for value in (_mean, _std, _count)
+        style.grid({key: value(moment) for key, moment in found.items()}, roles)
+        for value in map(attrgetter, ("mean", "std", "count"))
     ]
     (sites, layers, means), deviations, numbers = parts[0], parts[1][2], parts[2][2]
     figure = new(title, words, "site", "layer", 150 + max(80, min(26 * len(layers), 900)))
@@ -142,19 +141,3 @@ def activity(
     figure.update_xaxes(side="top", showline=False)
     figure.update_yaxes(autorange="reversed", dtick=every(len(layers), 30))
     return figure
-
-
-def _mean(moment: Activity) -> float:
-    return moment.mean
-
-
-def _std(moment: Activity) -> float:
-    return moment.std
-
-
-def _count(moment: Activity) -> float:
-    return moment.count
-
-
-def _short(token: str) -> str:
-    return text(token if len(token) <= LONGEST else token[: LONGEST - 1] + "…")

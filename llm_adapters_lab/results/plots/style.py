@@ -99,6 +99,11 @@ def text(words: str) -> str:
     return escape(seen, quote=False)
 
 
+def short(token: str) -> str:
+    """Escape a token for a cell, where at most seven characters of it are shown."""
+    return text(token if len(token) <= 7 else token[:6] + "…")
+
+
 def grid(
     values: Mapping[str, float], roles: Mapping[str, str] | None = None
 ) -> tuple[list[str], list[str], list[list[float | None]]]:

@@ -11,12 +11,12 @@ import torch
 
 from llm_adapters_lab.results.appearance import colour
 from llm_adapters_lab.results.plots import style
-from llm_adapters_lab.results.plots.style import MONO, PALE, bar, heatmap, new, text
+from llm_adapters_lab.results.plots.style import MONO, PALE, bar, heatmap, new, short, text
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-LINE, LONGEST, COLUMNS = 84, 7, 10
+LINE, COLUMNS = 84, 10
 SMALL = {"family": MONO, "size": 12}
 
 
@@ -120,7 +120,7 @@ def lens_grid(
     hover: list[list[str]] = [[] for _ in range(layers)]
     for layer, i in product(range(layers), range(first, len(tokens))):
         word, other = top[layer][i], None if base is None else base[layer][i]
-        cells[layer].append(_short(word) if other in (None, word) else f"<b>{_short(word)}</b>")
+        cells[layer].append(short(word) if other in (None, word) else f"<b>{short(word)}</b>")
         lines = [f"after {text(tokens[i])} ({i}), layer {names[layer]}", f"<b>{text(word)}</b>"]
         lines += [f"without the adapter: {text(other)}"] if other is not None else []
         lines += [f"rank of the target: {int(rank[layer, i])}"] if rank is not None else []
@@ -139,7 +139,7 @@ def lens_grid(
     }
     template = "%{customdata}<br>probability %{z:.3f}"
     heatmap(figure, columns, rows, probability[:, first:].tolist(), style.SHARES, "probability", template, **written)
-    shown = [f"{_short(t)}<br><i>{i}</i>" for i, t in enumerate(tokens)][first:]
+    shown = [f"{short(t)}<br><i>{i}</i>" for i, t in enumerate(tokens)][first:]
     figure.update_xaxes(tickvals=columns, ticktext=shown, showline=False, tickfont={"size": 12})
     figure.update_yaxes(
         tickvals=rows, ticktext=names, showgrid=False, tickfont={"size": 12}, autorange="reversed", ticks=""
@@ -179,10 +179,6 @@ def layer_tokens(
     if signed:
         figure.update_traces(zmin=-most)
     ticks = list(range(0, len(tokens), style.every(len(tokens), 30)))
-    figure.update_xaxes(tickvals=ticks, ticktext=[_short(tokens[i]) for i in ticks], tickangle=-60, tickfont=SMALL)
+    figure.update_xaxes(tickvals=ticks, ticktext=[short(tokens[i]) for i in ticks], tickangle=-60, tickfont=SMALL)
     figure.update_yaxes(showgrid=False, dtick=style.every(layers), autorange="reversed", ticks="", type="category")
     return figure
-
-
-def _short(token: str) -> str:
-    return text(token if len(token) <= LONGEST else token[: LONGEST - 1] + "…")
