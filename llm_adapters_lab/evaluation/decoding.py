@@ -12,12 +12,15 @@ learned and linear-bias positions and sliding windows behave as without this sho
 
 Rows that are still being answered are joined by new ones whose prompts ran on their own: the narrower of both is padded
 on the left, so that the distances between the columns of a row stay the same.
+
+Where it is known how an answer is likely to start ("the correct answer is"), those tokens run in one pass. They count
+if each of them is what the model chooses there; otherwise the answer starts again from its prompt.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy, deepcopy
 from dataclasses import dataclass
@@ -37,8 +40,12 @@ from llm_adapters_lab.tasks.tokens import pad
 
 SPARE = 64
 """Columns by which keys and values are extended at a time."""
+AT_ONCE = 16
+"""Maximum number of prompts that run on from copies of the cache: more have more padding, too."""
 TOGETHER = 1024
 """Number of tokens of the prompts that run together, at most, where they are joined afterwards."""
+PADDING = 64
+"""Number of tokens of padding among them, at most: more cost more time than another pass."""
 LOGITS = 256
 """Number of tokens of the answers whose logits are there at a time, at most, unless a single answer has more."""
 ENOUGH = 64
@@ -50,8 +57,8 @@ Sampler = Callable[[torch.Tensor], int]
 """Chooses a token from logits (vocabulary,)."""
 Choice = Callable[[torch.Tensor, Sequence[int], Sequence[int]], torch.Tensor]
 """Takes logits (rows, vocabulary), row numbers and the index of each one's token, from 0; returns token ids (rows,)."""
-Reader = Callable[["PromptBatch", Mapping[int, int]], None]
-"""Takes a batch, which it leaves unchanged, and the position in it of each prompt just read, by row number."""
+Reader = Callable[["PromptBatch", Sequence[int]], None]
+"""Takes a batch, which it leaves unchanged, and the row number of each of its prompts."""
 
 
 class RoomyLayer(DynamicLayer):
@@ -209,12 +216,20 @@ def prefill(model: Any, rows: Rows, pad_id: int, prefix: PromptBatch | None = No
 
 
 @torch.no_grad()
-def decode_step(model: Any, batch: PromptBatch, tokens: torch.Tensor, real: Sequence[bool] = ()) -> None:
-    """Append tokens to a batch, (rows,) or (rows, columns). Those of rows that are not `real` are masked."""
+def decode_step(
+    model: Any, batch: PromptBatch, tokens: torch.Tensor, real: Sequence[bool] = (), keep: int = 1
+) -> torch.Tensor:
+    """Append tokens to a batch, (rows,) or (rows, columns). Those of rows that are not `real` are masked.
+
+    Returns:
+        The logits of the last `keep` columns, (rows, keep, vocabulary).
+    """
     tokens = tokens.reshape(len(tokens), -1)
     column = batch.mask.new_tensor(real or [True] * len(tokens))
     batch.mask = torch.cat([batch.mask, column[:, None].expand_as(tokens)], dim=1)
-    batch.logits = _forward(model, tokens, batch.mask, batch.cache)[:, -1]
+    logits = _forward(model, tokens, batch.mask, batch.cache, keep)
+    batch.logits = logits[:, -1]
+    return logits
 
 
 def require_finite(values: torch.Tensor, rows: Sequence[int]) -> None:
@@ -245,6 +260,7 @@ def greedy(
     choose: Choice = lambda logits, rows, columns: logits.argmax(-1),
     at_once: int | None = None,
     prefix: PromptBatch | None = None,
+    starts: Rows = (),
     read: Reader | None = None,
 ) -> list[list[int]]:
     """Answer prompts with the likeliest token at every step, or one that is chosen otherwise.
@@ -261,7 +277,8 @@ def greedy(
         choose: chooses every token; default: the likeliest.
         at_once: maximum number of rows in memory; default: all.
         prefix: what all prompts begin with; default: it is found for every batch.
-        read: called with every prompt once, before its answer begins.
+        starts: token ids with which each answer is likely to start; an empty list where that is not known.
+        read: called with every prompt once, followed by its start, before the prompt is answered.
 
     Returns:
         The tokens of each answer, including the one that completed it.
@@ -269,22 +286,20 @@ def greedy(
     Raises:
         NotFinite: the logits are nan or infinite.
     """
-    answers: list[list[int]] = [[] for _ in rows]
+    answers, starts = [list[int]() for _ in rows], starts or [[] for _ in rows]
     waiting, running, over = list(range(len(rows))), list[int](), set[int]()
-    joins = False
-    if at_once:
-        with inputs_of(model, [0]):
-            joins = prefill(model, [rows[0][:1]], pad_id).joinable
+    joins = bool(at_once) and can_join(model)
+    usable = [joins and _continues(start, limit, is_complete) for start in starts]
     parts: list[PromptBatch] = []
     while True:
         if waiting and (joins or not running) and (free := (at_once or len(rows)) - len(running)):
             new, waiting = waiting[:free], waiting[free:]
-            for group in _groups(new, rows, prefix.mask.shape[1] if prefix else 0) if joins else [new]:
-                with inputs_of(model, group) if at_once else nullcontext():
-                    parts.append(prefill(model, [rows[row] for row in group], pad_id, prefix))
-            running, parts = running + new, [_joined(parts)]
-            if read:
-                read(parts[0], {row: i for i, row in enumerate(running) if row in new})
+            asked = [_read(model, rows, new, pad_id, prefix, joins)]
+            if read or any(starts):
+                asked, new, started = _started(model, asked[0], new, starts, usable, choose, read)
+                for row in started:
+                    answers[row] += starts[row]
+            running, parts = running + new, [_joined([*parts, *asked])]
         (batch,) = parts
         chosen = choose(batch.logits, running, [min(len(answers[row]), limit - 1) for row in running])
         live = [i for i, row in enumerate(running) if row not in over]
@@ -303,13 +318,97 @@ def greedy(
             decode_step(model, batch, chosen, [row not in over for row in running])
 
 
+def _continues(start: Sequence[int], limit: int, is_complete: Callable[[list[int]], bool]) -> bool:
+    """Return whether an answer that starts like this has further tokens."""
+    return 0 < len(start) < limit and not any(is_complete([*start[:end]]) for end in range(1, len(start) + 1))
+
+
+def _started(
+    model: Any,
+    batch: PromptBatch,
+    rows: Sequence[int],
+    starts: Rows,
+    usable: Sequence[bool],
+    choose: Choice,
+    read: Reader | None,
+) -> tuple[list[PromptBatch], list[int], list[int]]:
+    """Run the starts of answers.
+
+    Args:
+        model: see `greedy`, as for `starts`, `choose` and `read`.
+        batch: prompts.
+        rows: their numbers.
+        starts: of all rows.
+        usable: whether the answer to each row may have its start at once.
+        choose: chooses every token.
+        read: gets all rows after their starts.
+
+    Returns:
+        The same prompts in parts, last those whose answers have started, as the model chooses their starts; all row
+        numbers in that order; the numbers of the started ones.
+    """
+    first = choose(batch.logits, rows, [0] * len(rows)).tolist()
+    likely = {row for row, token in zip(rows, first, strict=True) if usable[row] and starts[row][0] == token}
+    runs, parts, started = [row for row in rows if read or row in likely], list[PromptBatch](), list[int]()
+    for length in sorted({len(starts[row]) for row in runs}):  # padding between tokens would count as distance
+        alike = [row for row in runs if len(starts[row]) == length]
+        size = max(1, min(AT_ONCE, LOGITS // max(length, 1)))
+        for part in (alike[begin : begin + size] for begin in range(0, len(alike), size)):
+            own = batch.taken([rows.index(row) for row in part])
+            chosen = _append_starts(model, own, part, starts, choose, bool(likely & {*part})) if length else {}
+            if read:
+                read(own, part)
+            if follows := [i for i, row in enumerate(part) if row in likely and chosen[row]]:
+                own.select(follows)
+                parts.append(own)
+                started += [part[i] for i in follows]
+    others = [row for row in rows if row not in started]
+    if others and started:
+        batch.select([rows.index(row) for row in others])
+    return [batch] * bool(others) + parts, others + started, started
+
+
+def _append_starts(
+    model: Any, batch: PromptBatch, rows: Sequence[int], starts: Rows, choose: Choice, compare: bool
+) -> dict[int, bool]:
+    """Append starts of one length to a batch, and return whether the model chooses all tokens after the first."""
+    tokens = torch.tensor([starts[row] for row in rows], device=batch.mask.device)
+    keep = tokens.shape[1] if compare else 1
+    logits, same = decode_step(model, batch, tokens, keep=keep), torch.ones_like(tokens[:, 0], dtype=torch.bool)
+    for column in range(1, keep):
+        there = logits[:, column - 1]
+        chosen = choose(there, rows, [column] * len(rows))
+        same &= (chosen == tokens[:, column]) & there.gather(-1, chosen[:, None])[:, 0].isfinite()
+    return dict(zip(rows, same.tolist(), strict=True))
+
+
+def can_join(model: Any) -> bool:
+    """Return whether batches of this model can be joined; with some adapters they have columns of their own."""
+    with inputs_of(model, [0]):
+        return prefill(model, [[0]], 0).joinable
+
+
+def _read(
+    model: Any, rows: Rows, numbers: Sequence[int], pad_id: int, prefix: PromptBatch | None, joins: bool
+) -> PromptBatch:
+    """Run some rows through a model, those of similar length together if their batches can be joined."""
+    parts = []
+    for group in _groups(numbers, rows, prefix.mask.shape[1] if prefix else 0) if joins else [[*numbers]]:
+        with inputs_of(model, group) if len(group) < len(rows) else nullcontext():
+            parts.append(prefill(model, [rows[row] for row in group], pad_id, prefix))
+    return _joined(parts)
+
+
 def _groups(numbers: Sequence[int], rows: Rows, shared: int) -> list[list[int]]:
-    """Return rows in groups that have up to `TOGETHER` tokens with their padding, without `shared` ones in front."""
+    """Return rows in groups of up to `TOGETHER` tokens, `PADDING` among them, without `shared` ones in front."""
     groups = [[numbers[0]]]
     for number in numbers[1:]:
-        group = [*groups[-1], number]
-        fits = len(group) * (max(len(rows[row]) for row in group) - shared) <= TOGETHER
-        groups[len(groups) - fits :] = [group if fits else [number]]
+        lengths = [len(rows[row]) - shared for row in (*groups[-1], number)]
+        tokens = len(lengths) * max(lengths)
+        if tokens <= TOGETHER and tokens - sum(lengths) <= PADDING:
+            groups[-1].append(number)
+        else:
+            groups.append([number])
     return groups
 
 
@@ -334,7 +433,12 @@ def _joined(parts: Sequence[PromptBatch]) -> PromptBatch:
 
 @torch.no_grad()
 def likelihoods(
-    model: Any, rows: Rows | PromptBatch, answers: Sequence[Rows], pad_id: int, prefix: PromptBatch | None = None
+    model: Any,
+    rows: Rows | PromptBatch,
+    answers: Sequence[Rows],
+    pad_id: int,
+    prefix: PromptBatch | None = None,
+    joins: bool = False,
 ) -> list[list[float]]:
     """Return the log-likelihood of every answer after its prompt, in nats; each prompt is computed once.
 
@@ -344,8 +448,9 @@ def likelihoods(
         answers: token ids of the possible answers to each prompt, none of them empty.
         pad_id: fills the columns on the left of prompts and on the right of answers.
         prefix: what all prompts begin with; default: it is found.
+        joins: whether the model `can_join`; then prompts of similar length run together.
     """
-    batch = rows if isinstance(rows, PromptBatch) else prefill(model, rows, pad_id, prefix)
+    batch = rows if isinstance(rows, PromptBatch) else _read(model, rows, range(len(rows)), pad_id, prefix, joins)
     flat = [(row, answer) for row, group in enumerate(answers) for answer in group]
     sums, width = [0.0] * len(flat), batch.mask.shape[1]
     for part in _portions([len(answer) for _, answer in flat], len(answers), width):

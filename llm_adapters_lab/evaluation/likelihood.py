@@ -17,13 +17,15 @@ import torch
 
 from llm_adapters_lab.core.weights import device as device_of
 from llm_adapters_lab.evaluation.decoding import (
+    AT_ONCE,
     PromptBatch,
     can_batch,
+    can_join,
     common_prefix,
-    decode_step,
     inputs_of,
     likelihoods,
     require_finite,
+    shared_prefix,
 )
 from llm_adapters_lab.evaluation.statistics import options
 from llm_adapters_lab.tasks import prompts
@@ -31,8 +33,8 @@ from llm_adapters_lab.tasks.base import Example, Task
 from llm_adapters_lab.tasks.formats import Format, get_format
 from llm_adapters_lab.tasks.tokens import pad, text_ids
 
-AT_ONCE = 16
-"""Maximum number of prompts whose options run together: they need copies of the cache, and more have more padding."""
+Labels = tuple[list[int], list[list[int]]]
+"""Token ids that all answers with a label begin with, and those that follow in each."""
 
 
 @dataclass(frozen=True)
@@ -102,25 +104,21 @@ def choice_scores(
 
 def read_labels(
     model: Any,
-    tokenizer: Any,
-    task: Task,
-    questions: Sequence[Question],
-    form: Format,
+    pad_id: int,
+    labels: Sequence[Labels],
     found: dict[int, list[float]],
     batch: PromptBatch,
-    places: Mapping[int, int],
+    rows: Sequence[int],
 ) -> None:
-    """Add the log-likelihoods of labels to `found`; called by `greedy`, which has read the prompts to answer them."""
-    parted = {row: _parted(tokenizer, _label_targets(task, questions[row].example, form)) for row in places}
-    for length in {len(begun) for begun, _ in parted.values()}:  # padding between tokens would count as distance
-        rows = [row for row in places if len(parted[row][0]) == length]
-        for part in (rows[start : start + AT_ONCE] for start in range(0, len(rows), AT_ONCE)):
-            own = batch.taken([places[row] for row in part])
-            if length:
-                decode_step(model, own, torch.tensor([parted[row][0] for row in part], device=device_of(model)))
-            values = likelihoods(model, own, [parted[row][1] for row in part], tokenizer.pad_token_id)
-            require_finite(torch.tensor([sum(each) for each in values]), part)
-            found |= zip(part, values, strict=True)
+    """Add the log-likelihoods of labels to `found`; called by `greedy` with prompts after which their labels begin."""
+    values = likelihoods(model, batch, [labels[row][1] for row in rows], pad_id)
+    require_finite(torch.tensor([sum(each) for each in values]), rows)
+    found |= zip(rows, values, strict=True)
+
+
+def parted_labels(tokenizer: Any, task: Task, questions: Sequence[Question], form: Format) -> list[Labels]:
+    """Return the labels of each question."""
+    return [_parted(tokenizer, _label_targets(task, question.example, form)) for question in questions]
 
 
 def longest_options(tokenizer: Any, task: Task, questions: Sequence[Question], template: str | Format) -> list[int]:
@@ -158,7 +156,11 @@ def _score(
     """Return the log-likelihoods of the targets of each row; rows are numbered by the model's further inputs."""
     answers = dict(zip(rows, (_parted(tokenizer, group, whole) for group in targets), strict=True))
     order, found = sorted(rows, key=lambda row: len(rows[row])), dict[int, list[float]]()
-    by = partial(likelihoods, prefix=prefix) if can_batch(model) else _uncached_likelihoods
+    by = _uncached_likelihoods
+    if can_batch(model) and rows:
+        with inputs_of(model, order):
+            prefix = prefix or shared_prefix(model, list(rows.values()))
+        by = partial(likelihoods, prefix=prefix, joins=can_join(model))
     for start in range(0, len(order), at_once):
         part = order[start : start + at_once]
         asked, rest = [rows[row] + answers[row][0] for row in part], [answers[row][1] for row in part]
@@ -169,7 +171,7 @@ def _score(
     return found
 
 
-def _parted(tokenizer: Any, targets: Sequence[str], whole: bool = False) -> tuple[list[int], list[list[int]]]:
+def _parted(tokenizer: Any, targets: Sequence[str], whole: bool = False) -> Labels:
     """Return the token ids that all targets begin with, none if they stay `whole`, and those that follow in each."""
     answers = text_ids(tokenizer, targets)
     shared = 0 if whole else common_prefix(answers)

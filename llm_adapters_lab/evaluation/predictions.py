@@ -33,7 +33,7 @@ from llm_adapters_lab.evaluation.decoding import (
     require_finite,
     shared_prefix,
 )
-from llm_adapters_lab.evaluation.likelihood import Question, choice_scores, longest_options, read_labels
+from llm_adapters_lab.evaluation.likelihood import Question, choice_scores, longest_options, parted_labels, read_labels
 from llm_adapters_lab.evaluation.scoring import RULES, judge, likeliest
 from llm_adapters_lab.tasks import prompts
 from llm_adapters_lab.tasks.base import Example, Rule, Task
@@ -143,7 +143,8 @@ def evaluate(
     """Yield one prediction per row; prompts of similar length are answered together, the shortest first.
 
     Rows are answered in blocks of `BLOCK` batches, except by transformers. What all prompts begin with is read once, as
-    is the rest of each, for its answer and the likelihoods of its labels.
+    is the rest of each, for its answer and the likelihoods of its labels. What the answers with all labels begin with
+    is read in one pass, where the model answers so.
 
     Args:
         model: base or adapted model, in evaluation mode. Inputs given to it by name have a row per example.
@@ -186,8 +187,10 @@ def evaluate(
             with _naming_rows(task, part), inputs_of(model, [question.number for question in part]):
                 ids, known = [question.ids for question in part], dict[int, list[float]]()
                 if protocol != "options":
-                    read = partial(read_labels, model, tokenizer, task, part, form, known) if choose else None
-                    said = answer(model, pad_id, ids, limit, stop, beams, at_once=batch, prefix=prefix, read=read)
+                    labels = parted_labels(tokenizer, task, part, form) if task.labels else []
+                    read = partial(read_labels, model, pad_id, labels, known) if choose else None
+                    how = {"at_once": batch, "prefix": prefix, "starts": [start for start, _ in labels], "read": read}
+                    said = answer(model, pad_id, ids, limit, stop, beams, **how)
                 if choose:
                     found = choice_scores(model, tokenizer, task, part, form, at_once=batch, prefix=prefix, known=known)
                     made = [p | {"options": options} for p, options in zip(made, found, strict=True)]

@@ -8,9 +8,17 @@ import torch
 
 from llm_adapters_lab.core.injection import inject
 from llm_adapters_lab.core.registry import get_adapter
-from llm_adapters_lab.errors import CannotInject
+from llm_adapters_lab.errors import CannotInject, NotFinite
 from llm_adapters_lab.evaluation import decoding, predictions
-from llm_adapters_lab.evaluation.decoding import can_batch, common_prefix, greedy, likelihoods, shared_prefix
+from llm_adapters_lab.evaluation.decoding import (
+    can_batch,
+    can_join,
+    common_prefix,
+    drawn,
+    greedy,
+    likelihoods,
+    shared_prefix,
+)
 from llm_adapters_lab.models import random_models
 from llm_adapters_lab.tasks.tokens import pad
 
@@ -159,6 +167,83 @@ def test_adapters_that_remember_or_prepend_get_their_own_answers(family: str, ad
     assert greedy(model, rows, 0, LIMIT, ends_with(ends), at_once=4, prefix=shared_prefix(model, rows)) == cut
 
 
+def starts_of(free: list[list[int]]) -> list[list[int]]:
+    """What answers may start with: in turn right, right and shorter, wrong at the end, wrong at once, nothing."""
+    kinds: tuple[Callable[[list[int]], list[int]], ...] = (
+        lambda answer: answer[:3],
+        lambda answer: answer[:2],
+        lambda answer: [*answer[:2], (answer[2] + 1) % 128],
+        lambda answer: [(answer[0] + 1) % 128, *answer[1:3]],
+        lambda answer: [],
+    )
+    return [kinds[i % 5](answer) for i, answer in enumerate(free)]
+
+
+@pytest.mark.parametrize("family", random_models.TINY)
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_answers_that_start_as_expected_are_the_same(
+    family: str, adapter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "TOGETHER", 16)
+    model, rows = adapted(family, adapter), many()
+    if (family, adapter) == ("mpt", "prefix"):
+        return
+    free = plain(model, rows)
+    ends = {free[0][4], free[2][2], free[3][1], free[6][3]}
+    cut = [answer[: next((i + 1 for i, t in enumerate(answer) if t in ends), LIMIT)] for answer in free]
+    read = list[int]()
+    how: dict[str, Any] = {"at_once": 4, "starts": starts_of(free)}
+    assert greedy(model, rows, 0, LIMIT, ends_with(ends), **how) == cut
+    assert greedy(model, rows, 0, LIMIT, ends_with(ends), **how, read=lambda batch, part: read.extend(part)) == cut
+    assert greedy(model, rows, 0, LIMIT, ends_with(ends), at_once=4, read=lambda batch, part: read.extend(part)) == cut
+    assert sorted(read) == sorted([*range(len(rows))] * 2)
+
+
+@pytest.mark.parametrize("adapter", ["base", "lora", "prefix", *OTHERS])
+def test_a_start_that_is_chosen_takes_one_step(adapter: str) -> None:
+    model, rows = adapted("llama", adapter), many()[:4]
+    free = greedy(model, rows, 0, LIMIT, never)
+    steps = list[int]()
+
+    def count(module: Any, args: Any, kwargs: Any) -> None:
+        steps.append(kwargs["input_ids"].shape[1])
+
+    model.register_forward_pre_hook(count, with_kwargs=True)
+    assert greedy(model, rows, 0, LIMIT, never, at_once=4, starts=[answer[:4] for answer in free]) == free
+    own = adapter not in ("base", "lora", "conv")  # with columns of its own, answers are not started
+    assert steps[-5:] == [1] * 5 if own else steps[-2:] == [4, 1]
+
+
+def test_a_start_counts_only_before_the_end_of_an_answer() -> None:
+    model, rows = adapted("llama", "base"), many()[:4]
+    free = greedy(model, rows, 0, LIMIT, never)
+    for length in range(1, LIMIT + 1):  # the limit is within the start, or just after it
+        starts = [answer[:4] for answer in free]
+        assert greedy(model, rows, 0, length, never, at_once=4, starts=starts) == [answer[:length] for answer in free]
+    ends = {answer[1] for answer in free}
+    cut = [answer[: next((i + 1 for i, t in enumerate(answer) if t in ends), LIMIT)] for answer in free]
+    assert greedy(model, rows, 0, LIMIT, ends_with(ends), at_once=4, starts=[a[:4] for a in free]) == cut
+
+
+def test_tokens_that_are_drawn_may_start_an_answer_too() -> None:
+    model, rows = adapted("llama", "lora"), many()
+    choose = drawn(torch.rand(len(rows), LIMIT, generator=torch.Generator().manual_seed(4)), 1.0)
+    free = greedy(model, rows, 0, LIMIT, never, choose)
+    assert greedy(model, rows, 0, LIMIT, never, choose, at_once=4, starts=starts_of(free)) == free
+
+
+def test_infinite_logits_within_a_start_are_refused() -> None:
+    model, rows = adapted("llama", "base"), many()[:4]
+    free = greedy(model, rows, 0, LIMIT, never)
+
+    def damage(module: Any, args: Any, kwargs: Any, out: Any) -> None:
+        out.logits[kwargs["input_ids"][:, 0] == free[1][0], 0, free[1][1]] = float("inf")
+
+    model.register_forward_hook(damage, with_kwargs=True)
+    with pytest.raises(NotFinite, match="1 of"):
+        greedy(model, rows, 0, LIMIT, never, at_once=4, starts=[answer[:3] for answer in free])
+
+
 class Ended:
     """As much of a `StopRule` as decoding needs."""
 
@@ -199,7 +284,10 @@ def test_rows_take_the_place_of_others_in_a_sliding_window(window: int) -> None:
     ("family", "adapter"),
     [(f, a) for f in random_models.TINY for a in ADAPTERS if (f, a) != ("mpt", "prefix")],
 )
-def test_likelihoods_equal_those_of_one_pass_per_answer(family: str, adapter: str) -> None:
+def test_likelihoods_equal_those_of_one_pass_per_answer(
+    family: str, adapter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "PADDING", 4)
     model, rows = adapted(family, adapter), prompts()
     answers = [[[20 + n, 30, 40][: 1 + (n + i) % 3] for i in range(2 + n % 2)] for n in range(len(rows))]
     got = likelihoods(model, rows, answers, 0)
@@ -211,6 +299,20 @@ def test_likelihoods_equal_those_of_one_pass_per_answer(family: str, adapter: st
             expected = sum(float(whole[len(row) - 1 + i, token]) for i, token in enumerate(answer))
             assert value == pytest.approx(expected, abs=1e-4)
         assert likelihoods(model, [row], [group], 0)[0] == pytest.approx(values, abs=1e-4)
+    assert can_join(model) == (adapter != "prefix")
+    apart = likelihoods(model, rows, answers, 0, shared_prefix(model, rows), can_join(model))
+    for values, others in zip(got, apart, strict=True):
+        assert others == pytest.approx(values, abs=1e-4)
+
+
+def test_prompts_run_together_up_to_a_number_of_tokens_and_of_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "TOGETHER", 40)
+    monkeypatch.setattr(decoding, "PADDING", 6)
+    lengths = (3, 3, 4, 9, 10, 10, 11, 12, 50)
+    rows, numbers = [[0] * length for length in lengths], range(1, len(lengths))
+    # The first three have 1 token of padding, and 6 more with the fourth; then 40 tokens, and 44 with another row.
+    assert decoding._groups(numbers, rows, 0) == [[1, 2], [3, 4, 5], [6, 7], [8]]
+    assert decoding._groups(numbers, rows, 2) == [[1, 2], [3, 4, 5, 6], [7], [8]]
 
 
 def test_models_with_another_kind_of_cache_are_recognised() -> None:

@@ -79,22 +79,22 @@ def model(request: pytest.FixtureRequest, tokenizer: Any) -> Iterator[Any]:
 
 
 @pytest.fixture
-def places(monkeypatch: pytest.MonkeyPatch) -> list[dict[int, int]]:
-    """Get the position of each row in its batch, for every batch of which labels are read."""
-    read, found = predictions.read_labels, list[dict[int, int]]()
+def labelled(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Get the rows of every batch of which labels are read."""
+    read, found = predictions.read_labels, list[list[int]]()
     monkeypatch.setattr(predictions, "read_labels", lambda *given: found.append(given[-1]) or read(*given))
     monkeypatch.setattr(decoding, "TOGETHER", 200)
     return found
 
 
 @pytest.mark.parametrize("model", CASES, indirect=True, ids="-".join)
-def test_both_are_those_of_separate_readings(model: Any, tokenizer: Any, places: list[dict[int, int]]) -> None:
+def test_both_are_those_of_separate_readings(model: Any, tokenizer: Any, labelled: list[list[int]]) -> None:
     def made(**options: Any) -> dict[str, Any]:
         found = evaluate(model, tokenizer, BOOL, rows(worded=True), batch=4, max_new_tokens=6, **options)
         return {p["id"]: p for p in found}
 
     both = made()
-    assert sorted(row for part in places for row in part) == (list(range(13)) if decoding.can_batch(model) else [])
+    assert sorted(row for part in labelled for row in part) == (list(range(13)) if decoding.can_batch(model) else [])
     answers, scores = made(likelihood=False), made(protocol="options")
     assert list(both) == list(answers)
     for name, p in both.items():
@@ -108,10 +108,13 @@ def test_both_are_those_of_separate_readings(model: Any, tokenizer: Any, places:
     "model", [("llama", "lora"), ("mpt", "base"), ("mistral", "window")], indirect=True, ids="-".join
 )
 def test_rows_are_read_beside_others_that_are_answered(
-    model: Any, tokenizer: Any, places: list[dict[int, int]]
+    model: Any, tokenizer: Any, labelled: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    join, joined = decoding._joined, list[int]()
+    monkeypatch.setattr(decoding, "_joined", lambda parts: joined.append(len(parts)) or join(parts))
     list(evaluate(model, tokenizer, BOOL, rows(worded=True), batch=4, max_new_tokens=6))
-    assert any(min(part.values()) > 0 for part in places)
+    assert any(len(part) < 4 for part in labelled)
+    assert max(joined) > 1
 
 
 @pytest.mark.parametrize("model", [("llama", "lora"), ("llama", "prompt-tuning")], indirect=True, ids="-".join)
