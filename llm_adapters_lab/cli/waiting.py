@@ -62,13 +62,20 @@ def fork(words: list[str], log: Path) -> dict[str, Any]:
     log.write_bytes(b"")
     sys.stdout.flush()
     sys.stderr.flush()
-    if pid := os.fork():
+    asked = (signal.SIGINT, signal.SIGTERM)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, asked)  # the handlers of this process would swallow them
+    try:
+        pid = os.fork()
+        if not pid:
+            for number in (*asked, signal.SIGCHLD):
+                signal.signal(number, signal.SIG_DFL)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if pid:
         return who(pid)
     code = 1
     try:
         os.setsid()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL)
         _execute(words, str(log), str(log))
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0
