@@ -108,11 +108,14 @@ def start_now(run: Run, begin: Begin | None = None) -> None:
 
 
 def active(root: str | Path = "runs") -> list[Run]:
-    """Return the active runs, those in processes of their own first, then those at a command line or in a kernel."""
+    """Return the active runs, those in processes of their own first, then those at a command line or in a kernel.
+
+    A run that has ended is not active, although its process holds the lock until it exits.
+    """
     top = Path(root).resolve()
     own = working(top)
     locked = (Run(path.parent) for path in sorted(top.glob("*/lock")) if holder(path))
-    return [*own, *(run for run in locked if run not in own)]
+    return [*own, *(run for run in locked if run not in own and state(run).works)]
 
 
 def _start(run: Run, begin: Begin | None) -> None:

@@ -13,8 +13,11 @@ from typer.testing import CliRunner
 
 from llm_adapters_lab.cli.app import app
 from llm_adapters_lab.errors import BadSpec, CannotWrite, LabError
+from llm_adapters_lab.events import Started, Stopped
+from llm_adapters_lab.files import write_json
 from llm_adapters_lab.runs import background
 from llm_adapters_lab.runs.execution import run
+from llm_adapters_lab.runs.processes import who
 from llm_adapters_lab.runs.queue import keeper, keeper_lock, move_up, queued, remove
 from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.recovery.lock import hold
@@ -57,7 +60,7 @@ def test_runs_are_started_in_order_and_a_failed_one_stops_no_other(root: Path, t
 def test_a_killed_keeper_loses_nothing(root: Path) -> None:
     first, second = enqueue([small(train=LONG), small()], root)
     keep(root)
-    until(lambda: state(first).works and first.log.exists())
+    until(lambda: state(first).works and first.log.exists() and queued(root) == [second])
     process = until(lambda: keeper(root))
     keep(root)  # there is one
     assert keeper(root) == process
@@ -104,6 +107,20 @@ def test_a_run_can_be_started_at_once(root: Path) -> None:
     until(lambda: state(second).name == "finished")
     assert state(first).name == "queued"
     remove(first)
+
+
+def test_a_run_that_has_ended_is_not_active_while_its_process_exits(tmp_path: Path) -> None:
+    record = Run(tmp_path / small().id)
+    record.folder.mkdir()
+    record.append(Started(record.id, 3, 1, 1, "cpu"))
+    with hold(record.lock):
+        assert active(tmp_path) == [record]  # as at a command line
+        beside(record, "json").parent.mkdir()
+        write_json(beside(record, "json"), who() | {"stop": True, "log": None, "time": 0.0})
+        assert active(tmp_path) == [record]
+        record.append(Stopped(record.id, "training"))
+        assert state(record).name == "stopped"
+        assert active(tmp_path) == []
 
 
 def test_what_cannot_be_run_is_refused_before_anything_is_queued(root: Path, tmp_path: Path) -> None:
