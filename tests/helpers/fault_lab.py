@@ -1,5 +1,8 @@
 """A run to do, and processes that do it, for the fault tests."""
 
+from __future__ import annotations
+
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +12,7 @@ from nursery import FIELDS, Child, Nursery
 from records import timeless
 
 from llm_adapters_lab.runs.record import Run
+from llm_adapters_lab.runs.spec import RunSpec
 
 STEPS = FIELDS["train"]["max_steps"]
 
@@ -27,6 +31,17 @@ class Lab(NamedTuple):
     spec: Path
     id: str
     whole: dict[str, Any]
+
+    @classmethod
+    def of(cls, nursery: Nursery, folder: Path, fields: dict[str, Any]) -> Lab:
+        """Write a spec into a folder, and do the run once, undisturbed."""
+        spec = folder / "spec.json"
+        spec.write_text(json.dumps(fields), encoding="utf-8")
+        lab = cls(nursery, spec, RunSpec.parse(fields).id, {})
+        child = lab.start(folder / "whole")
+        assert child.wait() == 0, child.said
+        lab.whole.update(timeless(lab.record(folder / "whole")))
+        return lab
 
     def start(self, root: Path, *words: object, **limits: object) -> Child:
         """Start the run in a root."""

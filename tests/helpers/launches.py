@@ -4,12 +4,14 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from llm_adapters_lab.runs import processes
-from llm_adapters_lab.runs.processes import lives
+from llm_adapters_lab.runs.processes import Who, lives
+from llm_adapters_lab.runs.queue import keeper
 from llm_adapters_lab.runs.spec import RunSpec
 
 SMALL: dict[str, Any] = {
@@ -38,9 +40,22 @@ def until(true: Callable[[], Any], look: Callable[[], Any] = lambda: None, secon
 
 def end_all(root: Path) -> None:
     """Kill what a test has launched under a root, whatever became of it."""
-    for path in (*root.glob(".processes/queue.lock"), *root.glob(".processes/*.json")):
-        process = json.loads(path.read_text(encoding="utf-8"))
-        if "pid" in process and lives(process):
-            os.kill(process["pid"], signal.SIGKILL)
+    for found in (keeper(root), *_noted(root, "benchmark-*.json")):  # first: they start others
+        _kill(found)
+    for found in _noted(root, "*.json"):
+        _kill(found)
     for child in processes._children.values():
-        child.wait(30)
+        child.wait(120)
+
+
+def _noted(root: Path, names: str) -> Iterator[Who]:
+    for path in root.glob(f".processes/{names}"):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if "pid" in found:
+            yield found
+
+
+def _kill(process: Who | None) -> None:
+    if process and lives(process):
+        with suppress(ProcessLookupError):
+            os.kill(process["pid"], signal.SIGKILL)

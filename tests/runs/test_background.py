@@ -56,13 +56,12 @@ def test_a_launched_run_is_the_run_of_this_process(root: Path) -> None:
 def test_stop_acts_within_a_step_and_the_run_can_be_launched_again(root: Path) -> None:
     record = launch(small(train=LONG), root)
     until(lambda: (last_event(record.log) or {}).get("step", 0) >= 2)
-    before = last_event(record.log)
-    assert before is not None
     assert stop(record).name in ("stopping", "stopped")
+    reached = list(record.events("Step"))[-1]["step"]
     stop(record)  # is asking once
     until(lambda: not state(record).works)
     assert state(record) == State("stopped", "Stopped while training.")
-    assert list(record.events("Step"))[-1]["step"] <= before["step"] + 3  # one step, and what passes between two looks
+    assert list(record.events("Step"))[-1]["step"] <= reached + 1
     assert "Failed" not in {e["event"] for e in record.events()}
     # At once: the process that has said so may still be there.
     assert launch(small(train=LONG), root) == record
@@ -223,10 +222,10 @@ def test_a_long_log_is_read_in_pieces_and_only_once(tmp_path: Path) -> None:
         steps += found.events
     assert [s["step"] for s in steps] == list(range(100_000))
     record.append(Started("one", 3, 1, 1, "cpu"))
-    began = time.perf_counter()
+    began = time.process_time()
     assert [e["event"] for e in read_new(record.log, found.cursor).events] == ["Started"]
     assert last_event(record.log) is not None
-    assert time.perf_counter() - began < 0.05
+    assert time.process_time() - began < 0.05
     assert read_new(record.log, piece=5).events[0]["step"] == 0  # a line that is longer than a piece
 
 

@@ -6,11 +6,11 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from launches import until
 from small_runs import small
 
 from llm_adapters_lab.errors import BadSpec
@@ -301,15 +301,11 @@ def test_it_ends_with_a_run_that_is_killed(tmp_path: Path) -> None:
     spec.write_text(tracked("tensorboard", train={"max_steps": 2000}).model_dump_json(), encoding="utf-8")
     words = [sys.executable, "-m", "llm_adapters_lab", "run", str(spec), "--root", str(tmp_path / "runs")]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until = time.monotonic() + 60
-    while not list(tmp_path.glob("runs/*/trackers/tensorboard/events*")) and time.monotonic() < until:
-        time.sleep(0.1)
+    until(lambda: list(tmp_path.glob("runs/*/trackers/tensorboard/events*")))
     (tracker,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.kill()
     process.wait(30)
-    while Path(f"/proc/{tracker}/exe").exists() and time.monotonic() < until:
-        time.sleep(0.1)
-    assert not Path(f"/proc/{tracker}/exe").exists()
+    until(lambda: not Path(f"/proc/{tracker}/exe").exists())
     (record,) = (Run(folder) for folder in (tmp_path / "runs").iterdir())
     assert kept("tensorboard", record.folder / "trackers" / "tensorboard") == [told(record)]
 

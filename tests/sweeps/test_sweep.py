@@ -279,6 +279,7 @@ class Threads:
     def __init__(self, jobs: int) -> None:
         self.jobs, self.most, self.started = jobs, 0, []
         self.threads: dict[str, threading.Thread] = {}
+        self.full = threading.Event()
 
     def opened(self, root: Path, specs: Sequence[RunSpec]) -> AbstractContextManager[None]:
         return nullcontext()
@@ -291,8 +292,11 @@ class Threads:
         self.threads[spec.id] = threading.Thread(target=self.work, args=(record, spec))
         self.threads[spec.id].start()
         self.most = max(self.most, sum(thread.is_alive() for thread in self.threads.values()))
+        if self.most >= self.jobs:
+            self.full.set()
 
     def work(self, record: Run, spec: RunSpec) -> None:
+        self.full.wait(60)
         time.sleep(0.05)
         record.folder.mkdir(parents=True)
         record.write("summary.json", {"id": spec.id, "status": "finished"})

@@ -68,8 +68,8 @@ def test_from_start_to_the_result(root):
     run_id = RunSpec.parse(SMALL).id
     assert lab.workspace.selection.ids == (run_id,)
     until(lambda: Run(root / run_id).done, lab.workspace.runs.refresh)
-    until(lambda: lab.bar.start.description == "Show run", lab.workspace.runs.refresh)
-    assert "finished" in lab.bar.line.value and lab.tabs.titles[2] == "Compare (1)"
+    until(lambda: "finished" in lab.bar.line.value, lab.workspace.runs.refresh)
+    assert lab.bar.start.description == "Show run" and lab.tabs.titles[2] == "Compare (1)"
     for place in PLACES:
         lab.open(place)
         assert not lab.problem.value, place

@@ -21,6 +21,7 @@ from llm_adapters_lab.runs.status import State, beside, process_of, stage
 from llm_adapters_lab.sweeps.queue import enqueue
 from widgets.figures import run_head
 from widgets.kit.launching import start
+from widgets.kit.panel import _tasks
 from widgets.kit.workspace import Workspace
 from widgets.panels import monitor_panel
 from widgets.panels.monitor_panel import RECENT, MonitorPanel
@@ -93,13 +94,14 @@ def test_from_start_to_finish(root: Path) -> None:
     assert panel.curves.live == {}
     assert "lab-dottrack" in panel.dots.value
     assert panel.answers.value.count("gold ") == 5
-    assert '"status": "finished"' in panel.log.value
+    wait_for(panel, lambda: '"status": "finished"' in panel.log.value)  # said after the last event
     panel.base.click()
     base = small(adapter=None).id
     assert panel.base.description == "Evaluating base …"
     wait_for(panel, lambda: "ring: base" in panel.dots.value)
     assert tools(panel) == ["Warm start", "Clone"]
     workspace.selection.ids = [base]
+    wait_for(panel, lambda: panel.state.name == "finished")
     assert "no curves" in panel.curves.words
     assert tools(panel) == ["Clone"]
     panel.close()
@@ -291,16 +293,23 @@ def test_in_a_kernel_it_looks_by_itself_while_it_is_shown(tmp_path: Path) -> Non
     async def kernel() -> list[int]:
         counts = []
         panel = MonitorPanel(tmp_path, every=0.01)
-        for number in range(1, 4):
-            made.append(step(number))
-            await asyncio.sleep(0.5)
+
+        async def count(at_least: int) -> None:
+            async with asyncio.timeout(180):
+                while made.id not in panel._followed or len(panel._followed[made.id].curves) < at_least:
+                    await asyncio.sleep(0.01)
             counts.append(len(panel._followed[made.id].curves))
-            if number == 2:
-                panel.hidden()
-                await asyncio.sleep(0.2)
+
+        for number in (1, 2):
+            made.append(step(number))
+            await count(number)
+        panel.hidden()
+        await asyncio.gather(*_tasks)  # a look that has begun
+        made.append(step(3))
+        await asyncio.sleep(0.5)  # as long as many looks
+        await count(2)
         panel.opened()
-        await asyncio.sleep(0.5)
-        counts.append(len(panel._followed[made.id].curves))
+        await count(3)
         panel.close()
         return counts
 

@@ -36,6 +36,7 @@ from llm_adapters_lab.tasks.registry import get_task
 from llm_adapters_lab.tasks.tokens import prompt_ids
 from widgets.kit.answers import Answer, Voice
 from widgets.kit.loaded_runs import SharedModel, load_run
+from widgets.kit.panel import _tasks
 from widgets.kit.prompt_history import FILE, MOST, PromptHistory
 from widgets.kit.workspace import Question, Workspace
 from widgets.panels.playground_panel import MAX_PROMPTS, RAW, PlaygroundPanel, text_box
@@ -343,7 +344,8 @@ def test_another_selection_ends_what_is_generated(copied: Finished) -> None:
         await asyncio.sleep(0)
         panel.workspace.selection.ids = [copied[1]["prefix" if ready else "own"]]
         await task
-        await asyncio.sleep(0.1)
+        while _tasks:
+            await asyncio.gather(*_tasks)
 
     for ready in (True, False):
         asyncio.run(use(ready))
@@ -663,7 +665,7 @@ def test_runs_are_chosen_by_their_training_questions(tmp_path: Path) -> None:
 
         async def choose() -> None:
             await panel.choose()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(180):
                 while panel._kept:
                     await asyncio.sleep(0.01)
 

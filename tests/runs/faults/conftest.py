@@ -1,13 +1,11 @@
 """What the fault tests share: a small run, what it leaves when nothing happens, and real processes that do it."""
 
-import json
 from collections.abc import Iterator
 
 import pytest
 import teams
 from fault_lab import Lab
 from nursery import FIELDS, Nursery
-from records import timeless
 
 from llm_adapters_lab.runs.record import Run
 from llm_adapters_lab.runs.spec import RunSpec
@@ -16,14 +14,8 @@ from llm_adapters_lab.runs.spec import RunSpec
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     folder = tmp_path_factory.mktemp("lab")
-    spec = folder / "spec.json"
-    spec.write_text(json.dumps(FIELDS), encoding="utf-8")
     with Nursery(folder) as nursery:
-        made = Lab(nursery, spec, RunSpec.parse(FIELDS).id, {})
-        child = made.start(folder / "whole")
-        assert child.wait() == 0, child.said
-        made.whole.update(timeless(made.record(folder / "whole")))
-        yield made
+        yield Lab.of(nursery, folder, FIELDS)
 
 
 @pytest.fixture(scope="session")

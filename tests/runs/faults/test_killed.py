@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from fault_lab import STEPS, Lab, until
+from nursery import FIELDS
 
 from llm_adapters_lab.files import PART
 from llm_adapters_lab.runs.event_log import last_event
@@ -105,6 +106,8 @@ def test_asked_twice_it_ends_at_once(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_asked_to_end_while_it_scores(lab: Lab, tmp_path: Path) -> None:
+    rows = FIELDS["eval"] | {"rows": 60}  # more than it can have done before it is asked
+    lab = Lab.of(lab.nursery, tmp_path, FIELDS | {"eval": rows})
     record, child = lab.record(tmp_path), lab.start(tmp_path)
     until(lambda: (last_event(record.log) or {}).get("event") == "Scoring", child)
     child.send(signal.SIGTERM)

@@ -142,9 +142,11 @@ def test_a_killed_process_ends_all_and_one_goes_on_alone(lab: Lab, tmp_path: Pat
     assert next(record.events("Resumed"))["step"] >= 4
 
 
-def test_two_processes_go_on_where_one_was_stopped(lab: Lab, tmp_path: Path, alone: Run) -> None:
-    path, root = spec(tmp_path, **longer(checkpoint_every=1)), tmp_path / "runs"
-    record, child = Run(root / alone.id), lab.nursery.start("run", path, "--root", root)
+def test_two_processes_go_on_where_one_was_stopped(lab: Lab, tmp_path: Path) -> None:
+    path, root = spec(tmp_path, **longer(max_steps=24, checkpoint_every=1, learning_rate=1e-3)), tmp_path / "runs"
+    record, whole = (Run(folder / RunSpec.load(path).id) for folder in (root, tmp_path / "whole"))
+    alone = done([lab.nursery.start("run", path, "--root", tmp_path / "whole")], whole)
+    child = lab.nursery.start("run", path, "--root", root)
     until(lambda: sum(1 for _ in record.events("Step")) >= 3, child)
     child.send(signal.SIGTERM)
     assert child.wait() == 143, child.said
