@@ -104,6 +104,13 @@ def loading() -> Iterator[None]:
         gc.freeze()
 
 
+def no_bars() -> None:
+    """Keep transformers from drawing progress bars of its own."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def console() -> Console:
     """Return a console on the current stdout. Without a terminal lines have no limit."""
     # Emoji off: ":llama:" is no picture.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import typer
 
 from llm_adapters_lab.cli.arguments import Root, complete_runs, find
-from llm_adapters_lab.cli.console import say
+from llm_adapters_lab.cli.console import no_bars, say
 from llm_adapters_lab.errors import BadSpec
 from llm_adapters_lab.files import check_shard_size, read_json
 
@@ -137,7 +137,7 @@ def _loaded(source: str, root: Path, base: str | None) -> tuple[Base, Injection,
             if not (named and isinstance(named, str)):
                 raise BadSpec(f"{folder / file} does not name its base. Give it with --base.")
             check_base(named)
-            _no_bars()
+            no_bars()
             from llm_adapters_lab.core.saving import load_adapter
             from llm_adapters_lab.models import loading
 
@@ -150,15 +150,9 @@ def _loaded(source: str, root: Path, base: str | None) -> tuple[Base, Injection,
         raise BadSpec(f"The run {record.id} scores the bare base; it has no adapter.")
     if base not in (None, record.spec.base):
         raise BadSpec(f"--base {base!r}: the run {record.id} has its own base, {record.spec.base}. Remove --base.")
-    _no_bars()
+    no_bars()
     from llm_adapters_lab.runs.restoring import restore
 
     loaded, injection = restore(record)
     assert injection is not None
     return loaded, injection, record
-
-
-def _no_bars() -> None:
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()

@@ -14,6 +14,7 @@ from llm_adapters_lab.cli.console import (
     Output,
     Progress,
     loading,
+    no_bars,
     quiet,
     remark,
     say,
@@ -69,11 +70,9 @@ def run(
             say(FINISHED)
         return Output(record.summary, lambda: show_result(record))
     with loading():
-        from transformers.utils import logging
-
+        no_bars()
         from llm_adapters_lab.runs.execution import run as do
 
-    logging.disable_progress_bar()
     is_main = os.environ.get("RANK", "0") == "0"  # the other processes of a group have nothing to show
     with stop_on_signal() as stop:
         if is_main:
@@ -99,11 +98,9 @@ def rerun(run: RunName, root: Root = Path("runs")) -> Output:
     """
     record = find(run, root)
     with loading():
-        from transformers.utils import logging
-
+        no_bars()
         from llm_adapters_lab.runs.reproduce import rerun as repeat
 
-    logging.disable_progress_bar()
     with Progress() as progress:
         found = repeat(record, progress)
 

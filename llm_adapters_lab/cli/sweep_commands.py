@@ -20,6 +20,7 @@ from llm_adapters_lab.cli.console import (
     Output,
     as_table,
     console,
+    no_bars,
     quiet,
     remark,
     say,
@@ -86,8 +87,6 @@ def sweep(
     if not dry_run:
         check_writable(root)
         reports.check_report(path)
-    from transformers.utils import logging
-
     from llm_adapters_lab.sweeps import sweeping
     from llm_adapters_lab.sweeps.executors import make_executor
 
@@ -96,7 +95,7 @@ def sweep(
         sweeping.check_points(points)
         found = sweeping.costs(points, root)
         return Output([_plain_cost(cost) for cost in found], partial(_show_costs, found, jobs or 1))
-    logging.disable_progress_bar()
+    no_bars()
     with stop_on_signal() as stop, Board() as board:
         ended = sweeping.sweep(what, root=root, executor=where, stop=stop, on_update=board)
     done = [each.run for each in ended if each.run.done]
@@ -137,8 +136,6 @@ def benchmark(
     what = Benchmark.load(file)
     points = [point for contest in what.contests() for point in what.searched(contest)]
     _check_bases(points, root)
-    from transformers.utils import logging
-
     from llm_adapters_lab.results import benchmark_report, plots, reports
     from llm_adapters_lab.sweeps import sweeping
     from llm_adapters_lab.sweeps.benchmarks import benchmark as do
@@ -153,7 +150,7 @@ def benchmark(
         return Output({"runs": count}, lambda: say(f"{count:,} runs: {words}."))
     check_writable(root)
     reports.check_report(path)
-    logging.disable_progress_bar()
+    no_bars()
     with stop_on_signal() as stop, Board() as board:
         outcome = do(what, root=root, executor=where, stop=stop, on_update=board)
     found = benchmark_report.standings(outcome)

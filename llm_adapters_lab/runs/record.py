@@ -30,7 +30,7 @@ from typing import Any
 
 from llm_adapters_lab.errors import BadSpec, CannotWrite, choices, listed
 from llm_adapters_lab.events import Event
-from llm_adapters_lab.files import PART, _lines, _rewrite, append_line, write_atomically
+from llm_adapters_lab.files import PART, _lines, _rewrite, append_line, write_atomically, write_json
 from llm_adapters_lab.privacy import to_write
 from llm_adapters_lab.runs.event_log import last_event
 from llm_adapters_lab.runs.spec import RunSpec
@@ -172,7 +172,7 @@ class Run:
 
     def write(self, name: str, value: Any) -> None:
         """Write a JSON file of the record atomically: readers see either the old or the new one."""
-        write_atomically(self.folder / name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+        write_json(self.folder / name, value)
 
 
 def list_runs(root: str | Path = "runs") -> list[Run]:
