@@ -189,8 +189,10 @@ def evaluate(
                 if protocol != "options":
                     labels = parted_labels(tokenizer, task, part, form) if task.labels else []
                     read = partial(read_labels, model, pad_id, labels, known) if choose else None
-                    how = {"at_once": batch, "prefix": prefix, "starts": [start for start, _ in labels], "read": read}
-                    said = answer(model, pad_id, ids, limit, stop, beams, **how)
+                    starts = [start for start, _ in labels]
+                    said = answer(
+                        model, pad_id, ids, limit, stop, beams, at_once=batch, prefix=prefix, starts=starts, read=read
+                    )
                 if choose:
                     found = choice_scores(model, tokenizer, task, part, form, at_once=batch, prefix=prefix, known=known)
                     made = [p | {"options": options} for p, options in zip(made, found, strict=True)]
