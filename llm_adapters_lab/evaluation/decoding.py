@@ -41,7 +41,7 @@ from llm_adapters_lab.tasks.tokens import pad
 SPARE = 64
 """Columns by which keys and values are extended at a time."""
 AT_ONCE = 16
-"""Maximum number of prompts that run on from copies of the cache: more have more padding, too."""
+"""Maximum number of prompts that continue from copies of the cache at a time: more need more memory and padding."""
 TOGETHER = 1024
 """Number of tokens of the prompts that run together, at most, where they are joined afterwards."""
 PADDING = 64

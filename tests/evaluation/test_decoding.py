@@ -35,6 +35,9 @@ OTHERS: dict[str, dict[str, Any]] = {
     "p-tuning": {"type": "p-tuning", "virtual_tokens": 3},
     "parscale": get_adapter("parscale").cls.example | {"type": "parscale"},
 }
+# MPT counts distances in columns, whatever the mask says: padding stands between virtual tokens and real ones.
+PAIRS = [(family, adapter) for family in random_models.TINY for adapter in ADAPTERS]
+PAIRS.remove(("mpt", "prefix"))
 SHARED = [7, 9, 11, 13, 17]
 LENGTHS = (1, 2, 4, 9, 12)
 LIMIT = 6
@@ -115,12 +118,16 @@ def ends_with(tokens: set[int]) -> Callable[[list[int]], bool]:
     return lambda answer: answer[-1] in tokens
 
 
+def cut_after(answers: list[list[int]], ends: set[int]) -> list[list[int]]:
+    return [answer[: next((i + 1 for i, t in enumerate(answer) if t in ends), LIMIT)] for answer in answers]
+
+
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_finished_rows_leave_the_batch_without_effect_on_the_others(adapter: str) -> None:
     model, rows = adapted("llama", adapter), prompts()
     free = greedy(model, rows, 0, LIMIT, never)
     ends = {free[0][0], free[2][2], free[3][1]}
-    cut = [answer[: next((i + 1 for i, t in enumerate(answer) if t in ends), LIMIT)] for answer in free]
+    cut = cut_after(free, ends)
     assert len({len(answer) for answer in cut}) > 1
     assert greedy(model, rows, 0, LIMIT, ends_with(ends)) == cut
 
@@ -132,18 +139,15 @@ def many() -> list[list[int]]:
     return [SHARED + torch.randint(3, 128, (n,), generator=generator).tolist() for n in lengths]
 
 
-@pytest.mark.parametrize("family", random_models.TINY)
-@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize(("family", "adapter"), PAIRS)
 def test_rows_that_take_the_place_of_others_get_their_own_answers(
     family: str, adapter: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decoding, "TOGETHER", 16)
     model, rows = adapted(family, adapter), many()
-    if (family, adapter) == ("mpt", "prefix"):
-        return
     free = plain(model, rows)
     ends = {free[0][0], free[2][2], free[3][1], free[6][3]}
-    cut = [answer[: next((i + 1 for i, t in enumerate(answer) if t in ends), LIMIT)] for answer in free]
+    cut = cut_after(free, ends)
     prefix, calls = shared_prefix(model, rows), list[int]()
     assert prefix is None or prefix.mask.shape[1] == len(SHARED)
     step, join, joined = decoding.decode_step, decoding._joined, list[int]()
@@ -162,7 +166,7 @@ def test_adapters_that_remember_or_prepend_get_their_own_answers(family: str, ad
     model, rows = adapted(family, adapter), many()
     free = greedy(model, rows, 0, LIMIT, never)
     ends = {free[0][0], free[2][2], free[3][1]}
-    cut = [answer[: next((i + 1 for i, t in enumerate(answer) if t in ends), LIMIT)] for answer in free]
+    cut = cut_after(free, ends)
     assert free == [greedy(model, [row], 0, LIMIT, never)[0] for row in rows]
     assert greedy(model, rows, 0, LIMIT, ends_with(ends), at_once=4, prefix=shared_prefix(model, rows)) == cut
 
@@ -179,18 +183,15 @@ def starts_of(free: list[list[int]]) -> list[list[int]]:
     return [kinds[i % 5](answer) for i, answer in enumerate(free)]
 
 
-@pytest.mark.parametrize("family", random_models.TINY)
-@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize(("family", "adapter"), PAIRS)
 def test_answers_that_start_as_expected_are_the_same(
     family: str, adapter: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decoding, "TOGETHER", 16)
     model, rows = adapted(family, adapter), many()
-    if (family, adapter) == ("mpt", "prefix"):
-        return
     free = plain(model, rows)
     ends = {free[0][4], free[2][2], free[3][1], free[6][3]}
-    cut = [answer[: next((i + 1 for i, t in enumerate(answer) if t in ends), LIMIT)] for answer in free]
+    cut = cut_after(free, ends)
     read = list[int]()
     how: dict[str, Any] = {"at_once": 4, "starts": starts_of(free)}
     assert greedy(model, rows, 0, LIMIT, ends_with(ends), **how) == cut
@@ -221,7 +222,7 @@ def test_a_start_counts_only_before_the_end_of_an_answer() -> None:
         starts = [answer[:4] for answer in free]
         assert greedy(model, rows, 0, length, never, at_once=4, starts=starts) == [answer[:length] for answer in free]
     ends = {answer[1] for answer in free}
-    cut = [answer[: next((i + 1 for i, t in enumerate(answer) if t in ends), LIMIT)] for answer in free]
+    cut = cut_after(free, ends)
     assert greedy(model, rows, 0, LIMIT, ends_with(ends), at_once=4, starts=[a[:4] for a in free]) == cut
 
 
@@ -259,7 +260,7 @@ def test_mixtures_and_hybrids_give_the_answers_of_transformers(family: str) -> N
     model, rows = random_models.tiny(f"tiny:{family}"), many()
     free = predictions._generate(model, 0, rows, LIMIT, Ended(set()), 1)
     ends = {free[0][0], free[2][2], free[6][3]}
-    cut = [answer[: next((i + 1 for i, t in enumerate(answer) if t in ends), LIMIT)] for answer in free]
+    cut = cut_after(free, ends)
     assert predictions.answer(model, 0, rows, LIMIT, Ended(ends), at_once=4) == cut
     assert can_batch(model) == (family in ("mixtral", "gpt_oss", "deepseek_v3"))
 
@@ -274,16 +275,12 @@ def test_rows_take_the_place_of_others_in_a_sliding_window(window: int) -> None:
     model, rows = MistralForCausalLM(config).eval(), many()
     free = plain(model, rows)
     ends = {free[0][1], free[4][2]}
-    cut = [answer[: next((i + 1 for i, t in enumerate(answer) if t in ends), LIMIT)] for answer in free]
+    cut = cut_after(free, ends)
     assert greedy(model, rows, 0, LIMIT, ends_with(ends), at_once=3) == cut
     assert greedy(model, rows[::-1], 0, LIMIT, ends_with(ends), at_once=3) == cut[::-1]
 
 
-# MPT counts distances in columns, whatever the mask says: padding stands between virtual tokens and real ones.
-@pytest.mark.parametrize(
-    ("family", "adapter"),
-    [(f, a) for f in random_models.TINY for a in ADAPTERS if (f, a) != ("mpt", "prefix")],
-)
+@pytest.mark.parametrize(("family", "adapter"), PAIRS)
 def test_likelihoods_equal_those_of_one_pass_per_answer(
     family: str, adapter: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
