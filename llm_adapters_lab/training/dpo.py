@@ -58,7 +58,7 @@ class PreferenceObjective(Objective):
     @contextmanager
     def loss(self, prepared: Any, samples: Sequence[Sample]) -> Iterator[torch.Tensor]:
         """Yield the loss, summed over pairs, in nats; see `Objective.loss`."""
-        # Before the pass that is learnt from, whose penalties are those of the last pass.
+        # The reference comes first: adapters keep the penalties of their last pass, which must be the trained one.
         with evaluating(self.model), torch.no_grad(), self.injection.disabled(), self.losses(prepared, samples) as each:
             self._reference = preferences(each, samples)
         with super().loss(prepared, samples) as loss:

@@ -110,11 +110,22 @@ def test_both_are_those_of_separate_readings(model: Any, tokenizer: Any, labelle
 def test_rows_are_read_beside_others_that_are_answered(
     model: Any, tokenizer: Any, labelled: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    join, joined = decoding._joined, list[int]()
-    monkeypatch.setattr(decoding, "_joined", lambda parts: joined.append(len(parts)) or join(parts))
+    step, join, answered, beside = decoding.decode_step, decoding._joined, list[Any](), list[int]()
+
+    def stepping(model: Any, batch: Any, *given: Any, **options: Any) -> Any:
+        if not options:  # a token of each answer, not a start
+            answered.append(batch)
+        return step(model, batch, *given, **options)
+
+    def joining(parts: Any) -> Any:
+        if len(parts) > 1 and any(parts[0] is batch for batch in answered):
+            beside.append(len(labelled))
+        return join(parts)
+
+    monkeypatch.setattr(decoding, "decode_step", stepping)
+    monkeypatch.setattr(decoding, "_joined", joining)
     list(evaluate(model, tokenizer, BOOL, rows(worded=True), batch=4, max_new_tokens=6))
-    assert any(len(part) < 4 for part in labelled)
-    assert max(joined) > 1
+    assert beside and beside[-1] > 1  # labels of the rows that join were read just before
 
 
 @pytest.mark.parametrize("model", [("llama", "lora"), ("llama", "prompt-tuning")], indirect=True, ids="-".join)
